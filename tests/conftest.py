@@ -1,0 +1,48 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import mmlfer
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
+
+
+def invoke(*args):
+    """The command line, in this process; standard output and error apart in the result."""
+    return CliRunner().invoke(mmlfer.main, [str(a) for a in args])
+
+
+def run_program(*args, cwd=ROOT, **options):
+    """The command line, as its own process."""
+    command = [sys.executable, str(ROOT / "mmlfer.py"), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def faces_folder(tmp_path_factory):
+    """60 stand-in faces of 32x32 in RAF-CE's layout."""
+    out = tmp_path_factory.mktemp("data") / "faces"
+    mmlfer.synthesize(out, 60, "lab", None, 32, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained(faces_folder, tmp_path_factory):
+    """A run of two epochs of mml on them: its folder and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "mml"
+    result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 2, *SMALL)
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def random_batch(n, size=32, seed=0, dtype=torch.float64):
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), np.uint8))
+    y_emo = torch.from_numpy(rng.integers(0, 14, n))
+    return x, y_emo, torch.from_numpy(rng.random((n, 32)) < 0.2).to(dtype)

@@ -1,0 +1,134 @@
+"""Eqs. 1-9 against naive loops in float64, the statistics and the metrics against the paper."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import mmlfer
+
+rng = np.random.default_rng(0)
+Z_EMO, Z_AU = rng.normal(0, 2, (5, 14)), rng.normal(0, 2, (5, 32))
+Y_EMO, Y_AU = rng.integers(0, 14, 5), rng.random((5, 32)) < 0.2
+TABLE = {name: mmlfer.load_stats(name) for name in ("wild", "lab")}
+
+
+def t(array):
+    return torch.tensor(array, dtype=None if array.dtype.kind in "ib" else torch.float64)
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def softmax(z):
+    total = sum(math.exp(v) for v in z)
+    return [math.exp(v) / total for v in z]
+
+
+def naive_q_au(i, table, form):
+    p = softmax(Z_EMO[i])
+    if form == "wild":
+        return [sum(p[k] * sigmoid(table[k, j]) for k in range(14)) for j in range(32)]
+    return [sigmoid(sum(p[k] * (table[k, j] >= 0.2) for k in range(14))) for j in range(32)]
+
+
+def naive_q_emo(i, table):
+    p = [sigmoid(v) for v in Z_AU[i]]
+    return [sum(p[j] * row[j] for j in range(32)) / sum(row) for row in table]
+
+
+def test_eq01_matches_naive_loop():
+    naive = [-sum(math.log(sigmoid(Z_AU[i, j])) if Y_AU[i, j] else math.log(1 - sigmoid(Z_AU[i, j]))
+                  for j in range(32)) for i in range(5)]
+    assert np.allclose(mmlfer.loss_au(t(Z_AU), t(Y_AU)), naive, rtol=1e-12)
+
+
+def test_eq02_matches_naive_loop():
+    naive = [-math.log(softmax(Z_EMO[i])[Y_EMO[i]]) for i in range(5)]
+    assert np.allclose(mmlfer.loss_emo(t(Z_EMO), t(Y_EMO)), naive, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["wild", "lab"])
+def test_eq05_to_eq09_match_naive_loops(form):
+    table = TABLE[form]
+    used = (table >= 0.2).astype(float) if form == "lab" else table
+    dm1 = [-sum(sigmoid(Z_AU[i, j]) * math.log(naive_q_au(i, table, form)[j]) for j in range(32))
+           for i in range(5)]
+    dm2 = [-sum(softmax(Z_EMO[i])[k] * math.log(naive_q_emo(i, used)[k]) for k in range(14))
+           for i in range(5)]
+    z_emo, z_au = t(Z_EMO), t(Z_AU)
+    assert np.allclose(mmlfer.loss_dm1(z_emo, z_au, t(used), form), dm1, rtol=1e-12)
+    assert np.allclose(mmlfer.loss_dm2(z_emo, z_au, t(used)), dm2, rtol=1e-12)
+    assert np.allclose(mmlfer.loss_am(z_emo, z_au, t(table), form), np.add(dm1, dm2), rtol=1e-12)
+
+
+def test_paper_example_of_au_9():
+    p = torch.zeros(1, 14, dtype=torch.float64)
+    p[0, mmlfer.EMOTIONS.index("fearfully angry")] = 1
+    q = mmlfer.aus_from_expressions(p, t(TABLE["wild"]), "wild")
+    assert q[0, mmlfer.AUS.index(9)].item() == pytest.approx(sigmoid(0.56))
+
+
+def test_losses_stay_finite_at_extreme_logits():
+    z_emo = torch.full((2, 14), -80.0)
+    z_emo[:, 3] = 80
+    z_au = torch.tensor([[-120.0] * 32, [120.0] * 32])
+    z_emo.requires_grad_(), z_au.requires_grad_()
+    for form, table in TABLE.items():
+        outputs = (None, z_emo, z_au)
+        losses = mmlfer.all_losses(outputs, torch.tensor([0, 3]), torch.zeros(2, 32),
+                                   t(table).float(), form)
+        grads = torch.autograd.grad(losses.sum(), [z_emo, z_au])
+        assert torch.isfinite(losses).all() and all(torch.isfinite(g).all() for g in grads)
+
+
+def summary(table):
+    """Observed AUs in all; mean over expressions of the sums of prototypical and variant p."""
+    observed, high = table >= 0.2, table >= 0.7
+    sums = [(table * m).sum(1).mean() for m in (observed, high, observed & ~high)]
+    return int(observed.any(0).sum()), *np.round(sums, 2)
+
+
+def test_committed_tables_give_the_papers_sums():
+    assert summary(TABLE["wild"]) == (13, 2.85, 0.73, 2.12)
+    assert summary(TABLE["lab"])[0] == 15
+    k = mmlfer.EMOTIONS.index("fearfully angry")
+    assert TABLE["wild"][k].sum() == pytest.approx(5.54)
+    assert TABLE["lab"][k].sum() == pytest.approx(3.90)
+
+
+# Table 2 as counts of right answers over the test sizes of the 14 expressions
+TEST_SIZES = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
+TABLE_2 = {
+    "STL": ((57.14, 18.52, 11.11, 9.09, 12.0, 73.03, 39.53, 78.76, 0, 29.55, 64.95, 0, 0, 0),
+            51.49, 28.12),
+    "MTL": ((62.7, 18.52, 8.33, 11.36, 24.0, 71.35, 41.86, 74.34, 0, 27.27, 71.65, 2.7, 0, 0),
+            53.25, 29.58),
+    "MML": ((77.78, 7.41, 27.78, 13.64, 20.0, 62.92, 41.86, 61.95, 0, 25.0, 84.54, 8.11, 0, 12.5),
+            55.23, 31.68),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", TABLE_2)
+def test_metrics_give_the_papers_table_2(method):
+    rates, acc, diag = TABLE_2[method]
+    confusion = np.zeros((14, 14), int)
+    for k, (rate, n) in enumerate(zip(rates, TEST_SIZES)):
+        right = round(rate / 100 * n)
+        assert 100 * right / n == pytest.approx(rate, abs=0.006)
+        confusion[k, k], confusion[k, (k + 1) % 14] = right, n - right
+    numbers = mmlfer.expression_metrics(confusion)
+    assert (round(100 * numbers["accuracy"], 2), round(100 * numbers["diag"], 2)) == (acc, diag)
+
+
+def test_metrics_leave_out_what_is_undefined():
+    numbers = mmlfer.expression_metrics(mmlfer.confusion_matrix([0, 0, 1], [0, 1, 1]))
+    assert numbers["diag"] == 0.75 and numbers["macro_f1"] == pytest.approx(2 / 3)
+    assert numbers["per_class"]["happily sad"] is None
+    y, p = np.zeros((4, 32), int), np.zeros((4, 32), bool)
+    y[:3, 0], p[1:4, 0], p[0, 1] = 1, True, True
+    aus = mmlfer.au_metrics(y, p)
+    assert aus["au_f1"]["1"] == pytest.approx(2 / 3) and aus["au_f1"]["2"] == 0
+    assert aus["au_f1"]["4"] is None and aus["au_f1_macro"] == pytest.approx(1 / 3)
