@@ -21,7 +21,9 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -74,6 +76,7 @@ AU_NAMES = {
 }  # fmt: skip
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
@@ -318,9 +321,10 @@ def make_base_net(mean=(0.5,) * 3, std=(0.5,) * 3):
 
     The normalisation belongs to the backbone's weights, so the net carries it as two buffers.
     """
-    with warnings.catch_warnings():  # of its own use of torch.jit
-        warnings.simplefilter("ignore", FutureWarning)
-        from torchvision.models import resnet34
+    from torchvision.models import resnet34
+
+    # torch's jvp uses torch.jit.script, which torch has deprecated
+    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
 
     class BaseNet(torch.nn.Module):
         def __init__(self):
@@ -534,7 +538,7 @@ def image_index(folder):
     for base in (folder, folder / "RAF-AU"):
         for place in (base / "aligned" / "aligned", base / "aligned", base):
             for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+                if path.suffix.lower() in IMAGES:
                     index.setdefault(path.stem.removesuffix("_aligned"), path)
     return index
 
@@ -651,11 +655,16 @@ def write_whole(path, content):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another folder, what was there is whole") from None
 
 
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
@@ -1075,13 +1084,22 @@ def predict_faces(net, images, batch=64):
     return p_emo.softmax(1).cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
+def trains_aus(method):
+    return METHODS[method][1] != 0
+
+
 def evaluate(net, faces, method):
-    """All numbers of a net on some faces. The AU classifier of stl is untrained: no AU F1."""
+    """All numbers of a net on some faces, and its predictions ("pred").
+
+    The AU classifier of stl is untrained: no AU F1.
+    """
     p_emo, p_au = predict_faces(net, faces.images)
-    numbers = expression_metrics(confusion_matrix(faces.y_emo, p_emo.argmax(1)))
-    if METHODS[method][1] == 0:
-        return {**numbers, "au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
-    return {**numbers, **au_metrics(faces.y_au, p_au > 0.5)}
+    pred = p_emo.argmax(1)
+    numbers = expression_metrics(confusion_matrix(faces.y_emo, pred))
+    aus = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
+    if trains_aus(method):
+        aus = au_metrics(faces.y_au, p_au > 0.5)
+    return {**numbers, **aus, "pred": pred.tolist()}
 
 
 def percent(value):
@@ -1285,18 +1303,19 @@ def train_epoch(run, batches, interrupts, out):
     run.elapsed = time.perf_counter() - start
 
 
-def log_row(run, val, lr):
+def log_row(run, val):
     """One epoch's row of log.csv."""
     l_emo, l_au, l_am, _, w_au, w_am, *_ = run.record.mean(0).tolist()
     return {"epoch": run.epoch, "train_loss_emo": l_emo, "train_loss_au": l_au,
             "train_loss_am": l_am, "w_au": w_au, "w_am": w_am, "val_acc": val["accuracy"],
-            "val_diag": val["diag"], "lr": lr, "seconds": round(run.elapsed, 3),
+            "val_diag": val["diag"], "lr": run.opt.param_groups[0]["lr"],
+            "seconds": round(run.elapsed, 3),
             "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)}
 
 
-def write_log(rows, path):
+def write_rows(rows, columns, path):
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue().encode())
@@ -1307,18 +1326,17 @@ def train_epochs(run, batches, faces, out):
     val = faces.select(faces.split == VAL)
     with Interrupts() as interrupts:
         while run.epoch < run.cfg.epochs:
-            lr = run.opt.param_groups[0]["lr"]
             train_epoch(run, batches, interrupts, out)
             if run.step == run.steps:
                 numbers = evaluate(run.net, val, run.cfg.method)
                 best = max((row["val_acc"] for row in run.log), default=-1.0)
                 run.epoch += 1
-                run.log.append(log_row(run, numbers, lr))
+                run.log.append(log_row(run, numbers))
                 run.step, run.elapsed = 0, 0.0
                 if numbers["accuracy"] > best:
                     save_checkpoint(inference_state(run), out / "best.pt")
                 save_checkpoint(run.state(), out / "last.pt")
-                write_log(run.log, out / "log.csv")
+                write_rows(run.log, run.log[0], out / "log.csv")
                 click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, "
                            "L^AM {train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. "
                            "{val_acc:.4f}, Diag. {val_diag:.4f}, {seconds:.1f} s"
@@ -1345,12 +1363,13 @@ def test_run(run, faces, out):
     """Read the test set, once: of the best epoch by validation and of the last. -> test.json"""
     test = faces.select(faces.split == TEST)
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
-              "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces)}
+              "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
+              "names": test.names, "truth": test.y_emo.tolist()}
     last_epoch, last = run.epoch, evaluate(run.net, test, run.cfg.method)
     net, state = load_net(out / "best.pt", run.cfg.device)
     result["best"] = {"epoch": state["epoch"], **evaluate(net, test, run.cfg.method)}
     result["last"] = {"epoch": last_epoch, **last}
-    write_whole(out / "test.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
     return result
 
 
@@ -1394,7 +1413,8 @@ def fit(cfg, out, resume=False, overwrite=False, skip_bad=False):
     else:
         clear_folder(out)
         click.echo(f"backbone: {run.origin}")
-        write_yaml({**dataclasses.asdict(cfg), **versions()}, out / "config.yaml")
+        write_yaml({**dataclasses.asdict(cfg), "steps_per_epoch": batches.steps, **versions()},
+                   out / "config.yaml")
     train_epochs(run, batches, faces, out)
     result = test_run(run, faces, out)
     for name in ("best", "last"):
@@ -1402,6 +1422,468 @@ def fit(cfg, out, resume=False, overwrite=False, skip_bad=False):
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
                    f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
     return result
+
+
+# ---------------------------------------------------------------- RAF-CE from its sources (Sec. 3.1)
+
+BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
+ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
+           "disgustedly": "disgusted"}  # fmt: skip
+PAIRS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
+         for k, (adverb, basic) in enumerate(name.split() for name in EMOTIONS)}
+
+
+def compound(p):
+    """The compound expression of six basic probabilities, 0..13, or None if it is none of the 14.
+
+    The two most probable; of ties the first pair in column order that is one of the 14.
+    """
+    second = sorted(p)[-2]
+    for pair in itertools.combinations(range(len(p)), 2):
+        rest = [q for i, q in enumerate(p) if i not in pair]
+        if min(p[i] for i in pair) == second and max(rest) <= second and frozenset(pair) in PAIRS:
+            return PAIRS[frozenset(pair)]
+    return None
+
+
+def parse_distribution(*texts):
+    p = tuple(map(float, texts))
+    if not all(0 <= q <= 1 for q in p):
+        raise ValueError(f"expected six probabilities 0..1, got {' '.join(texts)}")
+    return p
+
+
+def first_file(name, *folders):
+    """The first of these folders' files of this name, or None."""
+    return next((f / name for f in map(Path, folders) if (f / name).is_file()), None)
+
+
+def needed_file(name, *folders):
+    path = first_file(name, *folders)
+    if path is None:
+        raise InputError(f"{folders[0]}: no {name} there; give the folder as it is distributed")
+    return path
+
+
+def build_rafce(raf_ml, raf_au, out, seed, copy):
+    """Make RAF-CE in `out`; returns what to say of it."""
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"{out}: not empty; name a new folder")
+    ml = read_labels(needed_file("distribution.txt", raf_ml / "EmoLabel", raf_ml),
+                     parse_distribution, 6)
+    au_path = needed_file("RAFAU_label.txt", raf_au, raf_au / "RAF-AU")
+    au = read_labels(au_path, str)
+    shared = [name for name in au if name in ml]
+    y_emo = {name: compound(ml[name][1]) for name in shared}
+    names = [name for name in shared if y_emo[name] is not None]
+    for name in names:
+        try:
+            parse_aus(au[name][1])
+        except ValueError as error:
+            raise InputError(f"{au_path}:{au[name][0]}: {error}; mend this row") from None
+    if not names:
+        raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
+    official = first_file(LABEL_FILES[1], raf_ml, raf_au, raf_ml / "EmoLabel")
+    if official:
+        rows = read_labels(official, parse_code(2))
+        same_images({n: au[n] for n in names}, au_path, rows, official)
+        split = [rows[name][1] for name in names]
+    else:
+        split = split_faces([y_emo[name] for name in names], seed)
+    index = {**image_index(raf_ml / "Image"), **image_index(raf_ml), **image_index(raf_au)}
+    found = [(index[Path(n).stem], Path(n).stem) for n in names if Path(n).stem in index]
+    write_labels(out, names, [y_emo[n] for n in names], split, [au[n][1] for n in names])
+    (out / "aligned").mkdir()
+    for source, stem in found:
+        target = out / "aligned" / f"{stem}_aligned{source.suffix}"
+        shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
+    return (f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(shared)} in both\n"
+            f"discarded {len(shared) - len(names)} whose two most probable emotions make none of "
+            f"the 14\nkept {len(names)}, {len(names) - len(found)} of them without an image file\n"
+            f"partition: {official or f'drawn, seed {seed}'}")
+
+
+# ---------------------------------------------------------------- AU analysis (Sec. 3.2, Table 1)
+
+
+def au_frequencies(faces):
+    """p(AU | expression), NaN for expressions without images. -> (K, J)"""
+    with np.errstate(invalid="ignore"):
+        return np.stack([faces.y_au[faces.y_emo == k].sum(0) / (faces.y_emo == k).sum()
+                         for k in range(len(EMOTIONS))])
+
+
+def au_sums(p):
+    """Mean activated AUs over expressions: prototypical, variant and observed. p (K, J)"""
+    p = p[~np.isnan(p).any(1)]
+    observed = np.where(p >= OBSERVED, p, 0).sum(1)
+    prototypical = np.where(p >= PROTOTYPICAL, p, 0).sum(1)
+    return [float(x.mean()) for x in (prototypical, observed - prototypical, observed)]
+
+
+def table_1(p, n, there):
+    """Table 1 in Markdown: p (K, J) of n images each, and the statistics to compare with, starred."""
+    rows = [(f"{e} ({c})", row) for e, c, row in zip(EMOTIONS, n, p)]
+    if there is not None:
+        starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, there)]
+        rows = [row for pair in zip(rows, starred) for row in pair]
+    columns = [j for j in range(len(AUS)) if any(row[j] >= OBSERVED for _, row in rows)]
+    lines = ["| expression (images) | " + " | ".join(f"AU {AUS[j]}" for j in columns) + " |",
+             "|---|" + "--:|" * len(columns)]
+    for name, row in rows:
+        cells = ["" if not row[j] >= OBSERVED else f"**{100 * row[j]:.0f}**"
+                 if row[j] >= PROTOTYPICAL else f"{100 * row[j]:.0f}" for j in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def observations(p, there):
+    """The paper's three observations as numbers, here and there."""
+    def some(table):
+        return {AUS[j] for j in np.flatnonzero((table >= OBSERVED).any(0))}
+
+    def numbers(name, table):
+        of = {au: int((table[:, AUS.index(au)] >= OBSERVED).sum()) for au in (12, 25)}
+        sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(table))
+        return (f"{name}: {len(some(table))} observed AUs; AU 12 in {of[12]} and AU 25 in {of[25]} "
+                f"expressions; mean activated AUs {sums}")
+
+    lines = [numbers("here", p)]
+    if there is not None:
+        for name, aus in (("here", some(p) - some(there)), ("there", some(there) - some(p))):
+            lines.append(f"observed {name} only: AU {', '.join(map(str, sorted(aus))) or 'none'}")
+        lines.append(numbers("there", there))
+    few = (p >= OBSERVED).sum(1) == 0
+    if few.any():
+        lines.append("no observed AU, and so not for --stats: " +
+                     ", ".join(e for e, f in zip(EMOTIONS, few) if f))
+    return "\n".join(lines)
+
+
+def write_stats(p, n, source, path):
+    """YAML that --stats reads: the observed AUs of each expression as fractions."""
+    lines = [f"# p(AU active | compound expression) of {source}, {sum(n)} images, by mmlfer stats.",
+             "# Fractions by AU number; AUs below 0.20 count as 0 and are left out."]
+    for emotion, count, row in zip(EMOTIONS, n, p):
+        cells = ", ".join(f"{au}: {x:.4f}" for au, x in zip(AUS, row) if x >= OBSERVED)
+        lines.append(f"{emotion}: {{{cells}}}  # {count} images")
+    write_whole(path, ("\n".join(lines) + "\n").encode())
+
+
+# ---------------------------------------------------------------- Tables 2 and 3
+
+PAPER = {("stl", ""): (51.49, 28.12), ("mtl", ""): (53.25, 29.58), ("mal", ""): (52.37, 30.73),
+         ("am", "lab"): (54.12, 30.15), ("am", "wild"): (53.36, 28.02),
+         ("mml", "lab"): (55.01, 30.85), ("mml", "wild"): (55.23, 31.68)}  # fmt: skip
+COMPARED = ("stl", "mtl", "mal", "mal2", "am")  # each with mml, of the same form where it has one
+
+
+def mcnemar(b, c):
+    """Exact two-sided p of b images that only one model has right and c that only the other."""
+    n = b + c
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(b, c) + 1)) / 2**n)
+
+
+def read_runs(folder):
+    """{(method, form): {seed: test.json}} of the finished runs below a folder."""
+    runs = {}
+    for path in sorted(Path(folder).rglob("test.json")):
+        try:
+            run = json.loads(path.read_text())
+            key = run["method"], run["form"] if METHODS[run["method"]][2] else ""
+            seed = run["seed"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path}: not a run's test.json ({error}); take it away") from None
+        other = runs.setdefault(key, {}).setdefault(seed, {**run, "path": str(path)})
+        if other["path"] != str(path):
+            raise InputError(f"{path}: {' '.join(key)} with seed {seed} is in {other['path']} too")
+    if not runs:
+        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
+    return {key: runs[key] for key in sorted(runs, key=lambda k: (list(METHODS).index(k[0]), k[1]))}
+
+
+def spread(values):
+    """Mean and standard deviation over seeds, in percent, as text."""
+    values = [100 * v for v in values if v is not None]
+    if not values:
+        return "-"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
+
+
+def best_of(seeds, key):
+    return [run["best"][key] for run in seeds.values()]
+
+
+def markdown(header, rows):
+    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
+                      for r in [header, ["---"] * len(header), *rows]])
+
+
+def table_2(runs):
+    rows = []
+    for k, emotion in enumerate(EMOTIONS):
+        n = sum(next(iter(next(iter(runs.values())).values()))["best"]["confusion"][k])
+        rows.append([emotion, n, *(spread([run["best"]["per_class"][emotion] for run in s.values()])
+                                   for s in runs.values())])
+    for name, key in (("Acc.", "accuracy"), ("Diag.", "diag")):
+        rows.append([f"**{name}**", "", *(spread(best_of(s, key)) for s in runs.values())])
+    return markdown(["expression", "images", *(" ".join(k).strip() for k in runs)], rows)
+
+
+def table_3(runs, rafce):
+    rows = []
+    for key, seeds in runs.items():
+        paper = "{} / {}".format(*PAPER[key]) if key in PAPER else ""
+        rows.append([" ".join(key).strip(), len(seeds), spread(best_of(seeds, "accuracy")),
+                     spread(best_of(seeds, "diag")), *([paper] if rafce else [])])
+    header = ["method", "seeds", "Acc.", "Diag.", *(["paper's Acc. / Diag."] if rafce else [])]
+    return markdown(header, rows)
+
+
+def compare(one, other):
+    """A row of the paired comparison of two methods' runs, by the seeds that both have."""
+    gains, tests = [], []
+    for seed in sorted(set(one) & set(other)):
+        a, b = one[seed], other[seed]
+        if a["names"] != b["names"]:
+            raise InputError(f"{a['path']} and {b['path']}: other test images, cannot be paired")
+        right_a, right_b = (np.equal(r["best"]["pred"], r["truth"]) for r in (a, b))
+        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+        gains.append(a["best"]["accuracy"] - b["best"]["accuracy"])
+        tests.append((only_a, only_b, mcnemar(only_a, only_b)))
+    agree = all(g > 0 for g in gains) or all(g < 0 for g in gains)
+    signal_ = agree and all(p < 0.05 for *_, p in tests)
+    return [spread(gains), ", ".join(f"{a}:{b} p={p:.3f}" for a, b, p in tests),
+            "signal" if signal_ else "within noise"]
+
+
+def comparisons(runs):
+    rows = []
+    for key in [k for k in runs if k[0] == "mml"]:
+        for other in [k for k in runs if k[0] in COMPARED and k[1] in ("", key[1])]:
+            if set(runs[key]) & set(runs[other]):
+                name = f"{' '.join(key)} - {' '.join(other).strip()}"
+                rows.append([name, *compare(runs[key], runs[other])])
+    header = ["pair", "Acc. gained", "McNemar, by seed", "signal: every seed p < 0.05, one sign"]
+    return markdown(header, rows) if rows else "No pair of methods with a seed in common."
+
+
+def results(folder):
+    """Tables 2 and 3 of the runs below a folder and the paired tests, as Markdown."""
+    runs = read_runs(folder)
+    every = [run for seeds in runs.values() for run in seeds.values()]
+    rafce, n = all(run["rafce"] for run in every), every[0]["best"]["n"]
+    data = ("RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns")
+    return f"""# Test results
+
+{data}: {n} test images. Percent, of each run's best epoch by validation; mean ± standard deviation
+over seeds.
+
+## Table 2: each expression
+
+{table_2(runs)}
+
+## Table 3: methods
+
+{table_3(runs, rafce)}
+
+## Paired comparisons over the same test images
+
+McNemar's exact test: images that only the first : only the second of a pair has right.
+
+{comparisons(runs)}
+"""
+
+
+# ---------------------------------------------------------------- figures (Figs. 2, 4, 5)
+
+
+def pyplot():
+    """Matplotlib without a screen."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("figures need matplotlib: pip install -e '.[plot]'") from None
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def save_figure(plt, figure, path):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+    plt.close(figure)
+    write_whole(path, buffer.getvalue())
+
+
+def plot_stats(p, there, path):
+    """Fig. 2's content: expression x AU, here above and there below (where given)."""
+    plt = pyplot()
+    tables = [("here", p)] + ([("there", there)] if there is not None else [])
+    columns = [j for j in range(len(AUS)) if any((t[:, j] >= OBSERVED).any() for _, t in tables)]
+    figure, axes = plt.subplots(len(tables), 1, figsize=(8.5, 4.6 * len(tables)), squeeze=False,
+                                layout="constrained")
+    for axis, (name, table) in zip(axes[:, 0], tables):
+        shown = np.where(table >= OBSERVED, 100 * table, np.nan)[:, columns]
+        picture = axis.imshow(shown, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        axis.set_xticks(range(len(columns)), [f"AU {AUS[j]}" for j in columns], rotation=60)
+        axis.set_yticks(range(len(EMOTIONS)), EMOTIONS)
+        axis.set_title(f"{name}: observed AUs (20 % or more)")
+        for (k, j), value in np.ndenumerate(shown):
+            if value == value:
+                axis.text(j, k, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                          color="black" if value > 60 else "white")
+        figure.colorbar(picture, ax=axis, label="p(AU | expression), %")
+    save_figure(plt, figure, path)
+
+
+def plot_curves(log, steps, path):
+    """Fig. 5: accuracy over iterations, and the mean weights of each epoch."""
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    x = [int(row["epoch"]) * steps for row in log]
+    for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
+        left.plot(x, [100 * float(row[key]) for row in log], ".-", label=f"validation {name}")
+    left.set(xlabel="iteration", ylabel="%", title="(a) accuracy", ylim=(0, 100))
+    for key, name in (("w_au", r"$\omega^{AU}$"), ("w_am", r"$\omega^{AM}$")):
+        right.plot(x, [float(row[key]) for row in log], ".-", label=f"mean {name}")
+    right.set(xlabel="iteration", ylabel="weight", title="(b) weights, mean of each epoch",
+              ylim=(-0.02, 1.02))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    save_figure(plt, figure, path)
+
+
+def plot_confusion(numbers, path):
+    """The confusion matrix, each row as shares of its images, with counts."""
+    plt = pyplot()
+    confusion = np.array(numbers["confusion"])
+    n = confusion.sum(1)
+    figure, axis = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
+    share = 100 * confusion / np.maximum(n, 1)[:, None]
+    picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axis.set_xticks(range(len(n)), EMOTIONS, rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(n)), [f"{e} ({c})" for e, c in zip(EMOTIONS, n)])
+    for (k, j), count in np.ndenumerate(confusion):
+        if count:
+            axis.text(j, k, count, ha="center", va="center", fontsize=8,
+                      color="white" if share[k, j] > 50 else "black")
+    axis.set(xlabel="predicted", ylabel="true (images)", title=f"test, Acc. "
+             f"{100 * numbers['accuracy']:.2f} %, Diag. {100 * numbers['diag']:.2f} %")
+    figure.colorbar(picture, ax=axis, label="% of the row", shrink=0.8)
+    save_figure(plt, figure, path)
+
+
+def gradcam(net, x, k=None):
+    """Grad-CAM of the last residual stage for expression k, (B,), or the predicted one.
+
+    a_c = mean over space of d z_k / d A_c, map = ReLU(sum_c a_c A_c), scaled to a maximum of 1.
+    x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J). Hooks are taken off again.
+    """
+    stage = []
+    hook = net.backbone.layer4.register_forward_hook(lambda m, i, output: stage.append(output))
+    try:
+        _, z_emo, z_au = net(x)
+    finally:
+        hook.remove()
+    k = z_emo.argmax(1) if k is None else k
+    gradient = torch.autograd.grad(z_emo.gather(1, k[:, None]).sum(), stage)[0]  # (B, C, h, w)
+    maps = (gradient.mean((2, 3), keepdim=True) * stage[0]).sum(1, keepdim=True).relu()
+    maps = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="bilinear")[:, 0].detach()
+    maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    return maps, z_emo.detach(), z_au.detach()
+
+
+def known_truths(paths, data):
+    """The labelled expression of each image that lies in the data set, else None."""
+    try:
+        faces = load_labels(data)
+    except InputError:
+        return [None] * len(paths)
+    places = {p.resolve(): stem for stem, p in image_index(Path(data)).items()}
+    labels = {Path(name).stem: k for name, k in zip(faces.names, faces.y_emo)}
+    truths = [labels.get(places.get(Path(path).resolve())) for path in paths]
+    return [None if k is None else EMOTIONS[k] for k in truths]
+
+
+def plot_gradcam(ckpts, paths, out, device):
+    """Fig. 4: a row an image; the face, then each checkpoint's attention, prediction and AUs."""
+    plt = pyplot()
+    figure, axes = plt.subplots(len(paths), 1 + len(ckpts), squeeze=False, layout="constrained",
+                                figsize=(2.9 * (1 + len(ckpts)), 3.3 * len(paths)))
+    for axis in axes.flat:
+        axis.axis("off")
+    for column, ckpt in enumerate(ckpts, 1):
+        net, state = load_net(ckpt, device)
+        size, name = state["config"]["size"], f"{state['config']['method']} ({ckpt})"
+        images = np.stack([good_image(path, size) for path in paths])
+        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(next(net.parameters()).device)
+        maps, z_emo, z_au = (t.cpu() for t in gradcam(net, x))
+        truths = known_truths(paths, state["config"]["data"])
+        for row, path in enumerate(paths):
+            axes[row, 0].imshow(images[row])
+            true = truths[row] or "unknown"
+            axes[row, 0].set_title(f"{Path(path).name}\ntrue: {true}", fontsize=8)
+            axes[row, column].imshow(images[row])
+            axes[row, column].imshow(maps[row], cmap="jet", alpha=0.45, vmin=0, vmax=1)
+            p, aus = z_emo[row].softmax(0), [a for a, z in zip(AUS, z_au[row]) if z > 0]
+            seen = " ".join(map(str, aus)) or "none"
+            if not trains_aus(state["config"]["method"]):
+                seen = "not trained"
+            title = f"{EMOTIONS[int(p.argmax())]}, {100 * float(p.max()):.0f} %\nAUs: {seen}"
+            axes[row, column].set_title((f"{name}\n" if row == 0 else "") + title, fontsize=8)
+    save_figure(plt, figure, out)
+
+
+def good_image(path, size):
+    image = try_read(path, size)
+    if isinstance(image, str):
+        raise InputError(f"cannot be read as an image: {image}")
+    return image
+
+
+# ---------------------------------------------------------------- predictions on one's own faces
+
+
+def list_images(paths):
+    """The images among these paths and in these folders, in order."""
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: no images ({', '.join(IMAGES)}) there")
+    return found
+
+
+def predict_paths(ckpt, paths, top, device, batch=64):
+    """Yield (path, result or the reason why not) for each image; result is what --json prints."""
+    net, state = load_net(ckpt, device)
+    trained_aus = trains_aus(state["config"]["method"])
+    images = decode(paths, state["config"]["size"], "predicting")
+    for chunk in iter(lambda: list(itertools.islice(zip(paths, images), batch)), []):
+        good = [image for _, image in chunk if not isinstance(image, str)]
+        if good:
+            x = torch.from_numpy(np.stack(good).transpose(0, 3, 1, 2).copy())
+            p = zip(*predict_faces(net, x))
+        for path, image in chunk:
+            if isinstance(image, str):
+                yield path, image
+                continue
+            p_emo, p_au = next(p)
+            best = np.argsort(-p_emo)[:top]
+            yield path, {
+                "image": str(path),
+                "expressions": [{"name": EMOTIONS[k], "p": float(p_emo[k])} for k in best],
+                "aus": [{"au": au, "name": AU_NAMES[au], "p": float(q)}
+                        for au, q in zip(AUS, p_au) if q > 0.5] if trained_aus else None,
+            }
 
 
 # ---------------------------------------------------------------- command line
@@ -1415,6 +1897,8 @@ class Program(click.Group):
             return super().invoke(ctx)
         except (InputError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
     def list_commands(self, ctx):
         return list(self.commands)
@@ -1492,7 +1976,9 @@ def evaluate_checkpoint(ckpt, data, split, device="auto", skip_bad=False):
     if not faces.names:
         raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
     faces = load_images(faces, data, state["config"]["size"], skip_bad)
-    return evaluate(net, faces, state["config"]["method"])
+    numbers = evaluate(net, faces, state["config"]["method"])
+    del numbers["pred"]
+    return numbers
 
 
 @main.command()
@@ -1534,6 +2020,130 @@ On these {numbers['n']} stand-in test faces, in {time.perf_counter() - started:.
   of a perfect reader of the AUs       {percent(perfect)} %
 Pictures: {data}/aligned; numbers: {out}/log.csv, {out}/test.json; checkpoint: {out}/best.pt.
 With RAF-CE: mmlfer train --data ./rafce --weights weights/resnet34_casia.pth""")
+
+
+FOLDER = click.Path(path_type=Path)
+
+
+@main.command()
+@click.option("--raf-ml", required=True, type=FOLDER, help="RAF-ML (EmoLabel/distribution.txt).")
+@click.option("--raf-au", required=True, type=FOLDER, help="RAF-AU (RAFAU_label.txt, aligned/).")
+@click.option("--out", default="rafce", type=FOLDER, help="New folder.")
+@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of a partition drawn here.")
+@click.option("--copy", is_flag=True, help="Copy the images; else they are linked.")
+def build(raf_ml, raf_au, out, seed, copy):
+    """Make RAF-CE from RAF-ML and RAF-AU (Sec. 3.1).
+
+    An official RAFCE_partition.txt beside either is used if it is there.
+    """
+    click.echo(build_rafce(raf_ml, raf_au, out, seed, copy))
+    click.echo(describe(load_labels(out), out))
+
+
+@main.command("stats")
+@click.option("--data", required=True, type=FOLDER, help="Folder with the three label files.")
+@click.option("--split", default="all", type=click.Choice(["all", *SPLITS]), help="Which images.")
+@click.option("--out", type=FOLDER, help="Write YAML that --stats takes.")
+@click.option("--against", help="Compare with wild, lab or a YAML file.")
+@click.option("--plot", type=FOLDER, help="Write a heat map, e.g. stats.png (extra `plot`).")
+def stats_command(data, split, out, against, plot):
+    """The AU analysis (Sec. 3.2): Table 1 for these labels, and the observations as numbers."""
+    faces = load_labels(data)
+    there = load_stats(against) if against else None
+    faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
+    if not faces.names:
+        raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
+    p, n = au_frequencies(faces), counts(faces.y_emo)
+    click.echo(table_1(p, n, there))
+    click.echo("\n" + observations(p, there))
+    if out:
+        write_stats(p, n, f"{Path(data).name} ({split})", out)
+    if plot:
+        plot_stats(p, there, plot)
+
+
+@main.command()
+@click.argument("runs", type=FOLDER)
+@click.option("--out", default="results.md", type=FOLDER, help="Markdown file.")
+def table(runs, out):
+    """Tables 2 and 3 of every finished run below the folder RUNS, with paired tests."""
+    text = results(runs)
+    write_whole(out, text.encode())
+    click.echo(text)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+def plot(run):
+    """Fig. 5 and the confusion matrix of a run: RUN/curves.png and RUN/confusion.png."""
+    try:
+        log = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
+        steps = yaml.safe_load((run / "config.yaml").read_text())["steps_per_epoch"]
+        numbers = json.loads((run / "test.json").read_text())["best"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{run}: not a finished run of `train` ({error})") from None
+    plot_curves(log, steps, run / "curves.png")
+    plot_confusion(numbers, run / "confusion.png")
+    click.echo(f"{run}/curves.png\n{run}/confusion.png")
+
+
+@main.command("gradcam")
+@click.option("--ckpt", "ckpts", required=True, multiple=True, type=FOLDER,
+              help="Checkpoint; give it twice to compare two.")
+@click.option("--out", required=True, type=FOLDER, help="Figure to write, e.g. gradcam.png.")
+@click.argument("images", nargs=-1, required=True, type=FOLDER)
+@device_option
+def gradcam_command(ckpts, out, images, device):
+    """Fig. 4: where each checkpoint looks in these images, what it predicts and the AUs it sees."""
+    plot_gradcam(ckpts, images, out, device)
+    click.echo(out)
+
+
+@main.command()
+@click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
+@click.argument("paths", nargs=-1, required=True, type=FOLDER)
+@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions a face.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON list and nothing else.")
+@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face.")
+@device_option
+def predict(ckpt, paths, top, as_json, csv_path, device):
+    """Expressions and active AUs of aligned face crops: images, or folders of them.
+
+    Images that cannot be read are named and skipped, and the exit code is then 1.
+    """
+    good, bad = [], 0
+    for _, result in predict_paths(ckpt, list_images(paths), top, device):
+        if isinstance(result, str):
+            bad += 1
+            click.echo(f"Warning: skipped {result}", err=True)
+            continue
+        good.append(result)
+        if not as_json:
+            click.echo(prediction_line(result))
+    if as_json:
+        click.echo(json.dumps(good))
+    if csv_path:
+        write_predictions(good, top, csv_path)
+    if bad:
+        sys.exit(1)
+
+
+def prediction_line(result):
+    expressions = ", ".join(f"{e['name']} {100 * e['p']:.1f} %" for e in result["expressions"])
+    aus = ("not trained" if result["aus"] is None else
+           ", ".join(f"{a['au']} {a['name']}" for a in result["aus"]) or "none")
+    return f"{result['image']}: {expressions}; AUs: {aus}"
+
+
+def write_predictions(predictions, top, path):
+    rows = []
+    for result in predictions:
+        row = {"image": result["image"]}
+        for i, e in enumerate(result["expressions"], 1):
+            row |= {f"expression_{i}": e["name"], f"p_{i}": round(e["p"], 6)}
+        rows.append(row | {"aus": "+".join(str(a["au"]) for a in result["aus"] or ())})
+    names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
+    write_rows(rows, ["image", *names, "aus"], path)
 
 
 BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}

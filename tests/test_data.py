@@ -1,0 +1,375 @@
+"""RAF-CE's layout, ordinary damage to it, and stand-in faces."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import SMALL, invoke, run_program
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import mmlfer
+
+EMO, PARTITION, AU = mmlfer.LABEL_FILES
+
+
+def write(folder, emo, partition, au):
+    for name, content in zip(mmlfer.LABEL_FILES, (emo, partition, au)):
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def active(faces, row):
+    return [mmlfer.AUS[j] for j in np.flatnonzero(faces.y_au[row])]
+
+
+def test_label_files_as_people_have_them(tmp_path):
+    write(tmp_path, "0001.jpg 5\r\n0002.jpg\t13  \r\n0003.jpg 0", "0002.jpg 1\n0001.jpg 0\n\n0003.jpg 2 \n",
+          b"\xef\xbb\xbf0001.jpg 4+L12+R12+t24\n0002.jpg null\n0003.jpg 25+lr1+10B+B22\n")  # fmt: skip
+    faces = mmlfer.load_labels(tmp_path)
+    assert faces.names == ["0001.jpg", "0002.jpg", "0003.jpg"]
+    assert faces.y_emo.tolist() == [5, 13, 0]
+    assert faces.split.tolist() == [mmlfer.TRAIN, mmlfer.TEST, mmlfer.VAL]
+    assert [active(faces, i) for i in range(3)] == [[4, 12, 24], [], [1, 10, 22, 25]]
+
+
+def test_au_tokens_keep_their_sides_for_drawing():
+    assert mmlfer.parse_aus("4+l12+24T") == ((4, ""), (12, "L"), (24, "T"))
+    moved = mmlfer.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
+    assert moved[12][0] == 0 < moved[12][1] and moved[4][1] == 0 < moved[4][0] and min(moved[24]) > 0
+
+
+@pytest.mark.parametrize("place", ["", "aligned", "aligned/aligned", "RAF-AU", "RAF-AU/aligned",
+                                   "RAF-AU/aligned/aligned"])  # fmt: skip
+@pytest.mark.parametrize("name", ["0001_aligned.jpg", "0001.jpg", "0001_aligned.png", "0001.PNG"])
+def test_images_are_found_where_people_have_them(tmp_path, place, name):
+    write(tmp_path, "0001.jpg 5", "0001.jpg 0", "0001.jpg 4")
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (200, 100, 50)).save(tmp_path / place / name)
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+    assert faces.images.shape == (1, 3, 32, 32) and faces.images.dtype == torch.uint8
+    assert abs(faces.images.float().mean((0, 2, 3)) - torch.tensor([200, 100, 50])).max() < 4
+
+
+def picture(mode):
+    """The same orange picture in a mode, and what of its colours must come out."""
+    orange = Image.new("RGB", (40, 40), (250, 150, 0))
+    if mode == "I;16":
+        return Image.fromarray(np.full((40, 40), 150 * 257, np.uint16)), (150, 150, 150)
+    if mode == "RGBA":
+        orange.putalpha(0)
+        return orange, (255, 255, 255)
+    grey = (163, 163, 163) if mode in ("L", "LA") else (250, 150, 0)
+    return orange.convert(mode), grey
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "I;16", "RGBA", "LA", "1"])
+def test_pictures_of_every_kind_are_read_as_a_person_sees_them(tmp_path, mode):
+    image, color = picture(mode)
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    image.save(path)
+    pixels = mmlfer.read_image(path, 32)
+    assert pixels.shape == (32, 32, 3)
+    if mode != "1":
+        assert np.abs(pixels.mean((0, 1)) - color).max() < 3
+
+
+def test_exif_rotation_is_undone(tmp_path):
+    image = Image.new("RGB", (40, 40), "black")
+    image.paste("white", (0, 0, 40, 10))  # a white band above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn to the right
+    image.save(tmp_path / "a.png", exif=exif)
+    pixels = mmlfer.read_image(tmp_path / "a.png", 40)
+    assert pixels[:, -5:].min() == 255 and pixels[:, :20].max() == 0
+
+
+def test_rafce_is_recognised_by_its_counts():
+    y_emo = np.repeat(np.arange(14), mmlfer.RAFCE_TOTALS)
+    split = np.full(len(y_emo), mmlfer.TRAIN)
+    for k, n in enumerate(mmlfer.RAFCE_TEST):
+        split[np.flatnonzero(y_emo == k)[:n]] = mmlfer.TEST
+    split[np.flatnonzero(split == mmlfer.TRAIN)[:931]] = mmlfer.VAL
+    faces = mmlfer.Faces(list(map(str, range(4549))), y_emo, split, np.zeros((4549, 32)))
+    assert mmlfer.is_rafce(faces) and "these are RAF-CE's own" in mmlfer.describe(faces, "x")
+    faces.y_emo[0] = 1
+    assert not mmlfer.is_rafce(faces) and "not RAF-CE's own" in mmlfer.describe(faces, "x")
+
+
+def test_split_is_stratified_and_of_the_seed():
+    y_emo = np.repeat(np.arange(14), mmlfer.RAFCE_TOTALS)
+    split = mmlfer.split_faces(y_emo, 0)
+    assert (split == mmlfer.split_faces(y_emo, 0)).all() and (split != mmlfer.split_faces(y_emo, 1)).any()
+    for k, n in enumerate(mmlfer.RAFCE_TOTALS):
+        own = np.bincount(split[y_emo == k], minlength=3)
+        assert own[mmlfer.TEST] == round(0.2 * n)
+        assert own[mmlfer.VAL] == round(0.25 * (n - own[mmlfer.TEST]))
+
+
+def test_batches_flip_images_and_keep_labels(faces_folder):
+    faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
+    cfg = mmlfer.Config(batch_size=4, seed=3)
+    batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
+    flips, seen = [], []
+    for index, flip, val_index, _ in batches.epoch(0):
+        x, y_emo, y_au = batches.take(index, flip)
+        for i, row in enumerate(index.tolist()):
+            image = faces.images[row]
+            assert torch.equal(x[i], image.flip(2) if flip[i] else image)
+            assert y_emo[i] == faces.y_emo[row] and (y_au[i].numpy() == faces.y_au[row]).all()
+        flips += flip.tolist()
+        seen += index.tolist()
+        assert (faces.split[val_index] == mmlfer.VAL).all()
+    assert 0 < sum(flips) < len(flips) and len(set(seen)) == len(seen) == 4 * batches.steps
+    assert (faces.split[seen] == mmlfer.TRAIN).all()
+    again, other = batches.epoch(0), batches.epoch(1)
+    assert torch.equal(again[0][0], torch.tensor(seen[:4])) and not torch.equal(other[0][0], again[0][0])
+
+
+def test_synth_writes_rafces_layout_and_the_same_twice(faces_folder, tmp_path):
+    mmlfer.synthesize(tmp_path / "a", 60, "lab", None, 32, 0)
+    names = sorted(p.name for p in (faces_folder / "aligned").iterdir())
+    assert names == [f"{i:04d}_aligned.jpg" for i in range(1, 61)]
+    for path in [faces_folder / "aligned" / n for n in names] + [faces_folder / n for n in mmlfer.LABEL_FILES]:
+        assert path.read_bytes() == (tmp_path / "a" / path.relative_to(faces_folder)).read_bytes()
+    mmlfer.synthesize(tmp_path / "b", 60, "lab", None, 32, 1)
+    assert (tmp_path / "b" / AU).read_text() != (faces_folder / AU).read_text()
+    sides = re.findall(r"[LR]\d", (faces_folder / AU).read_text())
+    assert len(sides) > 5
+
+
+def test_drawn_labels_follow_proportions_and_statistics():
+    table = mmlfer.load_stats("wild")
+    _, y_emo, aus = mmlfer.draw_labels(20000, table, 0)
+    assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
+    rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
+    surprised = [r for r, k in zip(rows, y_emo) if k == 0]
+    assert np.mean([12 in r for r in surprised]) == pytest.approx(0.58 * 0.99, abs=0.03)
+    assert sum(not r for r in rows) > 100
+
+
+def test_every_au_of_table_1_changes_the_drawing_on_its_side():
+    columns = np.flatnonzero((mmlfer.load_stats("wild") + mmlfer.load_stats("lab")).any(0))
+    aus = [mmlfer.AUS[j] for j in columns]
+    assert len(aus) == 17
+    draw = lambda a: np.asarray(mmlfer.draw_face(a, np.random.default_rng(5), 112), int)  # noqa: E731
+    neutral = draw({})
+    for au in aus:
+        changed = np.abs(draw({au: (1, 1)}) - neutral).max(2) > 24
+        assert changed.sum() > 60, au
+    half = np.abs(draw({1: (0, 1)}) - neutral).max(2) > 24  # the subject's left: right in the picture
+    assert half[:, 66:].sum() > 40 and half[:, :40].sum() == 0
+
+
+def test_synth_draws_given_labels(tmp_path):
+    source = tmp_path / "labels"
+    source.mkdir()
+    write(source, "0007.jpg 5\n0009.jpg 1\n", "0007.jpg 0\n0009.jpg 1\n", "0007.jpg L12+43\n0009.jpg null\n")
+    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 64)
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out/aligned").iterdir()) == ["0007_aligned.jpg", "0009_aligned.jpg"]
+    assert (tmp_path / "out" / AU).read_bytes() == (source / AU).read_bytes()
+    assert Image.open(tmp_path / "out/aligned/0007_aligned.jpg").size == (64, 64)
+
+
+def test_perfect_reader_of_distinct_aus_is_always_right():
+    table = np.zeros((14, 32))
+    table[np.arange(14), np.arange(14)] = 1.0
+    y = np.arange(14)
+    assert mmlfer.best_by_aus(np.eye(32)[y], y, table) == 1.0
+    assert mmlfer.best_by_aus(np.zeros((4, 32)), np.array([3, 3, 3, 5]), table) == 0.75
+
+
+# ---------------------------------------------------------------- what is broken in ordinary ways
+
+GOOD = {EMO: "1.jpg 0\n2.jpg 1\n", PARTITION: "1.jpg 0\n2.jpg 1\n", AU: "1.jpg 4\n2.jpg 1+2\n"}
+MEND = "; mend this row"
+BROKEN_LABELS = {
+    "missing": (EMO, None, "{path}: No such file or directory; `synth` makes stand-ins"),
+    "empty": (AU, "", "{path}: empty; take the published one"),
+    "blank": (AU, " \n\n", "{path}: empty; take the published one"),
+    "binary": (AU, b"\xff\xfe\x00\x81", "{path}: not a text file; take the published one"),
+    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 fields" + MEND),
+    "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + MEND),
+    "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + MEND),
+    "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + MEND),
+    "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + MEND),
+    "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + MEND),
+    "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + MEND),
+    "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + MEND),
+    "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + MEND),
+    "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg has another value in row 1; keep one of the two"),
+    "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
+    "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
+                  "{path}:3: 3.jpg is not in {emo}; the label files must list the same images"),
+}  # fmt: skip
+
+
+def assert_fails(result, message, code=1):
+    assert result.exit_code == code, result.output
+    assert result.stderr == f"Error: {message}\n"
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("kind", BROKEN_LABELS)
+def test_broken_label_files_end_in_one_line(tmp_path, kind):
+    name, content, message = BROKEN_LABELS[kind]
+    write(tmp_path, *GOOD.values())
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = invoke("train", "--data", tmp_path, "--out", tmp_path / "run", *SMALL)
+    message = message.format(path=tmp_path / name, emo=tmp_path / EMO)
+    assert_fails(result, message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_label_file_that_is_a_folder(tmp_path):
+    write(tmp_path, *GOOD.values())
+    (tmp_path / AU).unlink()
+    (tmp_path / AU).mkdir()
+    result = invoke("train", "--data", tmp_path, "--out", tmp_path / "run", *SMALL)
+    assert_fails(result, f"{tmp_path / AU}: Is a directory; `synth` makes stand-ins")
+
+
+def test_missing_folder_says_how_to_get_rafce():
+    result = run_program("train", "--data", "nowhere/rafce", "--out", "nowhere/run")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "no such folder; ask for RAF-CE at" in result.stderr
+    assert "mmlfer synth" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.fixture
+def copy_of_faces(faces_folder, tmp_path):
+    shutil.copytree(faces_folder, tmp_path / "faces")
+    return tmp_path / "faces"
+
+
+def edit_rows(path, change):
+    path.write_text("".join(change(*line.split()) for line in path.read_text().splitlines()))
+
+
+PARTITIONS = {
+    "train": ("0", "2", "0 train images, expected at least 4"),
+    "val": ("2", "0", "0 val images, expected at least 4"),
+    "test": ("1", "0", "0 test images, expected at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_partition_without_images(copy_of_faces, tmp_path, name):
+    old, new, message = PARTITIONS[name]
+    edit_rows(copy_of_faces / PARTITION, lambda n, p: f"{n} {new if p == old else p}\n")
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
+    assert_fails(result, f"{copy_of_faces}: {message}; see {PARTITION} (0 train, 1 test, 2 validation), "
+                         "--batch-size")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_aus_that_were_lost_are_an_error(copy_of_faces, tmp_path):
+    edit_rows(copy_of_faces / AU, lambda n, _: f"{n} null\n")
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
+    assert_fails(result, f"{copy_of_faces}/{AU}: 0.000 active AUs a training face; the AUs were lost: "
+                         "take the published file")  # fmt: skip
+
+
+def break_images(folder):
+    paths = sorted((folder / "aligned").iterdir())
+    paths[0].unlink()
+    paths[1].write_bytes(b"")
+    paths[2].write_bytes(b"no image")
+    paths[3].write_bytes(paths[3].read_bytes()[:300])
+
+
+def test_broken_images_are_counted_and_the_first_named(copy_of_faces, tmp_path):
+    break_images(copy_of_faces)
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("Error: 4 of 60 images cannot be read: 0001.jpg is nowhere below")
+    assert "0002_aligned.jpg" in result.stderr and "--skip-bad-images" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_skip_bad_images_goes_on_and_says_so(copy_of_faces, tmp_path):
+    break_images(copy_of_faces)
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", "--skip-bad-images",
+                    "--method", "stl", "--epochs", 1, *SMALL)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "Warning: left out 4 images that cannot be read" in result.stderr
+
+
+GOOD_STATS = yaml.safe_load((mmlfer.HERE / "stats/wild.yaml").read_text())
+BROKEN_STATS = {
+    "missing": (None, "cannot be read as YAML ([Errno 2] No such file or directory: '{path}'); "
+                "--stats takes wild, lab or a file of `mmlfer stats --out`"),
+    "a list": ([1, 2], "expected expressions with their AUs, as in stats/wild.yaml"),
+    "expression": ({**GOOD_STATS, "bored": {1: 0.5}}, "unknown expression 'bored'; see stats/wild.yaml"),
+    "row": ({k: v for k, v in GOOD_STATS.items() if k != "happily sad"},
+            "no row for happily sad; see stats/wild.yaml"),
+    "AU": ({**GOOD_STATS, "happily sad": {3: 0.5}}, f"happily sad: unknown AU 3; the AUs are {mmlfer.AUS}"),
+    "range": ({**GOOD_STATS, "happily sad": {1: 40}}, "happily sad: AU 1: expected a fraction 0..1, got 40"),
+    "text": ({**GOOD_STATS, "happily sad": {1: "x"}}, "happily sad: AU 1: expected a fraction 0..1, got 'x'"),
+    "zeros": ({**GOOD_STATS, "happily sad": {1: 0.1}},
+              "happily sad: no AU of 0.2 or more, and Eq. 7 divides by their sum"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BROKEN_STATS)
+def test_broken_statistics_end_in_one_line(faces_folder, tmp_path, kind):
+    content, message = BROKEN_STATS[kind]
+    path = tmp_path / "s.yaml"
+    if content is not None:
+        path.write_text(yaml.safe_dump(content))
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", "--stats", path, *SMALL)
+    assert_fails(result, f"{path}: {message.format(path=path)}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_that_are_not_yaml(faces_folder, tmp_path):
+    (tmp_path / "s.yaml").write_text("a: [1")
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--stats", tmp_path / "s.yaml",
+                    *SMALL)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"Error: {tmp_path}/s.yaml: cannot be read as YAML")
+
+
+# any label file at all
+
+token = st.tuples(st.sampled_from(mmlfer.AUS), st.sampled_from(["", "L", "R", "T", "B", "LT"]))
+names = st.lists(st.integers(1, 9999).map("{:04d}.jpg".format), min_size=1, max_size=8, unique=True)
+
+
+@given(names, st.data())
+def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
+    folder = tmp_path_factory.mktemp("labels")
+    rows = data.draw(st.lists(st.lists(token, unique_by=lambda t: t[0]), min_size=len(names),
+                              max_size=len(names)))  # fmt: skip
+    end = data.draw(st.sampled_from(["\n", "\r\n", "  \n"]))
+    lines = [f"{n} {'+'.join(f'{side}{au}' for au, side in row) or 'null'}" for n, row in zip(names, rows)]
+    (folder / AU).write_text(end.join(lines), newline="")
+    parsed = mmlfer.read_labels(folder / AU, mmlfer.parse_aus)
+    assert {n: value for n, (_, value) in parsed.items()} == {
+        n: tuple(row) for n, row in zip(names, rows)
+    }
+
+
+@given(st.one_of(st.text(), st.binary(), st.from_regex(r"(\d+\.jpg [ -~]{0,9}\n)+")))
+def test_any_text_gives_data_or_a_clean_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("any") / AU
+    path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
+    for parse in (mmlfer.parse_aus, mmlfer.parse_code(13)):
+        try:
+            assert mmlfer.read_labels(path, parse)
+        except mmlfer.InputError as error:
+            assert str(error).startswith(str(path))
+
+
+def test_describe_counts_what_is_there(faces_folder):
+    text = mmlfer.describe(mmlfer.load_labels(faces_folder), faces_folder)
+    assert f"{faces_folder}: 60 images" in text and "not RAF-CE's own counts" in text
+    emo = [line.split()[1] for line in (faces_folder / EMO).read_text().splitlines()]
+    row = next(line for line in text.splitlines() if line.startswith("  angrily disgusted"))
+    assert sum(map(int, row.split()[2:])) == emo.count("10")

@@ -1,0 +1,401 @@
+"""Training end to end on a few stand-in faces: the real ResNet-34 and the real step, 32x32."""
+
+import csv
+import dataclasses
+import json
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, SMALL, invoke, random_batch, run_program
+
+import mmlfer
+
+COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
+           "val_diag", "lr", "seconds", "images_per_second"]  # fmt: skip
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def same_state(a, b):
+    """Two checkpoints equal bit for bit, but for the times in them."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        timing = {"elapsed", "seconds", "images_per_second"}
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a if k not in timing)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+def assert_same_run(one, other):
+    for name in ("last.pt", "best.pt"):
+        assert same_state(load(one / name), load(other / name)), name
+    assert (one / "test.json").read_text() == (other / "test.json").read_text()
+
+
+def test_train_writes_what_it_promises(trained, faces_folder):
+    out, printed = trained
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "log.csv", "last.pt", "best.pt", "test.json"}
+    rows = list(csv.DictReader((out / "log.csv").open()))
+    assert list(rows[0]) == COLUMNS and [r["epoch"] for r in rows] == ["1", "2"]
+    assert all(0 < float(r["w_au"]) < 1 and float(r["train_loss_emo"]) > 0 for r in rows)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert {f.name for f in dataclasses.fields(mmlfer.Config)} < set(config)
+    assert config["seed"] == 0 and config["torch"] == torch.__version__ and len(config["source_sha256"]) == 64
+    assert config["data"] == str(faces_folder)
+    assert "60 images" in printed and "The paper starts from CASIA-WebFace" in printed
+    assert "jvp differs from create_graph by" in printed and "test, best" in printed
+
+
+def test_eval_gives_what_training_reported(trained, faces_folder):
+    out, _ = trained
+    test = json.loads((out / "test.json").read_text())
+    for name in ("best", "last"):
+        result = invoke("eval", "--ckpt", out / f"{name}.pt", "--json")
+        assert result.exit_code == 0 and result.stderr == ""
+        numbers = json.loads(result.stdout)
+        assert list(numbers) == ["n", "accuracy", "diag", "macro_f1", "per_class", "confusion", "au_f1",
+                                 "au_f1_macro"]  # fmt: skip
+        assert numbers == {k: v for k, v in test[name].items() if k not in ("epoch", "pred")}
+    val = json.loads(invoke("eval", "--ckpt", out / "last.pt", "--split", "val", "--json").stdout)
+    assert val["accuracy"] == load(out / "last.pt")["log"][-1]["val_acc"]
+    text = invoke("eval", "--ckpt", out / "best.pt", "--data", faces_folder).stdout
+    for word in ("happily surprised", "Acc.", "Diag.", "macro F1", "inner brow raiser", "confusion"):
+        assert word in text
+    counts = [line for line in text.splitlines() if line.startswith("Acc.")][0].split()
+    assert int(counts[1]) == test["best"]["n"]
+
+
+def test_best_is_chosen_by_validation_alone(trained):
+    out, _ = trained
+    log, best = load(out / "last.pt")["log"], load(out / "best.pt")
+    accuracies = [row["val_acc"] for row in log]
+    assert best["epoch"] == 1 + accuracies.index(max(accuracies))
+
+
+def test_last_state_is_the_same_whatever_was_run_before(trained, faces_folder, tmp_path):
+    torch.manual_seed(99), np.random.seed(5), torch.rand(7)
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "b", "--epochs", 2, *SMALL)
+    assert result.exit_code == 0
+    assert_same_run(trained[0], tmp_path / "b")
+    other = invoke("train", "--data", faces_folder, "--out", tmp_path / "c", "--epochs", 1, "--seed", 1, *SMALL)
+    assert other.exit_code == 0
+    first = [load(d / "last.pt")["log"][0]["train_loss_emo"] for d in (tmp_path / "b", tmp_path / "c")]
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("method,form", [("stl", "auto"), ("mtl", "auto"), ("mal", "auto"), ("mal2", "auto"),
+                                         ("am", "lab"), ("mml", "lab")])  # fmt: skip
+def test_every_method_trains(faces_folder, tmp_path, method, form):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", method,
+                    "--form", form, "--rho", 0.25, "--rho-am", 0.5, "--schedule", "onecycle",
+                    "--hypergrad", "jvp", *SMALL)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    row = load(tmp_path / "r/last.pt")["log"][0]
+    weights = {"stl": (0, 0), "mtl": (0.25, 0), "am": (0.25, 0.5)}
+    if method in weights:
+        assert (row["w_au"], row["w_am"]) == weights[method]
+    else:
+        assert 0 < row["w_au"] < 1 and row["w_au"] != 0.5
+    test = json.loads((tmp_path / "r/test.json").read_text())
+    assert test["form"] == ("lab" if form == "lab" else "wild")
+    assert (test["best"]["au_f1_macro"] is None) == (method == "stl")
+
+
+def test_it_overfits_a_handful_of_faces(faces_folder):
+    faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
+    few = np.flatnonzero(faces.split == mmlfer.TRAIN)[:8]
+    few = faces.select(np.concatenate([few, np.flatnonzero(faces.split == mmlfer.VAL)]))
+    cfg = mmlfer.Config(size=32, batch_size=8, weights="none", lr_backbone=0.01, lr_meta=0.1,
+                        stats="lab", hypergrad="jvp", device="cpu")  # fmt: skip
+    run, batches = mmlfer.Run(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
+    losses = []
+    for epoch in range(60):
+        index, flip, val_index, val_flip = batches.epoch(epoch)[0]
+        val = batches.take(val_index, val_flip)
+        losses.append(mmlfer.train_step(run, batches.take(index, flip), val)[0].item())
+    assert losses[0] > 2 and losses[-1] < 0.2
+    numbers = mmlfer.evaluate(run.net, few.select(few.split == mmlfer.TRAIN), "mml")
+    assert numbers["accuracy"] >= 0.875
+
+
+def start(*args):
+    command = [sys.executable, "-u", str(ROOT / "mmlfer.py"), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def stop_after(program, words, number):
+    """Signal a program once it has printed a line with these words."""
+    for line in program.stdout:
+        if words in line:
+            program.send_signal(number)
+            break
+    rest, errors = program.communicate(timeout=120)
+    return program.returncode, errors
+
+
+def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
+    options = ("--data", faces_folder, "--epochs", 8, "--schedule", "onecycle", *SMALL)
+    assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
+    again = ("train", "--out", tmp_path / "cut", "--resume")
+    code, errors = stop_after(start(*again, *options), "epoch 1:", signal.SIGINT)
+    assert code == 130 and f"mmlfer train --out {tmp_path}/cut --resume" in errors
+    code, errors = stop_after(start(*again), "epoch 2:", signal.SIGTERM)
+    assert code == 143 and "Traceback" not in errors
+    kills, dice = 0, random.Random(0)
+    for _ in range(3):
+        program = start(*again)
+        for line in program.stdout:  # it has read everything and trains
+            if "going on" in line:
+                time.sleep(dice.uniform(0, 3))
+                program.kill()
+        kills += program.wait() == -signal.SIGKILL
+        state = load(tmp_path / "cut/last.pt")  # whole at any moment
+        assert state["epoch"] >= 2
+    assert kills > 0
+    finished = run_program(*again)
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert "complete, nothing to do" in run_program(*again).stdout
+
+
+def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
+    options = ("--data", faces_folder, "--epochs", 2, "--method", "mtl", *SMALL)
+    assert invoke("train", "--out", tmp_path / "whole", *options).exit_code == 0
+    step, taken = mmlfer.train_step, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(mmlfer, "train_step", interrupted)
+    result = invoke("train", "--out", tmp_path / "cut", *options)
+    assert result.exit_code == 143 and load(tmp_path / "cut/last.pt")["step"] == 3
+    assert "--resume" in result.stderr
+    assert invoke("train", "--out", tmp_path / "cut", "--resume").exit_code == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_it_does_not_write_over_a_run(trained, faces_folder, tmp_path):
+    out, _ = trained
+    before = (out / "last.pt").read_bytes()
+    result = invoke("train", "--data", faces_folder, "--out", out, *SMALL)
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {out}: holds a run; --resume goes on with it, --overwrite replaces it\n"
+    result = invoke("train", "--out", out, "--resume", "--lr-heads", 0.5)
+    assert result.stderr == (f"Error: {out}: its run has --lr-heads 0.01, not 0.5; "
+                             "a resumed run keeps its options\n")  # fmt: skip
+    assert "complete, nothing to do" in invoke("train", "--out", out, "--resume").stdout
+    assert (out / "last.pt").read_bytes() == before
+
+
+def test_overwrite_replaces_a_run(faces_folder, tmp_path):
+    options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, *SMALL)
+    assert invoke("train", "--method", "mtl", *options).exit_code == 0
+    assert invoke("train", "--method", "stl", "--overwrite", *options).exit_code == 0
+    assert json.loads((tmp_path / "r/test.json").read_text())["method"] == "stl"
+
+
+@pytest.mark.parametrize("column,name", [(0, "L^emo"), (6, "gradient of theta"), (7, "gradient of psi")])
+def test_what_is_not_finite_stops_before_the_checkpoint(faces_folder, tmp_path, monkeypatch, column, name):
+    step, taken = mmlfer.train_step, []
+
+    def broken(run, *batches):
+        record = step(run, *batches)
+        taken.append(1)
+        if len(taken) == run.steps + 2:
+            record[column] = float("nan")
+        return record
+
+    monkeypatch.setattr(mmlfer, "train_step", broken)
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 2, "--method", "mtl", *SMALL)
+    assert result.exit_code == 1 and f"epoch 2, step 2: {name} is not finite" in result.stderr
+    state = load(tmp_path / "r/last.pt")
+    assert state["epoch"] == 1 and all(torch.isfinite(v).all() for v in state["net"].values())
+
+
+def test_a_diverging_run_says_so(faces_folder, tmp_path):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 3, "--lr-backbone", 1e12,
+                    "--method", "mtl", *SMALL)  # fmt: skip
+    assert result.exit_code == 1 and "is not finite" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option,value", [
+    ("--size", "16"), ("--lr-heads", "-1"), ("--epochs", "0"), ("--batch-size", "1"), ("--momentum", "1"),
+    ("--method", "magic"), ("--seed", "x"), ("--rho", "-0.1"), ("--nonsense", "1"),
+])  # fmt: skip
+def test_wrong_options_exit_2(faces_folder, tmp_path, option, value):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", option, value)
+    assert result.exit_code == 2 and option in result.stderr and not (tmp_path / "r").exists()
+
+
+def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
+    assert invoke("train", "--out", tmp_path / "r").exit_code == 2
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--size", 32, "--batch-size", 4,
+                    "--device", "abacus")  # fmt: skip
+    assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
+
+
+def test_output_folder_that_cannot_be(faces_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "file/run", *SMALL)
+    assert result.exit_code == 1 and str(tmp_path / "file") in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    out = tmp_path / "r"
+    result = run_program("train", "--data", faces_folder, "--out", out, "--epochs", 1, "--method", "stl", *SMALL,
+                         preexec_fn=limit)  # fmt: skip
+    assert result.returncode == 1
+    assert "best.pt: cannot be written (File too large)" in result.stderr
+    assert [p.name for p in out.iterdir()] == ["config.yaml"]
+
+
+# ---------------------------------------------------------------- checkpoints and weights from anywhere
+
+
+class Trap:
+    def __reduce__(self):
+        return (sys.modules["os"].mkdir, ("trapped",))
+
+
+def write_trap(path):
+    torch.save({"format": mmlfer.FORMAT, "net": Trap()}, path)
+
+
+STRANGE = {
+    "text": lambda path: path.write_text("hello"),
+    "empty": lambda path: path.write_bytes(b""),
+    "code": write_trap,
+    "foreign": lambda path: torch.save({"weights": torch.zeros(3)}, path),
+    "tensor": lambda path: torch.save(torch.zeros(3), path),
+    "folder": lambda path: path.mkdir(),
+    "missing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_strange_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "strange.pt"
+    STRANGE[kind](path)
+    for args in (("eval",), ("predict", tmp_path), ("gradcam", "--out", "g.png", path)):
+        result = invoke(*args, "--ckpt", path)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
+        assert result.stderr.startswith(f"Error: {path}: ")
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
+    whole = (trained[0] / "best.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    result = invoke("eval", "--ckpt", tmp_path / "cut.pt")
+    assert result.exit_code == 1 and "not a checkpoint that can be read safely" in result.stderr
+    state = load(trained[0] / "best.pt")
+    torch.save({**state, "aus": [1, 2]}, tmp_path / "aus.pt")
+    result = invoke("eval", "--ckpt", tmp_path / "aus.pt")
+    assert "made for other expressions or AUs" in result.stderr
+    torch.save({**state, "net": {**state["net"], "fe.weight": torch.zeros(7, 512)}}, tmp_path / "fe.pt")
+    result = invoke("eval", "--ckpt", tmp_path / "fe.pt")
+    assert result.exit_code == 1 and "fe.weight" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "backbone"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "encoder."])
+def test_backbone_weights_in_all_their_wrappings(tmp_path, wrapper, prefix):
+    from torchvision.models import resnet34
+
+    torch.manual_seed(4)
+    source = resnet34().state_dict()
+    if wrapper == "model":
+        source = {k: v for k, v in source.items() if not k.startswith("fc.")}
+    content = {prefix + k: v for k, v in source.items()}
+    torch.save({wrapper: content, "epoch": 3} if wrapper else content, tmp_path / "w.pth")
+    net, origin = mmlfer.start_base_net(str(tmp_path / "w.pth"))
+    assert torch.equal(net.backbone.layer3[0].conv1.weight, source["layer3.0.conv1.weight"])
+    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
+    assert net.mean.flatten().tolist() == [0.5] * 3
+
+
+def test_backbone_weights_that_do_not_fit_are_listed(tmp_path):
+    from torchvision.models import resnet34
+
+    state = resnet34().state_dict()
+    state["bn1.weight"] = torch.zeros(3)
+    del state["layer1.0.conv1.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.start_base_net(str(tmp_path / "w.pth"))
+    assert str(error.value) == (f"{tmp_path}/w.pth: not a whole ResNet-34, 2 tensors: "
+                                "layer1.0.conv1.weight missing; bn1.weight (3,), not (64,)")  # fmt: skip
+
+
+def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
+    from torchvision.models import ResNet34_Weights
+
+    def offline(self, *args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", offline)
+    with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
+        mmlfer.start_base_net("imagenet")
+
+
+def test_imagenet_weights_bring_their_normalisation(monkeypatch):
+    from torchvision.models import ResNet34_Weights, resnet34
+
+    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", lambda *a, **k: resnet34().state_dict())
+    net, _ = mmlfer.start_base_net("imagenet")
+    assert torch.allclose(net.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+    assert torch.allclose(net.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
+def test_memory_stays_flat_over_many_steps(hypergrad):
+    cfg = mmlfer.Config(size=32, batch_size=4, weights="none", hypergrad=hypergrad, device="cpu")
+    run = mmlfer.Run(cfg, 1)
+    small = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
+                                torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())  # fmt: skip
+    run.net.backbone = small
+    run.opt.param_groups[0]["params"] = list(small.parameters())
+    batch, val = (random_batch(4, seed=s, dtype=torch.float32) for s in (0, 1))
+    sizes = []
+    for step in range(300):
+        mmlfer.train_step(run, batch, val)
+        if step in (100, 299):
+            sizes.append(resident_mb())
+    assert sizes[1] - sizes[0] < 8, sizes
+
+
+def test_bench_prints_one_object():
+    result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    rows = json.loads(result.stdout)
+    assert list(rows) == ["forward", "plain", "create_graph", "jvp"]
+    for row in rows.values():
+        assert list(row) == ["seconds", "per_forward", "per_plain", "images_per_second", "peak_mb"]
+        assert all(v > 0 for v in row.values())
+    assert rows["forward"]["per_forward"] == rows["plain"]["per_plain"] == 1
