@@ -234,12 +234,12 @@ def loss_val(net, theta_star, val):
     return loss_emo(outputs[1], y_emo).mean()
 
 
-def hypergradient_jvp(net, losses, omega, val, alpha, psi, losses_at):
+def hypergradient_jvp(net, losses, omega, val, alpha, psi, losses_along):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
-    v = grad_theta* L^val: the derivative of L_i along alpha v, and one forward-mode pass of
-    losses_at (theta -> losses (B, 3) on the training batch) gives them all.
+    v = grad_theta* L^val: the derivative of L_i along alpha v. losses_along, {parameter name:
+    direction} -> (B, 3), gives all of them by one forward-mode pass.
     """
     theta = {n: p.detach() for n, p in net.named_parameters()}
     l_mtl = (omega * losses).sum(1).mean()
@@ -249,8 +249,89 @@ def hypergradient_jvp(net, losses, omega, val, alpha, psi, losses_at):
     theta_star = dict(zip(theta, grad))
     v = torch.autograd.grad(loss_val(net, theta_star, val), grad, materialize_grads=True)
     tangent = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
-    _, d_losses = torch.func.jvp(losses_at, (theta,), (tangent,))
+    del grad, theta_star, v
+    d_losses = losses_along(tangent)
     return torch.autograd.grad(omega, psi, -d_losses / len(losses), retain_graph=True)
+
+
+def record(net, x):
+    """net(x), and (layer, its input, its output) of every layer with a rule in TANGENTS."""
+    tape = []
+
+    def keep(layer, inputs, y):
+        tape.append((layer, inputs[0].detach(), y.detach()))
+
+    hooks = [layer.register_forward_hook(keep) for layer in net.modules()
+             if type(layer).__name__ in TANGENTS]
+    try:
+        return net(x), tape
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def tangent_conv(layer, x, y, dx, d):
+    """d (W * x) = dW * x + W * dx; dx is None where the input does not depend on theta."""
+    out = layer._conv_forward(x, d["weight"], None)
+    return out if dx is None else out.add_(layer._conv_forward(dx, layer.weight, None))
+
+
+def tangent_batch_norm(layer, x, y, dx, d):
+    """Of gamma (x - mean) / sd + beta with batch statistics: the same with d gamma and d beta,
+    and its Jacobian in x, which is symmetric, so that the backward kernel applies it to dx."""
+    along, mean, inverse_sd = torch.native_batch_norm(
+        x, d["weight"], d["bias"], None, None, True, 0, layer.eps)
+    return along.add_(torch.ops.aten.native_batch_norm_backward(
+        dx, x, layer.weight, None, None, mean, inverse_sd, True, layer.eps,
+        [True, False, False])[0])
+
+
+def tangent_relu(layer, x, y, dx, d):
+    return torch.ops.aten.threshold_backward(dx, y, 0)
+
+
+def tangent_max_pool(layer, x, y, dx, d):
+    pool = torch.nn.functional.max_pool2d_with_indices
+    _, where = pool(x, layer.kernel_size, layer.stride, layer.padding)
+    return dx.flatten(2).gather(2, where.flatten(2)).view_as(y)
+
+
+def tangent_linear(layer, x, y, dx, d):
+    linear = torch.nn.functional.linear
+    return linear(x, d["weight"], d["bias"]) + linear(dx, layer.weight)
+
+
+TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
+            "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
+
+
+def tangent_pass(net, tape, tangent):
+    """The derivative of z_emo (B, K) and z_au (B, J) as theta moves along a tangent, at a
+    recorded forward pass.
+
+    Between the layers on the tape the net only adds and averages, which is linear: run on
+    derivatives, with each layer replaced by its rule, it is its own forward-mode pass.
+    """
+    tape = iter(tape)
+
+    def rule_of(name):
+        def rule(dx):
+            layer, x, y = next(tape)
+            d = {n: tangent[f"{name}.{n}"] for n, _ in layer.named_parameters(recurse=False)}
+            return TANGENTS[type(layer).__name__](layer, x, y, dx, d)
+
+        return rule
+
+    replaced = {n: m for n, m in net.named_modules() if type(m).__name__ in TANGENTS}
+    try:
+        for name, layer in replaced.items():
+            layer.forward = rule_of(name)
+        with torch.no_grad():
+            df = net.backbone(None)
+            return net.fe(df), net.au(df)
+    finally:
+        for layer in replaced.values():
+            del layer.forward
 
 
 def learning_rates(net, optimizer):
@@ -259,21 +340,23 @@ def learning_rates(net, optimizer):
     return {name: rate[id(p)] for name, p in net.named_parameters()}
 
 
-def meta_test(run, batch, losses, omega, val):
+def meta_test(run, batch, outputs, tape, losses, omega, val):
     """psi's gradient in the form that --hypergrad names; auto compares both at its first step."""
-    x, y_emo, y_au = batch
+    _, y_emo, y_au = batch
     args = (run.net, losses, omega, val[:2], learning_rates(run.net, run.opt),
             list(run.meta.parameters()))
 
-    def losses_at(theta):
-        outputs = torch.func.functional_call(run.net, (theta, spare_buffers(run.net)), (x,))
-        return all_losses(outputs, y_emo, y_au, run.table, run.form)
+    def losses_along(tangent):
+        z = tuple(z.detach() for z in outputs[1:])
+        return torch.func.jvp(
+            lambda *z: all_losses((None, *z), y_emo, y_au, run.table, run.form), z,
+            tangent_pass(run.net, tape, tangent))[1]
 
     if run.hypergrad == "jvp":
-        return hypergradient_jvp(*args, losses_at)
+        return hypergradient_jvp(*args, losses_along)
     if run.hypergrad == "create_graph":
         return hypergradient(*args)
-    tangent = hypergradient_jvp(*args, losses_at)  # first, for it leaves the graph whole
+    tangent = hypergradient_jvp(*args, losses_along)  # first, for it leaves the graph whole
     definition = hypergradient(*args)
     a, b = (torch.cat([g.flatten() for g in form]) for form in (definition, tangent))
     difference = float((a - b).norm() / a.norm())
@@ -292,12 +375,12 @@ def train_step(run, batch, val):
     [L^emo, L^AU, L^AM, w^emo, w^AU, w^AM, |grad theta|, |grad psi|].
     """
     x, y_emo, y_au = batch
-    outputs = run.net(x)
+    outputs, tape = record(run.net, x) if run.meta else (run.net(x), None)
     losses = all_losses(outputs, y_emo, y_au, run.table, run.form)
     omega = loss_weights(run.meta, outputs[0], run.cfg)
     norm_psi = losses.new_zeros(())
     if run.meta:
-        grad_psi = meta_test(run, batch, losses, omega, val)
+        grad_psi = meta_test(run, batch, outputs, tape, losses, omega, val)
         for p, g in zip(run.meta.parameters(), grad_psi):
             p.grad = g
         norm_psi = torch.nn.utils.get_total_norm(grad_psi)
