@@ -1471,12 +1471,16 @@ def clear_folder(out):
 
 def saved_config(out, given):
     """The options of the run in a folder; given ones that differ are refused."""
-    saved = read_checkpoint(out / "last.pt")["config"]
+    try:
+        saved = yaml.safe_load((out / "config.yaml").read_text())
+        cfg = Config(**{field.name: saved[field.name] for field in dataclasses.fields(Config)})
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        raise InputError(f"{out}/config.yaml: not the options of a run ({error})") from None
     for name, value in given.items():
         if value != saved[name]:
             raise InputError(f"{out}: its run has --{name.replace('_', '-')} {saved[name]}, not "
                              f"{value}; a resumed run keeps its options")
-    return Config(**saved)
+    return cfg
 
 
 def fit(cfg, out, resume=False, overwrite=False, skip_bad=False):
@@ -1507,7 +1511,7 @@ def fit(cfg, out, resume=False, overwrite=False, skip_bad=False):
     return result
 
 
-# ---------------------------------------------------------------- RAF-CE from its sources (Sec. 3.1)
+# ---------------------------------------------------------------- RAF-CE from its sources
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -1605,7 +1609,7 @@ def au_sums(p):
 
 
 def table_1(p, n, there):
-    """Table 1 in Markdown: p (K, J) of n images each, and the statistics to compare with, starred."""
+    """Table 1 in Markdown: p (K, J) of n images each, and, starred, what to compare with."""
     rows = [(f"{e} ({c})", row) for e, c, row in zip(EMOTIONS, n, p)]
     if there is not None:
         starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, there)]
@@ -2078,6 +2082,7 @@ def synth(out, n, stats, labels, size, seed):
     click.echo(describe(load_labels(out), out))
 
 
+DEMO_FACES = 1400
 DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 3}
 
 
@@ -2088,7 +2093,7 @@ def demo(out, device):
     """Draw stand-in faces, train on them with mml and evaluate: minutes on a laptop."""
     started, data = time.perf_counter(), out / "faces"
     check_folder(out, False, False)
-    synthesize(data, 1400, DEMO["stats"], None, DEMO["size"], 0)
+    synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
     fit(Config(data=str(data.resolve()), device=device, **DEMO), out)
     numbers = evaluate_checkpoint(out / "best.pt", data, "test", device)
     click.echo("\n" + report(numbers))

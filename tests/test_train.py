@@ -146,7 +146,7 @@ def stop_after(program, words, number):
 
 
 def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
-    options = ("--data", faces_folder, "--epochs", 8, "--schedule", "onecycle", *SMALL)
+    options = ("--data", faces_folder, "--epochs", 6, "--schedule", "onecycle", *SMALL)
     assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
     again = ("train", "--out", tmp_path / "cut", "--resume")
     code, errors = stop_after(start(*again, *options), "epoch 1:", signal.SIGINT)
