@@ -28,6 +28,7 @@ import multiprocessing
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -83,7 +84,6 @@ RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 2
 RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
 RAFCE_SPLITS = {"train": 2709, "test": 909, "val": 931}
 OBSERVED, PROTOTYPICAL = 0.2, 0.7  # Sec. 3.2: p(AU | expression) of observed, prototypical AUs
-LOSSES = ("emo", "au", "am")
 METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta": the meta net's
     "stl": (1.0, 0.0, 0.0),
     "mtl": (1.0, "rho", 0.0),  # Eq. 3
@@ -102,8 +102,15 @@ def setting(default, kind, help_):
     return dataclasses.field(default=default, metadata={"type": kind, "help": help_})
 
 
-COUNT, RATE = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
-SHARE, SIZE = click.FloatRange(min=0), click.IntRange(32, 512)
+class FiniteRange(click.FloatRange):
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
+
+
+COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
+RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
+FOLDER = click.Path(path_type=Path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +133,14 @@ class Config:
     schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Of alpha.")
     rho: float = setting(0.1, SHARE, "Weight of L^AU in mtl and am (rho_1).")
     rho_am: float = setting(0.1, SHARE, "Weight of L^AM in am (rho_2).")
-    momentum: float = setting(0.9, click.FloatRange(0, 1, max_open=True), "Of theta's SGD.")
+    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD.")
     weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD.")
     hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "Form of psi's gradient: the definition, the faster tangent form, or "
                              "jvp if both agree at the first step.")
-    seed: int = setting(0, click.IntRange(0, 2**31 - 1), "Of everything random.")
+    seed: int = setting(0, SEED, "Of everything random.")
     device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
+    skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -452,7 +460,7 @@ def torch_load(path):
 
 def unwrap_state_dict(content, path):
     """The bare ResNet-34 tensors of a file: wrappers, prefixes and the last layer taken off."""
-    for key in ("state_dict", "model", "backbone"):
+    for key in ("state_dict", "model", "backbone", "net"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
@@ -469,9 +477,11 @@ def load_backbone(net, path):
     wrong = [f"{k} missing" for k in wanted if k not in given]
     wrong += [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}"
               for k in wanted if k in given and given[k].shape != own[k].shape]
+    wrong += [f"{k} not finite" for k in wanted
+              if not wrong and not (given[k].is_sparse or given[k].isfinite().all())]
     if wrong:
         raise InputError(f"{path}: not a whole ResNet-34, {len(wrong)} tensors: {'; '.join(wrong)}")
-    net.backbone.load_state_dict({k: given[k] for k in wanted}, strict=False)
+    net.backbone.load_state_dict({k: given[k].to_dense() for k in wanted}, strict=False)
     left = len(given) - len(wanted)
     return f"took {len(wanted)} tensors from {path}" + (f", left {left} others" if left else "")
 
@@ -504,9 +514,12 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        if torch.device(name).type in ("cpu", "cuda"):
+            return torch.zeros((), device=name).device
+        error = "only cpu and cuda are supported"
+    except (RuntimeError, AssertionError) as exception:
+        error = str(exception).splitlines()[0][:120]
+    raise InputError(f"--device {name}: {error}")
 
 
 # ---------------------------------------------------------------- data (Sec. 3.1)
@@ -562,9 +575,11 @@ def read_labels(path, parse, fields=1):
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; take the published one") from None
+        text = "\0"
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
+    if "\0" in text:
+        raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
         parts = line.split()
@@ -573,7 +588,8 @@ def read_labels(path, parse, fields=1):
         where = f"{path}:{number}"
         if len(parts) != fields + 1:
             raise InputError(f"{where}: expected an image name and {fields} "
-                             f"value{'s' * (fields > 1)}, got {len(parts)} fields; mend this row")
+                             f"value{'s' * (fields > 1)}, got {len(parts)} "
+                             f"field{'s' * (len(parts) > 1)}; mend this row")
         try:
             value = parse(*parts[1:])
         except ValueError as error:
@@ -615,6 +631,11 @@ def load_labels(folder):
                  np.array([split[n][1] for n in names]), y_au)
 
 
+def stem(name):
+    """What an image is called in every list: 0001 of 0001.jpg and 0001_aligned.png."""
+    return Path(name).stem.removesuffix("_aligned")
+
+
 def image_index(folder):
     """{stem: path} of the images in the places where people's copies of RAF-AU have them."""
     index = {}
@@ -622,7 +643,7 @@ def image_index(folder):
         for place in (base / "aligned" / "aligned", base / "aligned", base):
             for path in sorted(place.iterdir()) if place.is_dir() else ():
                 if path.suffix.lower() in IMAGES:
-                    index.setdefault(path.stem.removesuffix("_aligned"), path)
+                    index.setdefault(stem(path), path)
     return index
 
 
@@ -649,21 +670,23 @@ def try_read(path, size):
 
 def decode(paths, size, desc="decoding"):
     """Yield each path's (S, S, 3) array or the reason why not, in order, decoded on all cores."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda path: try_read(path, size), paths)
-        yield from tqdm(results, desc, len(paths), unit=" faces", disable=None, leave=False)
+    bar = tqdm(total=len(paths), desc=desc, unit=" faces", disable=None, leave=False)
+    with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), 256):  # no more than these lie in memory
+            for image in pool.map(lambda path: try_read(path, size), paths[start : start + 256]):
+                bar.update()
+                yield image
 
 
 def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     index = image_index(Path(folder))
-    stems = [Path(name).stem.removesuffix("_aligned") for name in faces.names]
-    missing = [name for name, stem in zip(faces.names, stems) if stem not in index]
-    bad = [f"{name} is nowhere below {folder}" for name in missing]
-    found = np.array([stem in index for stem in stems])
+    stems = [stem(name) for name in faces.names]
+    found = np.array([key in index for key in stems])
+    bad = [f"{name} is nowhere below {folder}" for name, f in zip(faces.names, found) if not f]
     images = np.empty((int(found.sum()), 3, size, size), np.uint8)
     good = np.zeros(len(images), bool)
-    for i, image in enumerate(decode([index[s] for s in stems if s in index], size)):
+    for i, image in enumerate(decode([index[key] for key in stems if key in index], size)):
         if isinstance(image, str):
             bad.append(image)
         else:
@@ -736,16 +759,17 @@ def write_labels(folder, names, *columns):
 def write_whole(path, content):
     """Write a file under a temporary name and rename it: there is never half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    part = path.parent / f".{path.name}.part"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another folder, what was there is whole") from None
 
@@ -761,7 +785,7 @@ def load_stats(name):
     path = HERE / "stats" / f"{name}.yaml" if name in ("wild", "lab") else Path(name)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # yaml raises many kinds for odd tags and nesting
         why = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: cannot be read as YAML ({why}); --stats takes wild, lab or a "
                          "file of `mmlfer stats --out`") from None
@@ -774,12 +798,14 @@ def load_stats(name):
                                         f"no row for {missing}") + "; see stats/wild.yaml")
     table = np.zeros((len(EMOTIONS), len(AUS)))
     for k, emotion in enumerate(EMOTIONS):
-        row = content[emotion]
-        for au, p in row.items() if isinstance(row, dict) else ():
-            if au not in AU_NAMES and au != 11:
-                raise InputError(f"{path}: {emotion}: unknown AU {au!r}; the AUs are {AUS}")
-            if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
-                raise InputError(f"{path}: {emotion}: AU {au}: expected a fraction 0..1, got {p!r}")
+        if not isinstance(content[emotion], dict):
+            raise InputError(f"{path}: {emotion}: expected AUs with fractions, like {{12: 0.58}}")
+        for au, p in content[emotion].items():
+            if type(au) is not int or au not in (*AUS, 11):
+                raise InputError(f"{path}: {emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
+            if type(p) not in (int, float) or not 0 <= p <= 1:
+                raise InputError(f"{path}: {emotion}: AU {au}: expected a fraction 0..1, got "
+                                 f"{str(p)[:20]!r}")
             if au != 11 and p >= OBSERVED:
                 table[k, AUS.index(au)] = p
         if not table[k].any():
@@ -1103,7 +1129,7 @@ def synthesize(out, n, stats, labels, size, seed):
     else:
         names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
     (out / "aligned").mkdir(parents=True, exist_ok=True)
-    jobs = [(str(out / "aligned" / f"{Path(name).stem}_aligned.jpg"), row, size, [seed, 2, i])
+    jobs = [(str(out / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
             for i, (name, row) in enumerate(zip(names, aus))]
     with concurrent.futures.ProcessPoolExecutor(
         min(os.cpu_count(), 1 + len(jobs) // 200), multiprocessing.get_context("spawn")
@@ -1136,17 +1162,22 @@ def mean_defined(values):
     return float(np.mean(defined)) if defined else None
 
 
+def expression_f1(confusion):
+    """F1 of each expression, None of those without an image."""
+    n, called = confusion.sum(1), confusion.sum(0)
+    return [2 * r / (a + b) if a else None for r, a, b in zip(confusion.diagonal(), n, called)]
+
+
 def expression_metrics(confusion):
     """Acc., Diag. (mean of the diagonal's rates) and macro F1 of a (K, K) confusion matrix.
 
     Expressions without an image are left out of both means; their rate is None.
     """
-    right, n, called = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    right, n = confusion.diagonal(), confusion.sum(1)
     rates = [ratio(*pair) for pair in zip(right, n)]
-    f1 = [2 * r / (a + b) if a else None for r, a, b in zip(right, n, called)]
     return {"n": int(n.sum()), "accuracy": ratio(right.sum(), n.sum()), "diag": mean_defined(rates),
-            "macro_f1": mean_defined(f1), "per_class": dict(zip(EMOTIONS, rates)),
-            "confusion": confusion.tolist()}
+            "macro_f1": mean_defined(expression_f1(confusion)),
+            "per_class": dict(zip(EMOTIONS, rates)), "confusion": confusion.tolist()}
 
 
 def au_metrics(y_au, active):
@@ -1192,9 +1223,10 @@ def percent(value):
 def report(numbers):
     """The numbers as text: Table 2's row on end, AU F1, the confusion matrix."""
     confusion = np.array(numbers["confusion"])
-    lines = [f"{'expression':24}{'images':>7}{'right %':>9}"]
-    for (name, rate), n in zip(numbers["per_class"].items(), confusion.sum(1)):
-        lines.append(f"{name:24}{n:7}{percent(rate):>9}")
+    lines = [f"{'expression':24}{'images':>7}{'right %':>9}{'F1 %':>9}"]
+    rows = zip(numbers["per_class"].items(), confusion.sum(1), expression_f1(confusion))
+    for (name, rate), n, f1 in rows:
+        lines.append(f"{name:24}{n:7}{percent(rate):>9}{percent(f1):>9}")
     for name, key in (("Acc.", "accuracy"), ("Diag.", "diag"), ("macro F1", "macro_f1")):
         lines.append(f"{name:24}{numbers['n']:7}{percent(numbers[key]):>9}")
     lines.append("\nAU F1 % (AUs neither present nor predicted are left out)")
@@ -1213,14 +1245,14 @@ def report(numbers):
 class Run:
     """What training moves: the nets, their optimisers, the schedule, and where it stands."""
 
-    def __init__(self, cfg, steps):
+    def __init__(self, cfg, steps, weights=None):
         self.cfg, self.steps = cfg, steps  # steps of an epoch
         self.hypergrad = cfg.hypergrad
         self.device = pick_device(cfg.device)
         self.form = cfg.form if cfg.form != "auto" else "lab" if cfg.stats == "lab" else "wild"
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        self.net, self.origin = start_base_net(cfg.weights)
+        self.net, self.origin = start_base_net(weights or cfg.weights)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method)
         heads = [*self.net.fe.parameters(), *self.net.au.parameters()]
@@ -1249,8 +1281,12 @@ class Run:
                 "log": self.log, "hypergrad": self.hypergrad, "record": self.record.cpu()}
 
     def restore(self, state):
-        load_nets(state, self.net, self.meta)
-        for name, part in self.parts().items():
+        """Go on where a checkpoint stands."""
+        if "record" not in state or len(state["record"]) != self.steps:
+            raise InputError(f"the run's last.pt does not fit: {self.steps} steps an epoch now; "
+                             "its training images or the file have changed since")
+        nets = {"net": self.net, "meta": self.meta} if self.meta else {"net": self.net}
+        for name, part in {**nets, **self.parts()}.items():
             part.load_state_dict(state[name])
         for name in ("epoch", "step", "elapsed", "log", "hypergrad"):
             setattr(self, name, state[name])
@@ -1267,19 +1303,20 @@ def inference_state(run):
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
 
-def load_nets(state, net, meta):
-    net.load_state_dict(state["net"])
-    if meta:
-        meta.load_state_dict(state["meta"])
-
-
 def read_checkpoint(path):
     """A checkpoint of this program, checked, as a dict."""
     state = torch_load(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of mmlfer; give best.pt or last.pt of a run")
-    if state["emotions"] != list(EMOTIONS) or state["aus"] != list(AUS):
+    if state.get("emotions") != list(EMOTIONS) or state.get("aus") != list(AUS):
         raise InputError(f"{path}: made for other expressions or AUs than RAF-CE's 14 and 32")
+    try:
+        cfg = Config(**state["config"])
+        known = cfg.method in METHODS and cfg.size in range(32, 513) and Path(cfg.data)
+        if not known or not isinstance(state["net"], dict):
+            raise TypeError
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
     return state
 
 
@@ -1290,7 +1327,7 @@ def load_net(path, device="auto"):
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
-        raise InputError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+        raise InputError(f"{path}: {str(error).splitlines()[-1].strip()[:200]}") from None
     return net.to(pick_device(device)).eval(), state
 
 
@@ -1418,15 +1455,15 @@ def train_epochs(run, batches, faces, out):
                 run.step, run.elapsed = 0, 0.0
                 if numbers["accuracy"] > best:
                     save_checkpoint(inference_state(run), out / "best.pt")
-                save_checkpoint(run.state(), out / "last.pt")
                 write_rows(run.log, run.log[0], out / "log.csv")
+                save_checkpoint(run.state(), out / "last.pt")
                 click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, "
                            "L^AM {train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. "
                            "{val_acc:.4f}, Diag. {val_diag:.4f}, {seconds:.1f} s"
                            .format(**run.log[-1]))
             if interrupts.number:
                 click.echo(f"stopped; {out}/last.pt is written, go on with: "
-                           f"mmlfer train --out {out} --resume", err=True)
+                           f"mmlfer train --out {shlex.quote(str(out))} --resume", err=True)
                 sys.exit(128 + interrupts.number)
 
 
@@ -1436,10 +1473,6 @@ def versions():
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__), "numpy": np.__version__,
             "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
-
-
-def write_yaml(content, path):
-    write_whole(path, yaml.safe_dump(content, sort_keys=False, width=100).encode())
 
 
 def test_run(run, faces, out):
@@ -1456,52 +1489,50 @@ def test_run(run, faces, out):
     return result
 
 
-def check_folder(out, resume, overwrite):
+RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
+
+
+def check_folder(out, resume=False, overwrite=False,
+                 hint="--resume goes on with it, --overwrite replaces it"):
     """Refuse to write over another run; True if there is one to go on with."""
-    exists = (out / "last.pt").exists() or (out / "config.yaml").exists()
-    if exists and not resume and not overwrite:
-        raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
+    if not resume and not overwrite and any((out / name).exists() for name in RUN_FILES):
+        raise InputError(f"{out}: holds a run; {hint}")
     return resume and (out / "last.pt").exists()
 
 
-def clear_folder(out):
-    for name in ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml"):
-        (out / name).unlink(missing_ok=True)
-
-
 def saved_config(out, given):
-    """The options of the run in a folder; given ones that differ are refused."""
-    try:
-        saved = yaml.safe_load((out / "config.yaml").read_text())
-        cfg = Config(**{field.name: saved[field.name] for field in dataclasses.fields(Config)})
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise InputError(f"{out}/config.yaml: not the options of a run ({error})") from None
+    """The options of the run in a folder; given ones that differ are refused, but for where the
+    data lie and the device."""
+    saved = read_checkpoint(out / "last.pt")["config"]
     for name, value in given.items():
-        if value != saved[name]:
+        if value != saved[name] and name not in ("data", "device"):
             raise InputError(f"{out}: its run has --{name.replace('_', '-')} {saved[name]}, not "
                              f"{value}; a resumed run keeps its options")
-    return cfg
+    moved = {name: given[name] for name in ("data", "device") if name in given}
+    return Config(**{**saved, **moved})
 
 
-def fit(cfg, out, resume=False, overwrite=False, skip_bad=False):
-    """Train as cfg says into a folder, and test; returns what test.json holds."""
-    resumed = check_folder(out, resume, overwrite)
+def fit(cfg, out, resumed=False):
+    """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
     faces = load_labels(cfg.data)
     click.echo(describe(faces, cfg.data))
     check_trainable(faces, cfg.data, cfg.batch_size)
     load_stats(cfg.stats)
-    faces = load_images(faces, cfg.data, cfg.size, skip_bad)
+    device = pick_device(cfg.device)
+    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
     check_trainable(faces, cfg.data, cfg.batch_size)
-    batches = Batches(faces, cfg, pick_device(cfg.device))
-    run = Run(cfg, batches.steps)
+    batches = Batches(faces, cfg, device)
+    run = Run(cfg, batches.steps, "none" if resumed else None)
     if resumed:
         run.restore(read_checkpoint(out / "last.pt"))
         click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     else:
-        clear_folder(out)
         click.echo(f"backbone: {run.origin}")
-        write_yaml({**dataclasses.asdict(cfg), "steps_per_epoch": batches.steps, **versions()},
-                   out / "config.yaml")
+        for name in RUN_FILES:
+            (out / name).unlink(missing_ok=True)
+        config = {**dataclasses.asdict(cfg), "steps_per_epoch": batches.steps, **versions()}
+        text = yaml.safe_dump(config, sort_keys=False, width=100)
+        write_whole(out / "config.yaml", text.encode())
     train_epochs(run, batches, faces, out)
     result = test_run(run, faces, out)
     for name in ("best", "last"):
@@ -1540,15 +1571,15 @@ def parse_distribution(*texts):
     return p
 
 
-def first_file(name, *folders):
+def find_file(name, *folders):
     """The first of these folders' files of this name, or None."""
-    return next((f / name for f in map(Path, folders) if (f / name).is_file()), None)
+    return next((f / name for f in folders if (f / name).is_file()), None)
 
 
-def needed_file(name, *folders):
-    path = first_file(name, *folders)
+def needed_file(name, given, inner):
+    path = find_file(name, given / inner, given)
     if path is None:
-        raise InputError(f"{folders[0]}: no {name} there; give the folder as it is distributed")
+        raise InputError(f"{given}: no {name} there; give the folder as it is distributed")
     return path
 
 
@@ -1556,13 +1587,14 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
     """Make RAF-CE in `out`; returns what to say of it."""
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty; name a new folder")
-    ml = read_labels(needed_file("distribution.txt", raf_ml / "EmoLabel", raf_ml),
-                     parse_distribution, 6)
-    au_path = needed_file("RAFAU_label.txt", raf_au, raf_au / "RAF-AU")
+    ml = read_labels(needed_file("distribution.txt", raf_ml, "EmoLabel"), parse_distribution, 6)
+    au_path = needed_file("RAFAU_label.txt", raf_au, "RAF-AU")
     au = read_labels(au_path, str)
     shared = [name for name in au if name in ml]
     y_emo = {name: compound(ml[name][1]) for name in shared}
     names = [name for name in shared if y_emo[name] is not None]
+    if len({stem(name) for name in names}) < len(names):
+        raise InputError(f"{au_path}: two rows of one image under different endings; keep one")
     for name in names:
         try:
             parse_aus(au[name][1])
@@ -1570,7 +1602,7 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
             raise InputError(f"{au_path}:{au[name][0]}: {error}; mend this row") from None
     if not names:
         raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
-    official = first_file(LABEL_FILES[1], raf_ml, raf_au, raf_ml / "EmoLabel")
+    official = find_file(LABEL_FILES[1], raf_ml, raf_au, raf_ml / "EmoLabel")
     if official:
         rows = read_labels(official, parse_code(2))
         same_images({n: au[n] for n in names}, au_path, rows, official)
@@ -1578,11 +1610,11 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
     else:
         split = split_faces([y_emo[name] for name in names], seed)
     index = {**image_index(raf_ml / "Image"), **image_index(raf_ml), **image_index(raf_au)}
-    found = [(index[Path(n).stem], Path(n).stem) for n in names if Path(n).stem in index]
+    found = [(index[stem(n)], stem(n)) for n in names if stem(n) in index]
     write_labels(out, names, [y_emo[n] for n in names], split, [au[n][1] for n in names])
     (out / "aligned").mkdir()
-    for source, stem in found:
-        target = out / "aligned" / f"{stem}_aligned{source.suffix}"
+    for source, key in found:
+        target = out / "aligned" / f"{key}_aligned{source.suffix}"
         shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
     return (f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(shared)} in both\n"
             f"discarded {len(shared) - len(names)} whose two most probable emotions make none of "
@@ -1615,13 +1647,13 @@ def table_1(p, n, there):
         starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, there)]
         rows = [row for pair in zip(rows, starred) for row in pair]
     columns = [j for j in range(len(AUS)) if any(row[j] >= OBSERVED for _, row in rows)]
-    lines = ["| expression (images) | " + " | ".join(f"AU {AUS[j]}" for j in columns) + " |",
-             "|---|" + "--:|" * len(columns)]
-    for name, row in rows:
-        cells = ["" if not row[j] >= OBSERVED else f"**{100 * row[j]:.0f}**"
-                 if row[j] >= PROTOTYPICAL else f"{100 * row[j]:.0f}" for j in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    def cell(value):
+        if not value >= OBSERVED:
+            return ""
+        return f"**{100 * value:.0f}**" if value >= PROTOTYPICAL else f"{100 * value:.0f}"
+
+    return markdown(["expression (images)", *(f"AU {AUS[j]}" for j in columns)],
+                    [[name, *(cell(row[j]) for j in columns)] for name, row in rows])
 
 
 def observations(p, there):
@@ -1659,9 +1691,11 @@ def write_stats(p, n, source, path):
 
 # ---------------------------------------------------------------- Tables 2 and 3
 
-PAPER = {("stl", ""): (51.49, 28.12), ("mtl", ""): (53.25, 29.58), ("mal", ""): (52.37, 30.73),
-         ("am", "lab"): (54.12, 30.15), ("am", "wild"): (53.36, 28.02),
-         ("mml", "lab"): (55.01, 30.85), ("mml", "wild"): (55.23, 31.68)}  # fmt: skip
+PAPER = {  # Acc. / Diag. by method and statistics
+    ("stl", ""): (51.49, 28.12), ("mtl", ""): (53.25, 29.58), ("mal", ""): (52.37, 30.73),
+    ("am", "lab"): (54.12, 30.15), ("am", "wild"): (53.36, 28.02),
+    ("mml", "lab"): (55.01, 30.85), ("mml", "wild"): (55.23, 31.68),
+}  # fmt: skip
 COMPARED = ("stl", "mtl", "mal", "mal2", "am")  # each with mml, of the same form where it has one
 
 
@@ -1671,19 +1705,38 @@ def mcnemar(b, c):
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(b, c) + 1)) / 2**n)
 
 
+def read_run(path):
+    """A test.json, checked, and its (method, statistics if they matter)."""
+    try:
+        run = json.loads(path.read_text())
+        best = run["best"]
+        whole = (len(best["pred"]) == len(run["truth"]) == len(run["names"]) == best["n"]
+                 and set(best["per_class"]) == set(EMOTIONS) and len(best["confusion"]) == 14
+                 and best["accuracy"] + best["diag"] >= 0 and run["seed"] >= 0
+                 and isinstance(run["rafce"], bool))
+        if not whole:
+            raise ValueError("numbers that do not fit each other")
+        stats = Path(run["stats"]).name if METHODS[run["method"]][2] else ""
+        if stats and run["form"] != ("lab" if stats == "lab" else "wild"):
+            stats += f", {run['form']} form"
+        return run, (run["method"], stats)
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
+
+
 def read_runs(folder):
-    """{(method, form): {seed: test.json}} of the finished runs below a folder."""
-    runs = {}
+    """{(method, statistics): {seed: test.json}} of the finished runs below a folder."""
+    runs, first = {}, None
     for path in sorted(Path(folder).rglob("test.json")):
-        try:
-            run = json.loads(path.read_text())
-            key = run["method"], run["form"] if METHODS[run["method"]][2] else ""
-            seed = run["seed"]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a run's test.json ({error}); take it away") from None
-        other = runs.setdefault(key, {}).setdefault(seed, {**run, "path": str(path)})
-        if other["path"] != str(path):
-            raise InputError(f"{path}: {' '.join(key)} with seed {seed} is in {other['path']} too")
+        run, key = read_run(path)
+        first = first or (run, path)
+        if (run["names"], run["truth"]) != (first[0]["names"], first[0]["truth"]):
+            raise InputError(f"{path}: other test images than {first[1]}; one table takes one data "
+                             "set, name the folder of its runs alone")
+        if run["seed"] in runs.setdefault(key, {}):
+            raise InputError(f"{path}: {' '.join(key).strip()} with seed {run['seed']} stands "
+                             f"below {folder} twice; take one away")
+        runs[key][run["seed"]] = run
     if not runs:
         raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
     return {key: runs[key] for key in sorted(runs, key=lambda k: (list(METHODS).index(k[0]), k[1]))}
@@ -1732,8 +1785,6 @@ def compare(one, other):
     gains, tests = [], []
     for seed in sorted(set(one) & set(other)):
         a, b = one[seed], other[seed]
-        if a["names"] != b["names"]:
-            raise InputError(f"{a['path']} and {b['path']}: other test images, cannot be paired")
         right_a, right_b = (np.equal(r["best"]["pred"], r["truth"]) for r in (a, b))
         only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
         gains.append(a["best"]["accuracy"] - b["best"]["accuracy"])
@@ -1799,7 +1850,10 @@ def pyplot():
 
 def save_figure(plt, figure, path):
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+    try:
+        figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; name it like figure.png") from None
     plt.close(figure)
     write_whole(path, buffer.getvalue())
 
@@ -1889,8 +1943,8 @@ def known_truths(paths, data):
         faces = load_labels(data)
     except InputError:
         return [None] * len(paths)
-    places = {p.resolve(): stem for stem, p in image_index(Path(data)).items()}
-    labels = {Path(name).stem: k for name, k in zip(faces.names, faces.y_emo)}
+    places = {p.resolve(): key for key, p in image_index(Path(data)).items()}
+    labels = {stem(name): k for name, k in zip(faces.names, faces.y_emo)}
     truths = [labels.get(places.get(Path(path).resolve())) for path in paths]
     return [None if k is None else EMOTIONS[k] for k in truths]
 
@@ -1898,6 +1952,8 @@ def known_truths(paths, data):
 def plot_gradcam(ckpts, paths, out, device):
     """Fig. 4: a row an image; the face, then each checkpoint's attention, prediction and AUs."""
     plt = pyplot()
+    if len(paths) > 100:
+        raise InputError(f"{len(paths)} images are too many for one figure; give at most 100")
     figure, axes = plt.subplots(len(paths), 1 + len(ckpts), squeeze=False, layout="constrained",
                                 figsize=(2.9 * (1 + len(ckpts)), 3.3 * len(paths)))
     for axis in axes.flat:
@@ -1905,7 +1961,11 @@ def plot_gradcam(ckpts, paths, out, device):
     for column, ckpt in enumerate(ckpts, 1):
         net, state = load_net(ckpt, device)
         size, name = state["config"]["size"], f"{state['config']['method']} ({ckpt})"
-        images = np.stack([good_image(path, size) for path in paths])
+        images = list(decode(paths, size))
+        bad = [image for image in images if isinstance(image, str)]
+        if bad:
+            raise InputError(f"cannot be read as an image: {bad[0]}")
+        images = np.stack(images)
         x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(next(net.parameters()).device)
         maps, z_emo, z_au = (t.cpu() for t in gradcam(net, x))
         truths = known_truths(paths, state["config"]["data"])
@@ -1922,13 +1982,6 @@ def plot_gradcam(ckpts, paths, out, device):
             title = f"{EMOTIONS[int(p.argmax())]}, {100 * float(p.max()):.0f} %\nAUs: {seen}"
             axes[row, column].set_title((f"{name}\n" if row == 0 else "") + title, fontsize=8)
     save_figure(plt, figure, out)
-
-
-def good_image(path, size):
-    image = try_read(path, size)
-    if isinstance(image, str):
-        raise InputError(f"cannot be read as an image: {image}")
-    return image
 
 
 # ---------------------------------------------------------------- predictions on one's own faces
@@ -1966,7 +2019,7 @@ def predict_paths(ckpt, paths, top, device, batch=64):
             p_emo, p_au = next(p)
             best = np.argsort(-p_emo)[:top]
             yield path, {
-                "image": str(path),
+                "image": str(path).encode(errors="replace").decode(),
                 "expressions": [{"name": EMOTIONS[k], "p": float(p_emo[k])} for k in best],
                 "aus": [{"au": au, "name": AU_NAMES[au], "p": float(q)}
                         for au, q in zip(AUS, p_au) if q > 0.5] if trained_aus else None,
@@ -1982,9 +2035,12 @@ class Program(click.Group):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
         except (InputError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
+            click.echo("stopped", err=True)
             sys.exit(128 + signal.SIGINT)
 
     def list_commands(self, ctx):
@@ -1999,35 +2055,40 @@ def main():
 def config_options(command):
     """An option for each field of Config."""
     for field in reversed(dataclasses.fields(Config)):
+        kind = {"is_flag": True} if field.type is bool else {"type": field.metadata["type"]}
         command = click.option("--" + field.name.replace("_", "-"), default=field.default,
-                               **field.metadata)(command)
+                               help=field.metadata["help"], **kind)(command)
     return command
 
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+json_option = click.option("--json", "as_json", is_flag=True,
+                           help="Print JSON and nothing else on standard output.")
 skip_option = click.option("--skip-bad-images", "skip_bad", is_flag=True,
                            help="Go on without images that cannot be read.")
 
 
 @main.command()
 @config_options
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Folder of the run.  [default: runs/METHOD]")
+@click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
-              "was started; given options must be its own.")
+              "was started; given options must be its own, but for --data and --device.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@skip_option
 @click.pass_context
-def train(ctx, out, resume, overwrite, skip_bad, **options):
+def train(ctx, out, resume, overwrite, **options):
     """Train on a folder laid out like RAF-CE, and test.
 
     Writes OUT/config.yaml, log.csv (a row an epoch), last.pt, best.pt (by validation accuracy)
     and, at the end, test.json.
     """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
-    if options["data"]:
-        options["data"] = str(Path(options["data"]).resolve())
-    if resume and (out / "last.pt").exists():
+    for name in ("data", "stats", "weights"):  # paths hold wherever the run is resumed from
+        if options[name] and Path(options[name]).exists():
+            options[name] = str(Path(options[name]).resolve())
+    resumed = check_folder(out, resume, overwrite)
+    if resumed:
         explicit = click.core.ParameterSource.COMMANDLINE
         given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
         cfg = saved_config(out, given)
@@ -2038,44 +2099,45 @@ def train(ctx, out, resume, overwrite, skip_bad, **options):
         raise click.UsageError("Missing option '--data'.")
     else:
         cfg = Config(**options)
-    fit(cfg, out, resume, overwrite, skip_bad)
+    fit(cfg, out, resumed)
 
 
 @main.command("eval")
-@click.option("--ckpt", required=True, type=click.Path(path_type=Path), help="best.pt or last.pt.")
+@click.option("--ckpt", required=True, type=FOLDER, help="best.pt or last.pt.")
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE.  "
               "[default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @device_option
 @skip_option
 def eval_command(ckpt, data, split, as_json, device, skip_bad):
     """A checkpoint's row of Table 2: Acc., Diag., each expression, AU F1, confusion."""
-    numbers = evaluate_checkpoint(ckpt, data, split, device, skip_bad)
-    click.echo(json.dumps(numbers) if as_json else report(numbers))
+    numbers, faces, data = evaluate_checkpoint(ckpt, data, split, device, skip_bad)
+    click.echo(json.dumps(numbers) if as_json else f"{describe(faces, data)}\n\n{report(numbers)}")
 
 
 def evaluate_checkpoint(ckpt, data, split, device="auto", skip_bad=False):
+    """The numbers of a checkpoint on a split, all faces' labels, and the folder they are from."""
     net, state = load_net(ckpt, device)
     data = data or state["config"]["data"]
-    faces = load_labels(data)
-    faces = faces.select(faces.split == SPLITS[split])
-    if not faces.names:
-        raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
+    everything = load_labels(data)
+    faces = everything.select(everything.split == SPLITS[split])
     faces = load_images(faces, data, state["config"]["size"], skip_bad)
+    if not faces.names:
+        raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
     numbers = evaluate(net, faces, state["config"]["method"])
     del numbers["pred"]
-    return numbers
+    return numbers, everything, data
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=FOLDER)
 @click.option("--n", default=1400, type=COUNT, help="How many faces.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of everything random.")
+@click.option("--seed", default=0, type=SEED, help="Of everything random.")
 def synth(out, n, stats, labels, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
     synthesize(out, n, stats, labels, size, seed)
@@ -2083,21 +2145,20 @@ def synth(out, n, stats, labels, size, seed):
 
 
 DEMO_FACES = 1400
-DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 3}
+DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 4}
 
 
 @main.command()
-@click.option("--out", default="runs/demo", type=click.Path(path_type=Path), help="Folder.")
+@click.option("--out", default="runs/demo", type=FOLDER, help="Folder.")
 @device_option
 def demo(out, device):
     """Draw stand-in faces, train on them with mml and evaluate: minutes on a laptop."""
     started, data = time.perf_counter(), out / "faces"
-    check_folder(out, False, False)
+    check_folder(out, hint="give another --out, or `mmlfer train --resume --out` it")
     synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
     fit(Config(data=str(data.resolve()), device=device, **DEMO), out)
-    numbers = evaluate_checkpoint(out / "best.pt", data, "test", device)
+    numbers, faces, _ = evaluate_checkpoint(out / "best.pt", data, "test", device)
     click.echo("\n" + report(numbers))
-    faces = load_labels(data)
     test = faces.select(faces.split == TEST)
     commonest = max(counts(test.y_emo)) / len(test.y_emo)
     perfect = best_by_aus(test.y_au, test.y_emo, load_stats(DEMO["stats"]))
@@ -2110,14 +2171,11 @@ Pictures: {data}/aligned; numbers: {out}/log.csv, {out}/test.json; checkpoint: {
 With RAF-CE: mmlfer train --data ./rafce --weights weights/resnet34_casia.pth""")
 
 
-FOLDER = click.Path(path_type=Path)
-
-
 @main.command()
 @click.option("--raf-ml", required=True, type=FOLDER, help="RAF-ML (EmoLabel/distribution.txt).")
 @click.option("--raf-au", required=True, type=FOLDER, help="RAF-AU (RAFAU_label.txt, aligned/).")
 @click.option("--out", default="rafce", type=FOLDER, help="New folder.")
-@click.option("--seed", default=0, type=click.IntRange(min=0), help="Of a partition drawn here.")
+@click.option("--seed", default=0, type=SEED, help="Of a partition drawn here.")
 @click.option("--copy", is_flag=True, help="Copy the images; else they are linked.")
 def build(raf_ml, raf_au, out, seed, copy):
     """Make RAF-CE from RAF-ML and RAF-AU (Sec. 3.1).
@@ -2141,6 +2199,7 @@ def stats_command(data, split, out, against, plot):
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.names:
         raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
+    click.echo(describe(faces, data), err=True)
     p, n = au_frequencies(faces), counts(faces.y_emo)
     click.echo(table_1(p, n, there))
     click.echo("\n" + observations(p, there))
@@ -2166,12 +2225,15 @@ def plot(run):
     """Fig. 5 and the confusion matrix of a run: RUN/curves.png and RUN/confusion.png."""
     try:
         log = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
-        steps = yaml.safe_load((run / "config.yaml").read_text())["steps_per_epoch"]
+        config = yaml.safe_load((run / "config.yaml").read_text())
         numbers = json.loads((run / "test.json").read_text())["best"]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{run}: not a finished run of `train` ({error})") from None
-    plot_curves(log, steps, run / "curves.png")
-    plot_confusion(numbers, run / "confusion.png")
+        plot_curves(log, int(config["steps_per_epoch"]), run / "curves.png")
+        plot_confusion(numbers, run / "confusion.png")
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        if isinstance(error, InputError):
+            raise
+        why = " ".join(str(error).split())
+        raise InputError(f"{run}: not a finished run of `train` ({why})") from None
     click.echo(f"{run}/curves.png\n{run}/confusion.png")
 
 
@@ -2191,7 +2253,7 @@ def gradcam_command(ckpts, out, images, device):
 @click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
 @click.argument("paths", nargs=-1, required=True, type=FOLDER)
 @click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions a face.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON list and nothing else.")
+@json_option
 @click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face.")
 @device_option
 def predict(ckpt, paths, top, as_json, csv_path, device):
@@ -2274,7 +2336,7 @@ def bench_peak(name, batch_size, size, device):
 @click.option("--batch-size", default=16, type=click.IntRange(min=2), help="B.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--rounds", default=5, type=COUNT, help="Timed rounds; medians are reported.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @device_option
 def bench(batch_size, size, rounds, as_json, device):
     """Time a forward pass, a plain MTL step and both forms of the bilevel step, interleaved."""

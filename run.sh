@@ -30,7 +30,7 @@ best() { # the options of the search's run that has the highest validation accur
   for run in "$@"; do
     awk -F, -v options="${run##*/}" 'NR > 1 && $7 > best { best = $7 } END { print best + 0, options }' \
       "$run/log.csv"
-  done | sort -rn | head -n 1 | cut -d ' ' -f 2 | tr '_' ' '
+  done | sort -rn | sed -n 1p | cut -d ' ' -f 2 | tr '_' ' '
 }
 
 echo "== 1/6  STL"
@@ -71,11 +71,11 @@ done
 echo "== 6/6  tables and figures"
 mmlfer table "$RUNS" --out "$OUT/results.md"
 mmlfer plot "$RUNS/mml-wild-$FIRST"
-names=$(awk '$2 == 1 { print $1 }' "$DATA/RAFCE_partition.txt" | head -n 4)
+names=$(awk '$2 + 0 == 1 && n++ < 4 { print $1 }' "$DATA/RAFCE_partition.txt")
 faces=()
 for name in $names; do
   while read -r face; do faces+=("$face"); done \
-    < <(find -L "$DATA" -name "${name%.*}_aligned.*" -o -name "$name" | sort | head -n 1)
+    < <(find -L "$DATA" -name "${name%.*}_aligned.*" -o -name "$name" | sort | sed -n 1p)
 done
 mmlfer gradcam --ckpt "$RUNS/mtl-$FIRST/best.pt" --ckpt "$RUNS/mml-wild-$FIRST/best.pt" \
   --out "$OUT/gradcam.png" "${faces[@]}"

@@ -175,6 +175,23 @@ def test_synth_draws_given_labels(tmp_path):
     assert Image.open(tmp_path / "out/aligned/0007_aligned.jpg").size == (64, 64)
 
 
+def test_names_that_say_aligned_already(tmp_path):
+    source = tmp_path / "labels"
+    source.mkdir()
+    write(source, "0007_aligned.jpg 5\n", "0007_aligned.jpg 0\n", "0007_aligned.jpg 12\n")
+    assert invoke("synth", tmp_path / "out", "--labels", source, "--size", 32).exit_code == 0
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path / "out"), tmp_path / "out", 32)
+    assert len(faces.images) == 1 and (tmp_path / "out/aligned/0007_aligned.jpg").exists()
+
+
+def test_decoding_holds_no_more_than_a_few_hundred_images(monkeypatch):
+    read = []
+    monkeypatch.setattr(mmlfer, "try_read", lambda path, size: read.append(path) or path)
+    images = mmlfer.decode(list(range(2000)), 32)
+    assert next(images) == 0 and len(read) <= 256
+    assert list(images) == list(range(1, 2000))
+
+
 def test_perfect_reader_of_distinct_aus_is_always_right():
     table = np.zeros((14, 32))
     table[np.arange(14), np.arange(14)] = 1.0
@@ -192,13 +209,14 @@ BROKEN_LABELS = {
     "empty": (AU, "", "{path}: empty; take the published one"),
     "blank": (AU, " \n\n", "{path}: empty; take the published one"),
     "binary": (AU, b"\xff\xfe\x00\x81", "{path}: not a text file; take the published one"),
-    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 fields" + MEND),
+    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 field" + MEND),
     "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + MEND),
     "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + MEND),
     "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + MEND),
     "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + MEND),
     "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + MEND),
     "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + MEND),
+    "nul": (AU, "1.jpg\0 4\n", "{path}: not a text file; take the published one"),
     "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + MEND),
     "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + MEND),
     "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg has another value in row 1; keep one of the two"),
@@ -310,8 +328,11 @@ BROKEN_STATS = {
     "row": ({k: v for k, v in GOOD_STATS.items() if k != "happily sad"},
             "no row for happily sad; see stats/wild.yaml"),
     "AU": ({**GOOD_STATS, "happily sad": {3: 0.5}}, f"happily sad: unknown AU 3; the AUs are {mmlfer.AUS}"),
-    "range": ({**GOOD_STATS, "happily sad": {1: 40}}, "happily sad: AU 1: expected a fraction 0..1, got 40"),
+    "range": ({**GOOD_STATS, "happily sad": {1: 40}}, "happily sad: AU 1: expected a fraction 0..1, got '40'"),
     "text": ({**GOOD_STATS, "happily sad": {1: "x"}}, "happily sad: AU 1: expected a fraction 0..1, got 'x'"),
+    "nan": ({**GOOD_STATS, "happily sad": {1: float("nan")}}, "happily sad: AU 1: expected a fraction 0..1, got 'nan'"),
+    "AU as true": ({**GOOD_STATS, "happily sad": {True: 0.5}}, f"happily sad: unknown AU True; the AUs are {mmlfer.AUS}"),
+    "row as list": ({**GOOD_STATS, "happily sad": [1]}, "happily sad: expected AUs with fractions, like {{12: 0.58}}"),
     "zeros": ({**GOOD_STATS, "happily sad": {1: 0.1}},
               "happily sad: no AU of 0.2 or more, and Eq. 7 divides by their sum"),
 }  # fmt: skip
@@ -328,8 +349,9 @@ def test_broken_statistics_end_in_one_line(faces_folder, tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def test_statistics_that_are_not_yaml(faces_folder, tmp_path):
-    (tmp_path / "s.yaml").write_text("a: [1")
+@pytest.mark.parametrize("text", ["a: [1", '!!float ""', '!!timestamp "x"', "[" * 5000, "\0"])
+def test_statistics_that_are_not_yaml(faces_folder, tmp_path, text):
+    (tmp_path / "s.yaml").write_text(text)
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--stats", tmp_path / "s.yaml",
                     *SMALL)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1

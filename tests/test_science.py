@@ -127,7 +127,7 @@ def test_statistics_match_a_naive_count(faces_folder, tmp_path):
     naive, written = naive_frequencies(faces_folder), yaml.safe_load((tmp_path / "s.yaml").read_text())
     for (emotion, au), p in naive.items():
         assert written[emotion].get(au, 0) == pytest.approx(p if p >= 0.2 else 0, abs=1e-4)
-    header, _, first = result.output.splitlines()[:3]
+    header, _, first = result.stdout.splitlines()[:3]
     for column, cell in list(zip(header.split("|"), first.split("|")))[2:-1]:
         p = naive["happily surprised", int(column.split()[1])]
         assert cell.strip() == ("" if p < 0.2 else f"**{100 * p:.0f}**" if p >= 0.7 else f"{100 * p:.0f}")
@@ -162,7 +162,7 @@ def test_heat_map_has_both_tables(faces_folder, tmp_path):
 def fake_run(folder, method, form, seed, pred, truth, rafce=False):
     confusion = mmlfer.confusion_matrix(truth, pred)
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion), "pred": list(pred)}
-    run = {"method": method, "form": form, "seed": seed, "rafce": rafce, "best": best,
+    run = {"method": method, "form": form, "stats": form, "seed": seed, "rafce": rafce, "best": best,
            "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth)}  # fmt: skip
     (folder / f"{method}-{form}-{seed}").mkdir(parents=True)
     (folder / f"{method}-{form}-{seed}" / "test.json").write_text(json.dumps(run))
@@ -208,9 +208,25 @@ def test_table_refuses_what_it_cannot_pair(tmp_path):
     fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 0])
     fake_run(tmp_path, "stl", "wild", 0, [0], [0])
     result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
-    assert result.exit_code == 1 and "other test images, cannot be paired" in result.stderr
+    assert result.exit_code == 1 and "other test images than" in result.stderr
+    shutil.rmtree(tmp_path / "stl-wild-0")
     fake_run(tmp_path / "again", "mml", "wild", 0, [0, 1], [0, 0])
-    assert "with seed 0 is in" in invoke("table", tmp_path, "--out", tmp_path / "r.md").stderr
+    assert "mml wild with seed 0 stands below" in invoke("table", tmp_path, "--out", tmp_path / "r.md").stderr
+
+
+def test_runs_with_statistics_of_ones_own_are_not_the_papers(tmp_path):
+    fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 0], rafce=True)
+    path = tmp_path / "mml-wild-0/test.json"
+    path.write_text(path.read_text().replace('"stats": "wild"', '"stats": "mine.yaml"'))
+    text = mmlfer.results(tmp_path)
+    assert "| mml mine.yaml | 1 | 50.00 | 50.00 |  |" in text and "55.23" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"method": []}', "[" * 100000])
+def test_table_refuses_strange_files(tmp_path, text):
+    (tmp_path / "test.json").write_text(text)
+    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/test.json: not a run's test.json")
 
 
 # ---------------------------------------------------------------- figures and predictions
@@ -242,12 +258,24 @@ def test_figures_of_a_run(trained, faces_folder, tmp_path):
     out, _ = trained
     assert invoke("plot", out).output.split() == [f"{out}/curves.png", f"{out}/confusion.png"]
     faces = sorted((faces_folder / "aligned").iterdir())[:2]
+    result = invoke("gradcam", "--ckpt", out / "best.pt", *faces, "--out", tmp_path / "g.foo")
+    assert result.exit_code == 1 and "name it like figure.png" in result.stderr
     result = invoke("gradcam", "--ckpt", out / "best.pt", "--ckpt", out / "last.pt", *faces, "--out", tmp_path / "g.png")
     assert result.exit_code == 0, result.output
     for path in (out / "curves.png", out / "confusion.png", tmp_path / "g.png"):
         picture = np.asarray(Image.open(path).convert("L"))
         assert min(picture.shape) > 500 and picture.std() > 10
         path.unlink()
+
+
+@pytest.mark.parametrize("name,text", [("config.yaml", "a: [1"), ("config.yaml", "text"), ("test.json", "[]"),
+                                       ("log.csv", "a,b\n1,2\n")])  # fmt: skip
+def test_plot_refuses_what_is_no_run(trained, tmp_path, name, text):
+    for file in ("config.yaml", "test.json", "log.csv"):
+        shutil.copy(trained[0] / file, tmp_path)
+    (tmp_path / name).write_text(text)
+    result = invoke("plot", tmp_path)
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}: not a finished run")
 
 
 def test_curves_have_the_right_axes(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import random
 import resource
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, invoke, random_batch, run_program
+from PIL import Image
 
 import mmlfer
 
@@ -202,6 +205,49 @@ def test_it_does_not_write_over_a_run(trained, faces_folder, tmp_path):
     assert (out / "last.pt").read_bytes() == before
 
 
+def test_resume_and_overwrite_exclude_each_other(trained):
+    result = invoke("train", "--out", trained[0], "--resume", "--overwrite")
+    assert result.exit_code == 2 and "exclude each other" in result.stderr
+
+
+def test_a_folder_with_any_file_of_a_run_is_a_run(faces_folder, tmp_path):
+    (tmp_path / "log.csv").write_text("mine")
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path, *SMALL)
+    assert result.exit_code == 1 and "holds a run" in result.stderr
+    assert (tmp_path / "log.csv").read_text() == "mine"
+
+
+def test_resume_refuses_data_or_files_that_changed(trained, faces_folder, tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "moved faces"
+    shutil.copytree(trained[0], out), shutil.copytree(faces_folder, moved)
+    (out / "test.json").unlink()
+    result = invoke("train", "--out", out, "--resume", "--data", moved)
+    assert result.exit_code == 0, result.output  # the data may lie elsewhere
+    assert same_state(load(out / "last.pt")["net"], load(trained[0] / "last.pt")["net"])
+    (out / "test.json").unlink()
+    rows = (moved / "RAFCE_partition.txt").read_text().replace(" 1\n", " 0\n", 8)
+    (moved / "RAFCE_partition.txt").write_text(rows)
+    result = invoke("train", "--out", out, "--resume", "--data", moved)
+    assert result.exit_code == 1 and "does not fit: 11 steps an epoch now" in result.stderr
+    shutil.copy(out / "best.pt", out / "last.pt")
+    result = invoke("train", "--out", out, "--resume")
+    assert result.exit_code == 1 and "does not fit" in result.stderr
+
+
+def test_a_run_that_skips_bad_images_resumes_as_it_says(faces_folder, tmp_path, monkeypatch):
+    faces, out = tmp_path / "f", tmp_path / "a run"
+    shutil.copytree(faces_folder, faces)
+    (faces / "aligned/0001_aligned.jpg").unlink()
+    step = mmlfer.train_step
+    monkeypatch.setattr(mmlfer, "train_step", lambda *a: signal.raise_signal(signal.SIGINT) or step(*a))
+    result = invoke("train", "--data", faces, "--out", out, "--epochs", 1, "--method", "stl", "--skip-bad-images",
+                    *SMALL)  # fmt: skip
+    assert result.exit_code == 130
+    said = shlex.split(result.stderr.split("go on with: mmlfer ")[1])
+    monkeypatch.setattr(mmlfer, "train_step", step)
+    assert invoke(*said).exit_code == 0 and (out / "test.json").exists()
+
+
 def test_overwrite_replaces_a_run(faces_folder, tmp_path):
     options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, *SMALL)
     assert invoke("train", "--method", "mtl", *options).exit_code == 0
@@ -236,6 +282,7 @@ def test_a_diverging_run_says_so(faces_folder, tmp_path):
 @pytest.mark.parametrize("option,value", [
     ("--size", "16"), ("--lr-heads", "-1"), ("--epochs", "0"), ("--batch-size", "1"), ("--momentum", "1"),
     ("--method", "magic"), ("--seed", "x"), ("--rho", "-0.1"), ("--nonsense", "1"),
+    ("--lr-backbone", "nan"), ("--rho", "inf"), ("--momentum", "nan"),
 ])  # fmt: skip
 def test_wrong_options_exit_2(faces_folder, tmp_path, option, value):
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", option, value)
@@ -296,7 +343,9 @@ def test_strange_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "strange.pt"
     STRANGE[kind](path)
-    for args in (("eval",), ("predict", tmp_path), ("gradcam", "--out", "g.png", path)):
+    image = tmp_path / "face.png"
+    Image.new("RGB", (32, 32)).save(image)
+    for args in (("eval",), ("predict", image), ("gradcam", "--out", "g.png", image)):
         result = invoke(*args, "--ckpt", path)
         assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
         assert result.stderr.startswith(f"Error: {path}: ")
@@ -312,6 +361,11 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     torch.save({**state, "aus": [1, 2]}, tmp_path / "aus.pt")
     result = invoke("eval", "--ckpt", tmp_path / "aus.pt")
     assert "made for other expressions or AUs" in result.stderr
+    for damage in ({"config": None}, {"net": []}, {"config": {**state["config"], "size": "x"}},
+                   {"config": {**state["config"], "method": "zz"}}, {"config": {}}):  # fmt: skip
+        torch.save({**state, **damage}, tmp_path / "damaged.pt")
+        result = invoke("eval", "--ckpt", tmp_path / "damaged.pt")
+        assert result.stderr == f"Error: {tmp_path}/damaged.pt: of another version of mmlfer, or damaged\n"
     torch.save({**state, "net": {**state["net"], "fe.weight": torch.zeros(7, 512)}}, tmp_path / "fe.pt")
     result = invoke("eval", "--ckpt", tmp_path / "fe.pt")
     assert result.exit_code == 1 and "fe.weight" in result.stderr and result.stderr.count("\n") == 1
@@ -345,6 +399,13 @@ def test_backbone_weights_that_do_not_fit_are_listed(tmp_path):
         mmlfer.start_base_net(str(tmp_path / "w.pth"))
     assert str(error.value) == (f"{tmp_path}/w.pth: not a whole ResNet-34, 2 tensors: "
                                 "layer1.0.conv1.weight missing; bn1.weight (3,), not (64,)")  # fmt: skip
+
+
+def test_backbone_weights_from_a_run_of_ours(trained):
+    net, origin = mmlfer.start_base_net(str(trained[0] / "best.pt"))
+    source = load(trained[0] / "best.pt")["net"]["backbone.layer1.0.conv1.weight"]
+    assert torch.equal(net.backbone.layer1[0].conv1.weight, source)
+    assert "took 216 tensors" in origin
 
 
 def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
