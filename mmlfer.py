@@ -1394,7 +1394,8 @@ def check_finite(run, upto):
         step, column = map(int, bad.nonzero()[0])
         raise InputError(
             f"epoch {run.epoch + 1}, step {step + 1}: {RECORD[column]} is not finite. The last "
-            "checkpoint is as it was; start anew with lower --lr-backbone, --lr-heads or --lr-meta")
+            "checkpoint is as it was; start anew (--overwrite) with lower --lr-backbone, "
+            "--lr-heads or --lr-meta")
 
 
 def train_epoch(run, batches, interrupts, out):
@@ -1791,7 +1792,8 @@ def compare(one, other):
         tests.append((only_a, only_b, mcnemar(only_a, only_b)))
     agree = all(g > 0 for g in gains) or all(g < 0 for g in gains)
     signal_ = agree and all(p < 0.05 for *_, p in tests)
-    return [spread(gains), ", ".join(f"{a}:{b} p={p:.3f}" for a, b, p in tests),
+    return [spread(gains), ", ".join(f"{a}:{b} p" + (f"={p:.3f}" if p >= 0.0005 else "<0.001")
+                                     for a, b, p in tests),
             "signal" if signal_ else "within noise"]
 
 
