@@ -1504,7 +1504,14 @@ def check_folder(out, resume=False, overwrite=False,
 def saved_config(out, given):
     """The options of the run in a folder; given ones that differ are refused, but for where the
     data lie and the device."""
-    saved = read_checkpoint(out / "last.pt")["config"]
+    if (out / "test.json").exists():  # complete: no need to load torch
+        try:
+            content = yaml.safe_load((out / "config.yaml").read_text())
+            saved = {field.name: content[field.name] for field in dataclasses.fields(Config)}
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            raise InputError(f"{out}/config.yaml: not the options of a run") from None
+    else:
+        saved = read_checkpoint(out / "last.pt")["config"]
     for name, value in given.items():
         if value != saved[name] and name not in ("data", "device"):
             raise InputError(f"{out}: its run has --{name.replace('_', '-')} {saved[name]}, not "

@@ -149,7 +149,7 @@ def stop_after(program, words, number):
 
 
 def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
-    options = ("--data", faces_folder, "--epochs", 6, "--schedule", "onecycle", *SMALL)
+    options = ("--data", faces_folder, "--epochs", 5, "--schedule", "onecycle", *SMALL)
     assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
     again = ("train", "--out", tmp_path / "cut", "--resume")
     code, errors = stop_after(start(*again, *options), "epoch 1:", signal.SIGINT)
@@ -157,7 +157,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
     code, errors = stop_after(start(*again), "epoch 2:", signal.SIGTERM)
     assert code == 143 and "Traceback" not in errors
     kills, dice = 0, random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         program = start(*again)
         for line in program.stdout:  # it has read everything and trains
             if "going on" in line:
@@ -208,6 +208,14 @@ def test_it_does_not_write_over_a_run(trained, faces_folder, tmp_path):
 def test_resume_and_overwrite_exclude_each_other(trained):
     result = invoke("train", "--out", trained[0], "--resume", "--overwrite")
     assert result.exit_code == 2 and "exclude each other" in result.stderr
+
+
+def test_a_complete_run_with_odd_options_ends_in_one_line(trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    (out / "config.yaml").write_text("a: [1")
+    result = invoke("train", "--out", out, "--resume")
+    assert result.stderr == f"Error: {out}/config.yaml: not the options of a run\n"
 
 
 def test_a_folder_with_any_file_of_a_run_is_a_run(faces_folder, tmp_path):
