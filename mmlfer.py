@@ -2154,7 +2154,7 @@ def synth(out, n, stats, labels, size, seed):
 
 
 DEMO_FACES = 1400
-DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 4}
+DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 3}
 
 
 @main.command()
