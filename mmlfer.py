@@ -256,7 +256,8 @@ def hypergradient_jvp(net, losses, omega, val, alpha, psi, losses_along):
         g.mul_(-alpha[name]).add_(p).requires_grad_()
     theta_star = dict(zip(theta, grad))
     v = torch.autograd.grad(loss_val(net, theta_star, val), grad, materialize_grads=True)
-    tangent = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
+    with torch.no_grad():  # torch 2.6 lets the zeros of what L^val does not need require grad
+        tangent = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
     del grad, theta_star, v
     d_losses = losses_along(tangent)
     return torch.autograd.grad(omega, psi, -d_losses / len(losses), retain_graph=True)
