@@ -1188,6 +1188,11 @@ def au_metrics(y_au, active):
     return {"au_f1": f1, "au_f1_macro": mean_defined(f1.values())}
 
 
+def as_batch(images):
+    """x (N, 3, S, S) uint8 of N arrays (S, S, 3)."""
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+
+
 def predict_faces(net, images, batch=64):
     """p_emo (N, K) and p_au (N, J) of (N, 3, S, S) images, as arrays; BatchNorm in test mode."""
     device = next(net.parameters()).device
@@ -1975,8 +1980,7 @@ def plot_gradcam(ckpts, paths, out, device):
         bad = [image for image in images if isinstance(image, str)]
         if bad:
             raise InputError(f"cannot be read as an image: {bad[0]}")
-        images = np.stack(images)
-        x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(next(net.parameters()).device)
+        x = as_batch(images).to(next(net.parameters()).device)
         maps, z_emo, z_au = (t.cpu() for t in gradcam(net, x))
         truths = known_truths(paths, state["config"]["data"])
         for row, path in enumerate(paths):
@@ -2020,8 +2024,7 @@ def predict_paths(ckpt, paths, top, device, batch=64):
     for chunk in iter(lambda: list(itertools.islice(zip(paths, images), batch)), []):
         good = [image for _, image in chunk if not isinstance(image, str)]
         if good:
-            x = torch.from_numpy(np.stack(good).transpose(0, 3, 1, 2).copy())
-            p = zip(*predict_faces(net, x))
+            p = zip(*predict_faces(net, as_batch(good)))
         for path, image in chunk:
             if isinstance(image, str):
                 yield path, image
@@ -2122,12 +2125,6 @@ def train(ctx, out, resume, overwrite, **options):
 @skip_option
 def eval_command(ckpt, data, split, as_json, device, skip_bad):
     """A checkpoint's row of Table 2: Acc., Diag., each expression, AU F1, confusion."""
-    numbers, faces, data = evaluate_checkpoint(ckpt, data, split, device, skip_bad)
-    click.echo(json.dumps(numbers) if as_json else f"{describe(faces, data)}\n\n{report(numbers)}")
-
-
-def evaluate_checkpoint(ckpt, data, split, device="auto", skip_bad=False):
-    """The numbers of a checkpoint on a split, all faces' labels, and the folder they are from."""
     net, state = load_net(ckpt, device)
     data = data or state["config"]["data"]
     everything = load_labels(data)
@@ -2137,7 +2134,8 @@ def evaluate_checkpoint(ckpt, data, split, device="auto", skip_bad=False):
         raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
     numbers = evaluate(net, faces, state["config"]["method"])
     del numbers["pred"]
-    return numbers, everything, data
+    click.echo(json.dumps(numbers) if as_json else
+               f"{describe(everything, data)}\n\n{report(numbers)}")
 
 
 @main.command()
@@ -2166,9 +2164,9 @@ def demo(out, device):
     started, data = time.perf_counter(), out / "faces"
     check_folder(out, hint="give another --out, or `mmlfer train --resume --out` it")
     synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
-    fit(Config(data=str(data.resolve()), device=device, **DEMO), out)
-    numbers, faces, _ = evaluate_checkpoint(out / "best.pt", data, "test", device)
+    numbers = fit(Config(data=str(data.resolve()), device=device, **DEMO), out)["best"]
     click.echo("\n" + report(numbers))
+    faces = load_labels(data)
     test = faces.select(faces.split == TEST)
     commonest = max(counts(test.y_emo)) / len(test.y_emo)
     perfect = best_by_aus(test.y_au, test.y_emo, load_stats(DEMO["stats"]))
@@ -2239,9 +2237,9 @@ def plot(run):
         numbers = json.loads((run / "test.json").read_text())["best"]
         plot_curves(log, int(config["steps_per_epoch"]), run / "curves.png")
         plot_confusion(numbers, run / "confusion.png")
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        if isinstance(error, InputError):
-            raise
         why = " ".join(str(error).split())
         raise InputError(f"{run}: not a finished run of `train` ({why})") from None
     click.echo(f"{run}/curves.png\n{run}/confusion.png")
