@@ -1,3 +1,4 @@
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from click.testing import CliRunner
 
 import mmlfer
+from mmlfer_commands.synth import synthesize
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
@@ -28,7 +30,7 @@ def run_program(*args, cwd=ROOT, **options):
 def faces_folder(tmp_path_factory):
     """60 stand-in faces of 32x32 in RAF-CE's layout."""
     out = tmp_path_factory.mktemp("data") / "faces"
-    mmlfer.synthesize(out, 60, "lab", None, 32, 0)
+    synthesize(out, 60, "lab", None, 32, 0)
     return out
 
 
@@ -46,3 +48,14 @@ def random_batch(n, size=32, seed=0, dtype=torch.float64):
     x = torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), np.uint8))
     y_emo = torch.from_numpy(rng.integers(0, 14, n))
     return x, y_emo, torch.from_numpy(rng.random((n, 32)) < 0.2).to(dtype)
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def write_labels_as(folder, emo, partition, au):
+    """The three label files with just this content, text or bytes."""
+    for name, content in zip(mmlfer.LABEL_FILES, (emo, partition, au)):
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,6 +1,5 @@
 """RAF-CE's layout, ordinary damage to it, and stand-in faces."""
 
-import re
 import shutil
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands import synth
 
 EMO, PARTITION, AU = mmlfer.LABEL_FILES
 
@@ -38,7 +38,7 @@ def test_label_files_as_people_have_them(tmp_path):
 
 def test_au_tokens_keep_their_sides_for_drawing():
     assert mmlfer.parse_aus("4+l12+24T") == ((4, ""), (12, "L"), (24, "T"))
-    moved = mmlfer.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
+    moved = synth.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
     assert moved[12][0] == 0 < moved[12][1] and moved[4][1] == 0 < moved[4][0] and min(moved[24]) > 0
 
 
@@ -99,16 +99,6 @@ def test_rafce_is_recognised_by_its_counts():
     assert not mmlfer.is_rafce(faces) and "not RAF-CE's own" in mmlfer.describe(faces, "x")
 
 
-def test_split_is_stratified_and_of_the_seed():
-    y_emo = np.repeat(np.arange(14), mmlfer.RAFCE_TOTALS)
-    split = mmlfer.split_faces(y_emo, 0)
-    assert (split == mmlfer.split_faces(y_emo, 0)).all() and (split != mmlfer.split_faces(y_emo, 1)).any()
-    for k, n in enumerate(mmlfer.RAFCE_TOTALS):
-        own = np.bincount(split[y_emo == k], minlength=3)
-        assert own[mmlfer.TEST] == round(0.2 * n)
-        assert own[mmlfer.VAL] == round(0.25 * (n - own[mmlfer.TEST]))
-
-
 def test_batches_flip_images_and_keep_labels(faces_folder):
     faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
     cfg = mmlfer.Config(batch_size=4, seed=3)
@@ -129,75 +119,12 @@ def test_batches_flip_images_and_keep_labels(faces_folder):
     assert torch.equal(again[0][0], torch.tensor(seen[:4])) and not torch.equal(other[0][0], again[0][0])
 
 
-def test_synth_writes_rafces_layout_and_the_same_twice(faces_folder, tmp_path):
-    mmlfer.synthesize(tmp_path / "a", 60, "lab", None, 32, 0)
-    names = sorted(p.name for p in (faces_folder / "aligned").iterdir())
-    assert names == [f"{i:04d}_aligned.jpg" for i in range(1, 61)]
-    for path in [faces_folder / "aligned" / n for n in names] + [faces_folder / n for n in mmlfer.LABEL_FILES]:
-        assert path.read_bytes() == (tmp_path / "a" / path.relative_to(faces_folder)).read_bytes()
-    mmlfer.synthesize(tmp_path / "b", 60, "lab", None, 32, 1)
-    assert (tmp_path / "b" / AU).read_text() != (faces_folder / AU).read_text()
-    sides = re.findall(r"[LR]\d", (faces_folder / AU).read_text())
-    assert len(sides) > 5
-
-
-def test_drawn_labels_follow_proportions_and_statistics():
-    table = mmlfer.load_stats("wild")
-    _, y_emo, aus = mmlfer.draw_labels(20000, table, 0)
-    assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
-    rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
-    surprised = [r for r, k in zip(rows, y_emo) if k == 0]
-    assert np.mean([12 in r for r in surprised]) == pytest.approx(0.58 * 0.99, abs=0.03)
-    assert sum(not r for r in rows) > 100
-
-
-def test_every_au_of_table_1_changes_the_drawing_on_its_side():
-    columns = np.flatnonzero((mmlfer.load_stats("wild") + mmlfer.load_stats("lab")).any(0))
-    aus = [mmlfer.AUS[j] for j in columns]
-    assert len(aus) == 17
-    draw = lambda a: np.asarray(mmlfer.draw_face(a, np.random.default_rng(5), 112), int)  # noqa: E731
-    neutral = draw({})
-    for au in aus:
-        changed = np.abs(draw({au: (1, 1)}) - neutral).max(2) > 24
-        assert changed.sum() > 60, au
-    half = np.abs(draw({1: (0, 1)}) - neutral).max(2) > 24  # the subject's left: right in the picture
-    assert half[:, 66:].sum() > 40 and half[:, :40].sum() == 0
-
-
-def test_synth_draws_given_labels(tmp_path):
-    source = tmp_path / "labels"
-    source.mkdir()
-    write(source, "0007.jpg 5\n0009.jpg 1\n", "0007.jpg 0\n0009.jpg 1\n", "0007.jpg L12+43\n0009.jpg null\n")
-    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 64)
-    assert result.exit_code == 0, result.output
-    assert sorted(p.name for p in (tmp_path / "out/aligned").iterdir()) == ["0007_aligned.jpg", "0009_aligned.jpg"]
-    assert (tmp_path / "out" / AU).read_bytes() == (source / AU).read_bytes()
-    assert Image.open(tmp_path / "out/aligned/0007_aligned.jpg").size == (64, 64)
-
-
-def test_names_that_say_aligned_already(tmp_path):
-    source = tmp_path / "labels"
-    source.mkdir()
-    write(source, "0007_aligned.jpg 5\n", "0007_aligned.jpg 0\n", "0007_aligned.jpg 12\n")
-    assert invoke("synth", tmp_path / "out", "--labels", source, "--size", 32).exit_code == 0
-    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path / "out"), tmp_path / "out", 32)
-    assert len(faces.images) == 1 and (tmp_path / "out/aligned/0007_aligned.jpg").exists()
-
-
 def test_decoding_holds_no_more_than_a_few_hundred_images(monkeypatch):
     read = []
     monkeypatch.setattr(mmlfer, "try_read", lambda path, size: read.append(path) or path)
     images = mmlfer.decode(list(range(2000)), 32)
     assert next(images) == 0 and len(read) <= 256
     assert list(images) == list(range(1, 2000))
-
-
-def test_perfect_reader_of_distinct_aus_is_always_right():
-    table = np.zeros((14, 32))
-    table[np.arange(14), np.arange(14)] = 1.0
-    y = np.arange(14)
-    assert mmlfer.best_by_aus(np.eye(32)[y], y, table) == 1.0
-    assert mmlfer.best_by_aus(np.zeros((4, 32)), np.array([3, 3, 3, 5]), table) == 0.75
 
 
 # ---------------------------------------------------------------- what is broken in ordinary ways

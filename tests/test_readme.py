@@ -6,9 +6,10 @@ import sys
 import time
 
 import yaml
-from conftest import ROOT, invoke
+from conftest import ROOT
 
 import mmlfer
+from mmlfer_commands import synth
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
@@ -28,11 +29,11 @@ def test_every_command_and_option_in_the_readme_exists():
     for line in lines():
         match = re.search(r"(?:python mmlfer\.py|^mmlfer) (\w+)(.*)", line.split("#")[0])
         if match:
-            command = mmlfer.main.commands[match[1]]
+            command = mmlfer.main.get_command(None, match[1])
             known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
             assert set(re.findall(r"--[a-z-]+", match[2])) <= known, line
             seen.add(match[1])
-    assert seen == set(mmlfer.main.commands)
+    assert seen == set(mmlfer.COMMANDS)
 
 
 def test_the_tour_runs_as_it_stands(tmp_path):
@@ -46,18 +47,6 @@ def test_the_tour_runs_as_it_stands(tmp_path):
     assert "Warning" not in result.stderr
 
 
-def test_demo_trains_and_says_what_to_type_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(mmlfer, "DEMO_FACES", 160)
-    monkeypatch.setattr(mmlfer, "DEMO", {**mmlfer.DEMO, "epochs": 1, "size": 32})
-    result = invoke("demo", "--out", tmp_path / "demo", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    for words in ("accuracy of this model", "of always the commonest expression", "of a perfect reader of the AUs",
-                  f"Pictures: {tmp_path}/demo/faces/aligned", "With RAF-CE: mmlfer train --data ./rafce"):  # fmt: skip
-        assert words in result.output
-    again = invoke("demo", "--out", tmp_path / "demo")
-    assert again.exit_code == 1 and "holds a run" in again.stderr
-
-
 def test_help_answers_in_a_second_and_shows_defaults():
     times = []
     for _ in range(3):
@@ -68,7 +57,7 @@ def test_help_answers_in_a_second_and_shows_defaults():
 
 
 def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
-    mmlfer.synthesize(tmp_path / "rafce", 100, "lab", None, 32, 0)
+    synth.synthesize(tmp_path / "rafce", 100, "lab", None, 32, 0)
     settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICE": "cpu",
                 "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}  # fmt: skip
     environment = {**__import__("os").environ, **settings}

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, invoke, random_batch, run_program
+from conftest import ROOT, SMALL, invoke, random_batch, resident_mb, run_program
 from PIL import Image
 
 import mmlfer
@@ -436,11 +436,6 @@ def test_imagenet_weights_bring_their_normalisation(monkeypatch):
     assert torch.allclose(net.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
 
-def resident_mb():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):
@@ -457,14 +452,3 @@ def test_memory_stays_flat_over_many_steps(hypergrad):
         if step in (100, 299):
             sizes.append(resident_mb())
     assert sizes[1] - sizes[0] < 8, sizes
-
-
-def test_bench_prints_one_object():
-    result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    rows = json.loads(result.stdout)
-    assert list(rows) == ["forward", "plain", "create_graph", "jvp"]
-    for row in rows.values():
-        assert list(row) == ["seconds", "per_forward", "per_plain", "images_per_second", "peak_mb"]
-        assert all(v > 0 for v in row.values())
-    assert rows["forward"]["per_forward"] == rows["plain"]["per_plain"] == 1

@@ -1,0 +1,104 @@
+"""mmlfer bench: the cost of a step in both forms of the hypergradient."""
+
+import concurrent.futures
+import json
+import multiprocessing
+import platform
+import time
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from mmlfer import (
+    AUS,
+    COUNT,
+    EMOTIONS,
+    RAFCE_SPLITS,
+    SIZE,
+    Config,
+    Run,
+    device_option,
+    json_option,
+    pick_device,
+    torch,
+    train_step,
+    versions,
+)  # fmt: skip
+
+BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
+
+
+def bench_call(name, batch_size, size, device):
+    """A call that does one of BENCH's steps on random faces, and waits for the device."""
+    cfg = Config(method=BENCH[name], weights="none", size=size, device=device,
+                 hypergrad=name if name == "jvp" else "create_graph")
+    run, rng = Run(cfg, 1), np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (2 * batch_size, 3, size, size), np.uint8))
+    x, x_val = images.to(run.device).to(memory_format=torch.channels_last).split(batch_size)
+    y_emo = torch.from_numpy(rng.integers(0, len(EMOTIONS), batch_size)).to(run.device)
+    y_au = torch.from_numpy(rng.random((batch_size, len(AUS))) < 0.1).to(run.device).float()
+
+    def call():
+        if name == "forward":
+            with torch.no_grad():
+                run.net(x)
+        else:
+            train_step(run, (x, y_emo, y_au), (x_val, y_emo, y_au))
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def bench_peak(name, batch_size, size, device):
+    """Peak memory in MB of this process (of the GPU, on one) after two steps."""
+    call = bench_call(name, batch_size, size, device)
+    call(), call()
+    if pick_device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@click.command("bench")
+@click.option("--batch-size", default=16, type=click.IntRange(min=2), help="B.")
+@click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
+@click.option("--rounds", default=5, type=COUNT, help="Timed rounds; medians are reported.")
+@json_option
+@device_option
+def command(batch_size, size, rounds, as_json, device):
+    """Time a forward pass, a plain MTL step and both forms of the bilevel step, interleaved."""
+    with concurrent.futures.ProcessPoolExecutor(  # first, for a child starts at its parent's peak
+        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
+        peak = {name: pool.submit(bench_peak, name, batch_size, size, device).result()
+                for name in BENCH}
+    calls = {name: bench_call(name, batch_size, size, device) for name in BENCH}
+    seconds = {name: [] for name in BENCH}
+    for round_ in tqdm(range(rounds + 1), "timing", disable=None, leave=False):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name] += [time.perf_counter() - start] if round_ else []  # the first warms up
+    median = {name: float(np.median(times)) for name, times in seconds.items()}
+    rows = {name: {"seconds": t, "per_forward": t / median["forward"],
+                   "per_plain": t / median["plain"], "images_per_second": batch_size / t,
+                   "peak_mb": peak[name]} for name, t in median.items()}
+    click.echo(json.dumps(rows) if as_json else bench_table(rows, batch_size, size, device))
+
+
+def bench_table(rows, batch_size, size, device):
+    device, v = pick_device(device), versions()
+    hardware = (torch.cuda.get_device_name(device) if device.type == "cuda" else
+                f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
+    lines = [f"batch {batch_size}, {size}x{size}, {hardware}, torch {v['torch']}",
+             f"{'':14}{'seconds':>9}{'/forward':>10}{'/plain':>8}{'images/s':>10}{'peak MB':>9}"]
+    for name, row in rows.items():
+        lines.append("{:14}{:9.3f}{:10.2f}{:8.2f}{:10.1f}{:9.0f}".format(name, *row.values()))
+    steps = RAFCE_SPLITS["train"] // batch_size
+    for name in ("plain", "create_graph", "jvp"):
+        hours = 60 * steps * rows[name]["seconds"] / 3600
+        lines.append(f"60 epochs of RAF-CE's {steps} steps, {name}: {hours:.2f} h (computed)")
+    return "\n".join(lines)
