@@ -15,6 +15,11 @@ z logits, p probabilities, omega the loss weights, alpha and beta the learning r
 and psi. B faces in a batch, K = 14 expressions, J = 32 AUs.
 """
 
+if __name__ == "__main__":  # the commands import this module by its name: there is one copy of it
+    from mmlfer_commands import main
+
+    raise SystemExit(main())
+
 import concurrent.futures
 import csv
 import dataclasses
@@ -27,6 +32,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -668,7 +674,7 @@ def try_read(path, size):
 
 def decode(paths, size, desc="decoding"):
     """Yield each path's (S, S, 3) array or the reason why not, in order, decoded on all cores."""
-    bar = tqdm(total=len(paths), desc=desc, unit=" faces", disable=None, leave=False)
+    bar = progress(total=len(paths), desc=desc, unit=" faces")
     with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), 256):  # no more than these lie in memory
             for image in pool.map(lambda path: try_read(path, size), paths[start : start + 256]):
@@ -736,21 +742,47 @@ def check_trainable(faces, folder, batch_size):
 
 
 def write_whole(path, content):
-    """Write a file under a temporary name and rename it: there is never half a file."""
-    path = Path(path)
-    part = path.parent / f".{path.name}.part"
+    """Write bytes under a temporary name and rename it: there is never half a file.
+
+    A link is followed and a file's mode kept; devices and pipes are written through; "-" is
+    standard output.
+    """
+    if str(path) == "-":
+        return click.echo(bytes(content), nl=False)
+    target = Path(os.path.realpath(path))
+    part = target.parent / f".{target.name}.part"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.exists(path) and not os.path.isfile(path):
+            return Path(path).write_bytes(content)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
     except OSError as error:
-        if part.is_file():
-            part.unlink()
+        part.unlink(missing_ok=True) if part.is_file() else None
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
-                         "another folder, what was there is whole") from None
+                         "another file; nothing that stood there is lost") from None
+
+
+def check_output(path, *inputs):
+    """Refuse an output that stands for an input: one of these files or folders, a label file,
+    an image beside the images given or below the folders given."""
+    path = Path(path)
+    for source in map(Path, inputs) if path.exists() else ():
+        folder = source if source.is_dir() else source.parent
+        beside = path.suffix.lower() in IMAGES and folder.resolve() in path.resolve().parents and (
+            source.is_dir() or source.suffix.lower() in IMAGES)
+        if path.name in LABEL_FILES or beside or (source.exists() and path.samefile(source)):
+            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
+
+
+def progress(*args, **options):
+    """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
+    return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
 
 
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
@@ -1053,8 +1085,8 @@ def train_epoch(run, batches, interrupts, out):
     """The rest of one epoch; returns early, its checkpoint written, when interrupted."""
     fetch = 1 if run.device.type == "cpu" else 50  # each fetch waits for the device
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    bar = tqdm(total=run.steps, initial=run.step, desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}",
-               unit=" steps", disable=None, leave=False)
+    bar = progress(total=run.steps, initial=run.step, unit=" steps",
+                   desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}")
     with bar:
         for i in range(run.step, run.steps):
             index, flip, val_index, val_flip = plan[i]
@@ -1307,9 +1339,3 @@ def eval_command(ckpt, data, split, as_json, device, skip_bad):
     del numbers["pred"]
     click.echo(json.dumps(numbers) if as_json else
                f"{describe(everything, data)}\n\n{report(numbers)}")
-
-
-if __name__ == "__main__":
-    from mmlfer import main  # by its name, as the commands import it: one copy of the module
-
-    main()

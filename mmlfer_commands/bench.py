@@ -8,7 +8,6 @@ import time
 
 import click
 import numpy as np
-from tqdm import tqdm
 
 from mmlfer import (
     AUS,
@@ -21,6 +20,7 @@ from mmlfer import (
     device_option,
     json_option,
     pick_device,
+    progress,
     torch,
     train_step,
     versions,
@@ -77,7 +77,7 @@ def command(batch_size, size, rounds, as_json, device):
                 for name in BENCH}
     calls = {name: bench_call(name, batch_size, size, device) for name in BENCH}
     seconds = {name: [] for name in BENCH}
-    for round_ in tqdm(range(rounds + 1), "timing", disable=None, leave=False):
+    for round_ in progress(range(rounds + 1), "timing"):
         for name, call in calls.items():
             start = time.perf_counter()
             call()

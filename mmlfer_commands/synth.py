@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 from mmlfer import (
     AUS,
@@ -26,6 +25,7 @@ from mmlfer import (
     load_labels,
     load_stats,
     parse_aus,
+    progress,
     read_labels,
     stem,
 )  # fmt: skip
@@ -342,7 +342,7 @@ def synthesize(out, n, stats, labels, size, seed):
         min(os.cpu_count(), 1 + len(jobs) // 200), multiprocessing.get_context("spawn")
     ) as pool:
         done = pool.map(write_face, jobs, chunksize=16)
-        list(tqdm(done, "drawing", len(jobs), unit=" faces", disable=None, leave=False))
+        list(progress(done, "drawing", len(jobs), unit=" faces"))
     if labels:
         for file in LABEL_FILES:
             shutil.copyfile(Path(labels) / file, out / file)
