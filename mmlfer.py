@@ -23,6 +23,7 @@ if __name__ == "__main__":  # the commands import this module by its name: there
 import concurrent.futures
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -80,6 +81,9 @@ AU_NAMES = {
 }  # fmt: skip
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
+FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
+NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
+         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
@@ -125,8 +129,13 @@ class Config:
     stats: str = setting("wild", str, "p(AU | expression), Table 1: wild, lab or a YAML file.")
     form: str = setting("auto", click.Choice(["auto", "wild", "lab"]),
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
-    weights: str = setting("auto", str, "Backbone's start: a ResNet-34 file, imagenet or none; "
-                           "auto: weights/resnet34_casia.pth if it is there, else none.")
+    arch: str = setting("resnet34", click.Choice(list(FEATURES)), "Backbone; the paper's is 34.")
+    weights: str = setting("auto", str, "Backbone's start: a file, imagenet or none; "
+                           "auto: weights/ARCH_casia.pth if it is there, else none.")
+    weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
+    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
+                                "with the weights; auto: what their file says, else half "
+                                "(mean 0.5, deviation 0.5).")
     epochs: int = setting(60, COUNT, "Passes over the training images.")
     batch_size: int = setting(16, click.IntRange(min=2), "B, training and validation alike.")
     size: int = setting(112, SIZE, "Side of the square face, pixels.")
@@ -360,9 +369,11 @@ def meta_test(run, batch, outputs, tape, losses, omega, val):
 
     def losses_along(tangent):
         z = tuple(z.detach() for z in outputs[1:])
-        return torch.func.jvp(
-            lambda *z: all_losses((None, *z), y_emo, y_au, run.table, run.form), z,
-            tangent_pass(run.net, tape, tangent))[1]
+        with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            return torch.func.jvp(
+                lambda *z: all_losses((None, *z), y_emo, y_au, run.table, run.form), z,
+                tangent_pass(run.net, tape, tangent))[1]
 
     if run.hypergrad == "jvp":
         return hypergradient_jvp(*args, losses_along)
@@ -411,39 +422,50 @@ RECORD = ("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta",
 # ---------------------------------------------------------------- the nets and their weights
 
 
-def make_base_net(mean=(0.5,) * 3, std=(0.5,) * 3):
-    """theta: ResNet-34, FE and AU classifier. x (B, 3, S, S) uint8 -> f (B, 512), z_emo, z_au.
-
-    The normalisation belongs to the backbone's weights, so the net carries it as two buffers.
-    """
-    from torchvision.models import resnet34
-
-    # torch's jvp uses torch.jit.script, which torch has deprecated
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+@functools.cache
+def base_net_class():
+    """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
 
     class BaseNet(torch.nn.Module):
-        def __init__(self):
+        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au.
+
+        The normalisation belongs to the backbone's weights: two buffers of the net.
+        """
+
+        def __init__(self, arch, norm):
             super().__init__()
-            self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-            self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-            self.backbone = resnet34()
-            self.backbone.fc = torch.nn.Identity()
-            self.fe = torch.nn.Linear(512, len(EMOTIONS))
-            self.au = torch.nn.Linear(512, len(AUS))
+            for name, values in zip(("mean", "std"), norm):
+                self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+            self.backbone = make_backbone(arch)
+            self.fe = torch.nn.Linear(FEATURES[arch], len(EMOTIONS))
+            self.au = torch.nn.Linear(FEATURES[arch], len(AUS))
 
         def forward(self, x):
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
-    return BaseNet()
+    return BaseNet
 
 
-def make_meta_net(method):
+def make_base_net(arch="resnet34", norm=NORMS["half"]):
+    return base_net_class()(arch, norm)
+
+
+def make_backbone(arch):
+    """torchvision's ResNet of this name without its last layer: (B, 3, S, S) -> f (B, F)."""
+    import torchvision
+
+    backbone = torchvision.models.get_model(arch)
+    backbone.fc = torch.nn.Identity()
+    return backbone
+
+
+def make_meta_net(method, features=512):
     """psi: a linear layer on f, zero at the start (weights of 0.5); None if nothing is learned."""
     outputs = METHODS[method].count("meta")
     if not outputs:
         return None
-    meta = torch.nn.Linear(512, outputs)
+    meta = torch.nn.Linear(features, outputs)
     torch.nn.init.zeros_(meta.weight)
     torch.nn.init.zeros_(meta.bias)
     return meta
@@ -452,7 +474,13 @@ def make_meta_net(method):
 def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(Path(path).read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -462,54 +490,105 @@ def torch_load(path):
         raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
 
 
-def unwrap_state_dict(content, path):
-    """The bare ResNet-34 tensors of a file: wrappers, prefixes and the last layer taken off."""
-    for key in ("state_dict", "model", "backbone", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(content).__name__}")
-    bare = {re.sub(r"^((module|backbone|encoder)\.)+", "", str(k)): v for k, v in content.items()}
-    return {k: v for k, v in bare.items() if hasattr(v, "shape") and not k.startswith("fc.")}
+WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
+            "backbone", "ema")
+PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
+            "encoder_q", "feature", "features")
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
-def load_backbone(net, path):
-    """Put a ResNet-34 state dict into net.backbone, all of it or none; returns what it took."""
-    given = unwrap_state_dict(torch_load(path), path)
+def read_backbone(path):
+    """A file's ResNet tensors under torchvision's names, what is left out, and its normalisation
+    (None where it is not of mmlfer)."""
+    content = given = torch_load(path)
+    for _ in WRAPPERS:
+        inner = [given[w] for w in WRAPPERS if isinstance(given, dict)
+                 and isinstance(given.get(w), dict)]
+        given = inner[0] if inner else given
+    if not isinstance(given, dict):
+        raise InputError(f"{path}: expected a state dict, got {type(given).__name__}")
+    tensors, source, left = {}, {}, []
+    for key, tensor in given.items():
+        match = TENSOR.fullmatch(str(key))
+        if not (match and isinstance(tensor, torch.Tensor)):
+            left.append(str(key))
+            continue
+        name = SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in tensors:
+            raise InputError(f"{path}: two backbones, {source[name]} and {key}; keep one of them")
+        tensors[name], source[name] = tensor, str(key)
+    if any(map(OTHER_NET.search, map(str, given))) or (
+            "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3)):
+        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+                         "`mmlfer pretrain` makes one that fits")
+    if not str(content.get("format")).startswith("mmlfer"):
+        return tensors, left, None
+    try:
+        norm = [torch.as_tensor({**content, **given}[n]).view(3).tolist() for n in ("mean", "std")]
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
+    return tensors, [key for key in left if key not in ("mean", "std")], norm
+
+
+def misfits(given, own):
+    """What keeps some tensors from being all of a net's."""
+    wrong = []
+    for name, tensor in own.items():
+        if name not in given:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
+        elif given[name].shape != tensor.shape:
+            wrong.append(f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
+        elif not given[name].to_dense().isfinite().all():
+            wrong.append(f"{name} not finite")
+    return wrong
+
+
+def load_backbone(path, arch, bgr=False, norm="auto"):
+    """The base net with all of a file's backbone, and a line on what was taken."""
+    given, left, own_norm = read_backbone(path)
+    if own_norm and bgr:
+        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
+    net = make_base_net(arch, NORMS[norm] if norm != "auto" else own_norm or NORMS["half"])
     own = net.backbone.state_dict()
-    wanted = [k for k in own if k in given or not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} missing" for k in wanted if k not in given]
-    wrong += [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}"
-              for k in wanted if k in given and given[k].shape != own[k].shape]
-    wrong += [f"{k} not finite" for k in wanted
-              if not wrong and not (given[k].is_sparse or given[k].isfinite().all())]
+    wrong = misfits(given, own)
     if wrong:
-        raise InputError(f"{path}: not a whole ResNet-34, {len(wrong)} tensors: {'; '.join(wrong)}")
-    net.backbone.load_state_dict({k: given[k].to_dense() for k in wanted}, strict=False)
-    left = len(given) - len(wanted)
-    return f"took {len(wanted)} tensors from {path}" + (f", left {left} others" if left else "")
+        with torch.device("meta"):
+            fits = [a for a in FEATURES if not misfits(given, make_backbone(a).state_dict())]
+        mend = f"; it is a {fits[0]}: --arch {fits[0]}" if fits else ""
+        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
+                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}{mend}")
+    taken = {name: given[name].to_dense() for name in own if name in given}
+    if bgr:
+        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
+    net.backbone.load_state_dict(taken, strict=False)
+    left += given.keys() - taken.keys()
+    return net, f"took {len(taken)} tensors from {path}" + (
+        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
 
 
-def start_base_net(weights):
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = HERE / "weights" / "resnet34_casia.pth"
-    if weights == "auto" and casia.exists():
-        weights = str(casia)
-    if weights in ("auto", "none"):
-        return make_base_net(), "from scratch. The paper starts from CASIA-WebFace: see --weights"
-    if weights != "imagenet":
-        net = make_base_net()
-        return net, load_backbone(net, weights)
-    from torchvision.models import ResNet34_Weights
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights == "auto":
+        weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
+    if weights not in ("none", "imagenet"):
+        return load_backbone(weights, arch, bgr, norm)
+    if bgr:
+        raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
+    if weights == "none":
+        net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+        return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
+    import torchvision
 
-    source = ResNet34_Weights.IMAGENET1K_V1
+    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
     try:
         state = source.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
                          "elsewhere and give its path to --weights") from None
-    preset = source.transforms()
-    net = make_base_net(preset.mean, preset.std)
+    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
 
@@ -935,9 +1014,10 @@ class Run:
         self.form = cfg.form if cfg.form != "auto" else "lab" if cfg.stats == "lab" else "wild"
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        self.net, self.origin = start_base_net(weights or cfg.weights)
+        self.net, self.origin = start_base_net(
+            weights or cfg.weights, cfg.arch, cfg.weights_bgr and not weights, cfg.weights_norm)
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.meta = make_meta_net(cfg.method)
+        self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         heads = [*self.net.fe.parameters(), *self.net.au.parameters()]
         groups = [{"params": list(self.net.backbone.parameters()), "lr": cfg.lr_backbone},
                   {"params": heads, "lr": cfg.lr_heads}]
@@ -996,8 +1076,9 @@ def read_checkpoint(path):
     try:
         cfg = Config(**state["config"])
         known = cfg.method in METHODS and cfg.size in range(32, 513) and Path(cfg.data)
-        if not known or not isinstance(state["net"], dict):
+        if not known or cfg.arch not in FEATURES or not isinstance(state["net"], dict):
             raise TypeError
+        state["config"] = dataclasses.asdict(cfg)  # of older files too, which lack options
     except (KeyError, TypeError):
         raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
     return state
@@ -1006,7 +1087,7 @@ def read_checkpoint(path):
 def load_net(path, device="auto"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
-    net = make_base_net()
+    net = make_base_net(state["config"]["arch"])
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
