@@ -1318,7 +1318,8 @@ def fit(cfg, out, resumed=False):
 
 
 COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
-            "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
+            "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
+            "bench")
 
 
 class Program(click.Group):
