@@ -427,10 +427,8 @@ def base_net_class():
     """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
 
     class BaseNet(torch.nn.Module):
-        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au.
-
-        The normalisation belongs to the backbone's weights: two buffers of the net.
-        """
+        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au. The
+        normalisation belongs to the backbone's weights, so the net carries it as two buffers."""
 
         def __init__(self, arch, norm):
             super().__init__()
@@ -500,70 +498,68 @@ OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-S
 
 
 def read_backbone(path):
-    """A file's ResNet tensors under torchvision's names, what is left out, and its normalisation
-    (None where it is not of mmlfer)."""
-    content = given = torch_load(path)
-    for _ in WRAPPERS:
-        inner = [given[w] for w in WRAPPERS if isinstance(given, dict)
-                 and isinstance(given.get(w), dict)]
-        given = inner[0] if inner else given
-    if not isinstance(given, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(given).__name__}")
-    tensors, source, left = {}, {}, []
-    for key, tensor in given.items():
+    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
+    and {"mean": .., "std": ..} if the file is of mmlfer."""
+    content = state = torch_load(path)
+    for _ in WRAPPERS:  # one in another
+        if isinstance(state, dict):
+            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    found, left, norm = {}, [], {}
+    for key, value in state.items():
         match = TENSOR.fullmatch(str(key))
-        if not (match and isinstance(tensor, torch.Tensor)):
+        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in found:
+            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
+        if name and isinstance(value, torch.Tensor):
+            found[name] = key, value
+        else:
             left.append(str(key))
-            continue
-        name = SEQUENTIAL.get(match[1], match[1]) + match[2]
-        if name in tensors:
-            raise InputError(f"{path}: two backbones, {source[name]} and {key}; keep one of them")
-        tensors[name], source[name] = tensor, str(key)
-    if any(map(OTHER_NET.search, map(str, given))) or (
-            "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3)):
+    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
+    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
         raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
                          "`mmlfer pretrain` makes one that fits")
-    if not str(content.get("format")).startswith("mmlfer"):
-        return tensors, left, None
-    try:
-        norm = [torch.as_tensor({**content, **given}[n]).view(3).tolist() for n in ("mean", "std")]
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
-    return tensors, [key for key in left if key not in ("mean", "std")], norm
+    if str(content.get("format")).startswith("mmlfer"):
+        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    return found, [key for key in left if key not in norm], norm
 
 
-def misfits(given, own):
-    """What keeps some tensors from being all of a net's."""
-    wrong = []
+def misfits(found, own):
+    """What keeps the tensors of a file from being all of a net's."""
+    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
     for name, tensor in own.items():
-        if name not in given:
+        key, given = found.get(name, (name, None))
+        if given is None:
             wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
-        elif given[name].shape != tensor.shape:
-            wrong.append(f"{name} {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
-        elif not given[name].to_dense().isfinite().all():
-            wrong.append(f"{name} not finite")
+        elif given.shape != tensor.shape:
+            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
+        elif not given.to_dense().isfinite().all():
+            wrong.append(f"{key} not finite")
     return wrong
 
 
-def load_backbone(path, arch, bgr=False, norm="auto"):
+def load_backbone(path, arch, bgr, norm):
     """The base net with all of a file's backbone, and a line on what was taken."""
-    given, left, own_norm = read_backbone(path)
+    found, left, own_norm = read_backbone(path)
     if own_norm and bgr:
         raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
-    net = make_base_net(arch, NORMS[norm] if norm != "auto" else own_norm or NORMS["half"])
-    own = net.backbone.state_dict()
-    wrong = misfits(given, own)
-    if wrong:
+    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+    if wrong := misfits(found, net.backbone.state_dict()):
         with torch.device("meta"):
-            fits = [a for a in FEATURES if not misfits(given, make_backbone(a).state_dict())]
-        mend = f"; it is a {fits[0]}: --arch {fits[0]}" if fits else ""
+            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
         raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
-                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}{mend}")
-    taken = {name: given[name].to_dense() for name in own if name in given}
+                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
+                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
+    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
     if bgr:
         taken["conv1.weight"] = taken["conv1.weight"].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
-    left += given.keys() - taken.keys()
+    try:
+        for name, values in own_norm.items() if norm == "auto" else ():
+            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
     return net, f"took {len(taken)} tensors from {path}" + (
         f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
 
@@ -577,8 +573,9 @@ def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
         return load_backbone(weights, arch, bgr, norm)
     if bgr:
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
+    usual = "half" if weights == "none" else "imagenet"
+    net = make_base_net(arch, NORMS[usual if norm == "auto" else norm])
     if weights == "none":
-        net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
         return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
     import torchvision
 
@@ -588,7 +585,6 @@ def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     except OSError as error:
         raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
                          "elsewhere and give its path to --weights") from None
-    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
 
