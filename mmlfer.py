@@ -83,6 +83,9 @@ AU_NAMES = {
 }  # fmt: skip
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
+FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
+NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
+         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
@@ -135,8 +138,13 @@ class Config:
     hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
                              "tangent form, or jvp if both agree before the first step.")
-    weights: str = setting("auto", str, "Backbone's start (Sec. 5.1): a ResNet-34 file, imagenet "
-                           "or none; auto: weights/resnet34_casia.pth if it is there, else none.")
+    arch: str = setting("resnet34", click.Choice(list(FEATURES)), "Backbone; the paper's is 34.")
+    weights: str = setting("auto", str, "Backbone's start (Sec. 5.1): a file, imagenet or none; "
+                           "auto: weights/ARCH_casia.pth if it is there, else none.")
+    weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
+    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
+                                "with the weights; auto: what their file says, else half "
+                                "(mean 0.5, deviation 0.5).")
     epochs: int = setting(60, COUNT, "Passes over the training images.")
     batch_size: int = setting(16, click.IntRange(min=2), "B, training and validation alike.")
     lr_backbone: float = setting(0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
@@ -149,7 +157,7 @@ class Config:
     device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
 
 
-HEADINGS = {"data": "Data (Sec. 3)", "method": "Method (Sec. 4)", "weights": "Model (Sec. 5.1)",
+HEADINGS = {"data": "Data (Sec. 3)", "method": "Method (Sec. 4)", "arch": "Model (Sec. 5.1)",
             "epochs": "Optimisation (Sec. 4.2)", "seed": "Run"}  # first option: heading in --help
 
 
@@ -323,7 +331,9 @@ class Taped:
         with torch.no_grad(), replaced(self.net, rule_of):
             df = self.net.backbone(None)  # (B, D); None: the images do not move with theta
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
-        return torch.func.jvp(self.losses_of, self.z, dz)[1]
+        with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            return torch.func.jvp(self.losses_of, self.z, dz)[1]
 
 
 @contextlib.contextmanager
@@ -458,39 +468,48 @@ def train_step(run, batch, val):
 # ---------------------------------------------------------------- the nets and their weights
 
 
-def make_base_net(mean=(0.5,) * 3, std=(0.5,) * 3):
-    """theta: ResNet-34, FE and AU classifier. x (B, 3, S, S) uint8 -> f (B, 512), z_emo, z_au.
-
-    The normalisation belongs to the backbone's weights, so the net carries it as two buffers.
-    """
-    from torchvision.models import resnet34
-
-    # torch's jvp uses torch.jit.script, which torch has deprecated
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+@functools.cache
+def base_net_class():
+    """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
 
     class BaseNet(torch.nn.Module):
-        def __init__(self):
+        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au. The
+        normalisation belongs to the backbone's weights, so the net carries it as two buffers."""
+
+        def __init__(self, arch, norm):
             super().__init__()
-            self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-            self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-            self.backbone = resnet34()
-            self.backbone.fc = torch.nn.Identity()
-            self.fe = torch.nn.Linear(512, len(EMOTIONS))
-            self.au = torch.nn.Linear(512, len(AUS))
+            for name, values in zip(("mean", "std"), norm):
+                self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+            self.backbone = make_backbone(arch)
+            self.fe = torch.nn.Linear(FEATURES[arch], len(EMOTIONS))
+            self.au = torch.nn.Linear(FEATURES[arch], len(AUS))
 
         def forward(self, x):
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
-    return BaseNet()
+    return BaseNet
 
 
-def make_meta_net(method):
+def make_base_net(arch="resnet34", norm=NORMS["half"]):
+    return base_net_class()(arch, norm)
+
+
+def make_backbone(arch):
+    """torchvision's ResNet of this name without its last layer: (B, 3, S, S) -> f (B, F)."""
+    import torchvision
+
+    backbone = torchvision.models.get_model(arch)
+    backbone.fc = torch.nn.Identity()
+    return backbone
+
+
+def make_meta_net(method, features=512):
     """psi: a linear layer on f, zero at the start (weights of 0.5); None if nothing is learned."""
     outputs = METHODS[method].count("meta")
     if not outputs:
         return None
-    meta = torch.nn.Linear(512, outputs)
+    meta = torch.nn.Linear(features, outputs)
     torch.nn.init.zeros_(meta.weight)
     torch.nn.init.zeros_(meta.bias)
     return meta
@@ -499,7 +518,13 @@ def make_meta_net(method):
 def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(Path(path).read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -509,54 +534,103 @@ def torch_load(path):
         raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
 
 
-def unwrap_state_dict(content, path):
-    """The bare ResNet-34 tensors of a file: wrappers, prefixes and the last layer taken off."""
-    for key in ("state_dict", "model", "backbone", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(content).__name__}")
-    bare = {re.sub(r"^((module|backbone|encoder)\.)+", "", str(k)): v for k, v in content.items()}
-    return {k: v for k, v in bare.items() if hasattr(v, "shape") and not k.startswith("fc.")}
+WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
+            "backbone", "ema")
+PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
+            "encoder_q", "feature", "features")
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
-def load_backbone(net, path):
-    """Put a ResNet-34 state dict into net.backbone, all of it or none; returns what it took."""
-    given = unwrap_state_dict(torch_load(path), path)
-    own = net.backbone.state_dict()
-    wanted = [k for k in own if k in given or not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} missing" for k in wanted if k not in given]
-    wrong += [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}"
-              for k in wanted if k in given and given[k].shape != own[k].shape]
-    wrong += [f"{k} not finite" for k in wanted
-              if not wrong and not (given[k].is_sparse or given[k].isfinite().all())]
-    if wrong:
-        raise InputError(f"{path}: not a whole ResNet-34, {len(wrong)} tensors: {'; '.join(wrong)}")
-    net.backbone.load_state_dict({k: given[k].to_dense() for k in wanted}, strict=False)
-    left = len(given) - len(wanted)
-    return f"took {len(wanted)} tensors from {path}" + (f", left {left} others" if left else "")
+def read_backbone(path):
+    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
+    and {"mean": .., "std": ..} if the file is of mmlfer."""
+    content = state = torch_load(path)
+    for _ in WRAPPERS:  # one in another
+        if isinstance(state, dict):
+            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    found, left, norm = {}, [], {}
+    for key, value in state.items():
+        match = TENSOR.fullmatch(str(key))
+        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in found:
+            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
+        if name and isinstance(value, torch.Tensor):
+            found[name] = key, value
+        else:
+            left.append(str(key))
+    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
+    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
+        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+                         "`mmlfer pretrain` makes one that fits")
+    if str(content.get("format")).startswith("mmlfer"):
+        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    return found, [key for key in left if key not in norm], norm
 
 
-def start_base_net(weights):
+def misfits(found, own):
+    """What keeps the tensors of a file from being all of a net's."""
+    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
+    for name, tensor in own.items():
+        key, given = found.get(name, (name, None))
+        if given is None:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
+        elif given.shape != tensor.shape:
+            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
+        elif not given.to_dense().isfinite().all():
+            wrong.append(f"{key} not finite")
+    return wrong
+
+
+def load_backbone(path, arch, bgr, norm):
+    """The base net with all of a file's backbone, and a line on what was taken."""
+    found, left, own_norm = read_backbone(path)
+    if own_norm and bgr:
+        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
+    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+    if wrong := misfits(found, net.backbone.state_dict()):
+        with torch.device("meta"):
+            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
+        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
+                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
+                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
+    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
+    if bgr:
+        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
+    net.backbone.load_state_dict(taken, strict=False)
+    try:
+        for name, values in own_norm.items() if norm == "auto" else ():
+            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
+    return net, f"took {len(taken)} tensors from {path}" + (
+        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
+
+
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = HERE / "weights" / "resnet34_casia.pth"
-    if weights == "auto" and casia.exists():
-        weights = str(casia)
-    if weights in ("auto", "none"):
-        return make_base_net(), "from scratch. The paper starts from CASIA-WebFace: see --weights"
-    if weights != "imagenet":
-        net = make_base_net()
-        return net, load_backbone(net, weights)
-    from torchvision.models import ResNet34_Weights
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights == "auto":
+        weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
+    if weights not in ("none", "imagenet"):
+        return load_backbone(weights, arch, bgr, norm)
+    if bgr:
+        raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
+    usual = "half" if weights == "none" else "imagenet"
+    net = make_base_net(arch, NORMS[usual if norm == "auto" else norm])
+    if weights == "none":
+        return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
+    import torchvision
 
-    source = ResNet34_Weights.IMAGENET1K_V1
+    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
     try:
         state = source.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
                          "elsewhere and give its path to --weights") from None
-    preset = source.transforms()
-    net = make_base_net(preset.mean, preset.std)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
 
@@ -1074,9 +1148,15 @@ class Run:
         self.form = {"auto": "lab" if cfg.stats == "lab" else "wild"}.get(cfg.form, cfg.form)
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        self.net, self.origin = (make_base_net(), "") if state else start_base_net(cfg.weights)
+        if state:
+            self.net, self.origin = make_base_net(cfg.arch), ""
+        else:
+            self.net, self.origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr,
+                                                   cfg.weights_norm)
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.meta = make_meta_net(cfg.method)
+        self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
+        if self.meta:
+            self.meta.to(self.device)
         if self.meta:
             self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
@@ -1138,8 +1218,8 @@ def read_checkpoint(path):
         raise InputError(f"{path}: made for other expressions or AUs than RAF-CE's 14 and 32")
     try:
         cfg = Config(**state["config"])
-        known = (cfg.method in METHODS and cfg.size in range(32, 513) and isinstance(cfg.data, str)
-                 and isinstance(state["net"], dict))
+        known = (cfg.method in METHODS and cfg.arch in FEATURES and cfg.size in range(32, 513)
+                 and isinstance(cfg.data, str) and isinstance(state["net"], dict))
     except (KeyError, TypeError):
         known = False
     if not known:
@@ -1150,7 +1230,7 @@ def read_checkpoint(path):
 def load_net(path, device="auto"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
-    net = make_base_net()
+    net = make_base_net(state["config"]["arch"])
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
@@ -1441,7 +1521,8 @@ def start_folder(run, out):
 # ---------------------------------------------------------------- command line
 
 COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
-            "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
+            "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
+            "bench")
 
 
 class Program(click.Group):

@@ -17,7 +17,7 @@ def test_run_sh_without_data_says_how_to_get_it(tmp_path):
     assert "synth ./rafce" in result.stderr and not list(tmp_path.iterdir())
 
 
-ORDER = ("train", "eval", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
+ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
 
 
 def test_commands_stand_in_one_order_each_in_the_file_of_its_name():

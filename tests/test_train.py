@@ -324,7 +324,7 @@ def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == [".lock", "config.yaml"]
 
 
-# ---------------------------------------------------------------- checkpoints and weights from anywhere
+# ---------------------------------------------------------------- checkpoints from anywhere
 
 
 class Trap:
@@ -378,63 +378,6 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     torch.save({**state, "net": {**state["net"], "fe.weight": torch.zeros(7, 512)}}, tmp_path / "fe.pt")
     result = invoke("eval", "--ckpt", tmp_path / "fe.pt")
     assert result.exit_code == 1 and "fe.weight" in result.stderr and result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "backbone"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone.", "encoder."])
-def test_backbone_weights_in_all_their_wrappings(tmp_path, wrapper, prefix):
-    from torchvision.models import resnet34
-
-    torch.manual_seed(4)
-    source = resnet34().state_dict()
-    if wrapper == "model":
-        source = {k: v for k, v in source.items() if not k.startswith("fc.")}
-    content = {prefix + k: v for k, v in source.items()}
-    torch.save({wrapper: content, "epoch": 3} if wrapper else content, tmp_path / "w.pth")
-    net, origin = mmlfer.start_base_net(str(tmp_path / "w.pth"))
-    assert torch.equal(net.backbone.layer3[0].conv1.weight, source["layer3.0.conv1.weight"])
-    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
-    assert net.mean.flatten().tolist() == [0.5] * 3
-
-
-def test_backbone_weights_that_do_not_fit_are_listed(tmp_path):
-    from torchvision.models import resnet34
-
-    state = resnet34().state_dict()
-    state["bn1.weight"] = torch.zeros(3)
-    del state["layer1.0.conv1.weight"]
-    torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.start_base_net(str(tmp_path / "w.pth"))
-    assert str(error.value) == (f"{tmp_path}/w.pth: not a whole ResNet-34, 2 tensors: "
-                                "layer1.0.conv1.weight missing; bn1.weight (3,), not (64,)")  # fmt: skip
-
-
-def test_backbone_weights_from_a_run_of_ours(trained):
-    net, origin = mmlfer.start_base_net(str(trained[0] / "best.pt"))
-    source = load(trained[0] / "best.pt")["net"]["backbone.layer1.0.conv1.weight"]
-    assert torch.equal(net.backbone.layer1[0].conv1.weight, source)
-    assert "took 216 tensors" in origin
-
-
-def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
-    from torchvision.models import ResNet34_Weights
-
-    def offline(self, *args, **kwargs):
-        raise OSError("no route")
-
-    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", offline)
-    with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
-        mmlfer.start_base_net("imagenet")
-
-
-def test_imagenet_weights_bring_their_normalisation(monkeypatch):
-    from torchvision.models import ResNet34_Weights, resnet34
-
-    monkeypatch.setattr(ResNet34_Weights, "get_state_dict", lambda *a, **k: resnet34().state_dict())
-    net, _ = mmlfer.start_base_net("imagenet")
-    assert torch.allclose(net.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
-    assert torch.allclose(net.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
