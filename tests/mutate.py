@@ -3,18 +3,23 @@
     python tests/mutate.py [NAME ...] [-j N] [--list]
 
 A NAME selects the faults whose name begins with it; without one, all run. For each fault the tests
-that must fail are run, the nearest alone, in a temporary copy of the checkout's files. Exit code 1
-if a fault survives that is not explained as equivalent. No part of pytest or CI.
+that must fail are run, the nearest alone, in a temporary copy of the checkout's files, in a child
+process that has torch already. Exit code 1 if a fault survives that is not explained as
+equivalent. No part of pytest or CI; for Linux and macOS.
 """
 
 import argparse
-import concurrent.futures
+import functools
+import importlib
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -325,8 +330,8 @@ def paths_of(tests):
         yield f"tests/test_{file}.py::{function}{bracket}{parameters}"
 
 
-def copy_tree(folder):
-    """The checkout's files without .git; data, runs and what else git ignores stay behind."""
+def snapshot(folder):
+    """Copy the checkout's files, as they are now, but for what git ignores: data, runs, weights."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
                             capture_output=True, text=True).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
@@ -335,29 +340,44 @@ def copy_tree(folder):
             shutil.copy(ROOT / name, folder / name)
 
 
-def run_tests(tests, fault=None):
-    """pytest's exit code and output for these tests in a copy of the tree, with a fault put in."""
-    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        copy_tree(Path(folder))
-        if fault:
-            path = Path(folder, fault.file)
-            path.write_text(path.read_text().replace(fault.old, fault.new))
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": folder, "TMPDIR": folder}
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=folder,
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900)  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return 1, "ran for 15 minutes"
-        return done.returncode, done.stdout
+def stop(number, frame):
+    raise TimeoutError("the tests ran for 15 minutes")
 
 
-def try_fault(fault):
-    """(killed, SURVIVED, equivalent or ERROR, seconds, pytest's output)"""
+def run_tests(tests, folder):
+    """pytest's exit code for these tests, in this process, on the tree in a folder."""
+    import pytest
+
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ.update(PYTHONPATH=str(folder), TMPDIR=str(folder))
+    tempfile.tempdir = str(folder)
+    with open(folder / "output", "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(900)
+    return pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+
+
+def try_tests(tree, tests, fault=None):
+    """pytest's exit code, the seconds and the output of tests, with a fault put into a copy of the tree."""
     start = time.perf_counter()
-    code, output = run_tests(list(paths_of(fault.tests)), fault)
+    with tempfile.TemporaryDirectory(prefix="mutate-") as parent:
+        folder = Path(parent) / "tree"
+        shutil.copytree(tree, folder)
+        if fault:
+            path = folder / fault.file
+            path.write_text(path.read_text().replace(fault.old, fault.new))
+        code = run_tests(tests, folder)
+        os.chdir("/")
+        return int(code), time.perf_counter() - start, (folder / "output").read_text()
+
+
+def try_fault(tree, fault):
+    """(killed, SURVIVED, equivalent or ERROR; seconds; pytest's output)"""
+    code, seconds, output = try_tests(tree, list(paths_of(fault.tests)), fault)
     verdict = {0: "equivalent" if fault.why else "SURVIVED", 1: "killed"}.get(code, "ERROR")
-    return verdict, time.perf_counter() - start, output
+    return verdict, seconds, output
 
 
 def check_table(faults):
@@ -389,17 +409,24 @@ def main():
     check_table(faults)
     if options.list or not faults:
         return print(f"{len(faults)} faults")
-    start, found = time.perf_counter(), {}
-    code, output = run_tests(sorted({path for fault in faults for path in paths_of(fault.tests)}))
-    if code:
-        sys.exit(f"{output}\nthe tests fail without any fault")
-    print(f"the tests pass without a fault, {time.perf_counter() - start:.0f} s", flush=True)
-    with concurrent.futures.ThreadPoolExecutor(options.j) as pool:
-        for fault, (verdict, seconds, output) in zip(faults, pool.map(try_fault, faults)):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for module in ("hypothesis", "torch", "torchvision"):  # its children need not load them
+        importlib.import_module(module)
+
+    start, fork = time.perf_counter(), multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="mutate-") as tree, fork.Pool(options.j, maxtasksperchild=1) as pool:
+        snapshot(Path(tree))
+        named = sorted({path for fault in faults for path in paths_of(fault.tests)})
+        code, seconds, output = pool.apply(try_tests, (tree, named))
+        if code:
+            sys.exit(f"{output}\nthese tests fail without any fault")
+        print(f"the tests pass without a fault, {seconds:.0f} s", flush=True)
+        found = Counter()
+        for fault, (verdict, seconds, output) in zip(faults, pool.imap(functools.partial(try_fault, tree), faults)):
             print(f"{fault.name:36} {verdict:10} {seconds:6.1f} s  {fault.why}", flush=True)
             if verdict == "ERROR":
                 print(output)
-            found[verdict] = found.get(verdict, 0) + 1
+            found[verdict] += 1
     print(f"{len(faults)} faults: " + ", ".join(f"{n} {verdict}" for verdict, n in found.items()) +
           f"; {time.perf_counter() - start:.0f} s")  # fmt: skip
     sys.exit(bool(found.keys() - {"killed", "equivalent"}))
