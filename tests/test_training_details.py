@@ -1,6 +1,7 @@
 """Single facts about data and training, each against an oracle of its own."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import invoke
+import yaml
+from conftest import ROOT, invoke
 from PIL import Image
 from test_reference import AUS, EMOTIONS, Net, read_folder
 
@@ -126,6 +128,14 @@ def test_images_are_resized_bilinearly(tmp_path, height, width):
     assert np.abs(ours - naive).max() <= 1.01  # rounded after each of the two directions
 
 
+AU_TEXTS = {"null": [], "NULL": [], "4": [4], "L12+r4": [12, 4], "12L+lr25+T24": [12, 25, 24], "043": [43]}
+
+
+@pytest.mark.parametrize("text", AU_TEXTS)
+def test_au_tokens_in_every_spelling(text):
+    assert [number for number, _ in mmlfer.parse_aus(text)] == AU_TEXTS[text]
+
+
 PLACES = ["aligned/aligned/0001_aligned.jpg", "aligned/0001_aligned.jpg", "0001.jpg"]
 
 
@@ -210,6 +220,24 @@ def test_evaluation_of_150_faces_matches_naive_counts():
     assert numbers["au_f1_macro"] == pytest.approx(np.mean([v for v in au_f1.values() if v is not None]))
 
 
+def test_the_report_says_what_the_numbers_are():
+    counts = np.zeros((14, 14), int)
+    counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
+    numbers = mmlfer.expression_metrics(counts)
+    numbers |= {"au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
+    lines = mmlfer.report(numbers).splitlines()
+    cells = {line[:24].strip(): line[24:].split() for line in lines[1:18]}
+    assert cells["happily surprised"] == ["4", "75.00", "46.15"]  # F1: 2 * 3 / (4 + 9)
+    assert cells["sadly angry"] == ["5", "20.00", "28.57"] and cells["happily sad"] == ["2", "0.00", "0.00"]
+    assert cells["sadly fearful"] == ["0", "-", "-"]
+    assert cells["Acc."] == ["11", "36.36"] and cells["Diag."] == ["11", "31.67"]
+    assert cells["macro F1"] == ["11", "24.91"]
+    assert [line.split() for line in lines[20:23]] == [
+        ["AU", "1", "inner", "brow", "raiser", "25.00"], ["AU", "43", "eyes", "closed", "100.00"],
+        ["macro", "62.50"]]
+    assert [line.split() for line in lines[-14:]] == [[str(n) for n in row] for row in counts]
+
+
 # ---------------------------------------------------------------- best, last, resume
 
 NOISE = ("--size", 32, "--batch-size", 4, "--weights", "none", "--device", "cpu")
@@ -262,6 +290,30 @@ def test_best_and_last_of_the_test_are_those_checkpoints(scripted, noise_folder)
         assert numbers[name]["accuracy"] == right / 4 and numbers[name]["n"] == 4
     names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]
     assert numbers["names"] == [n for n, t in zip(names, test) if t] and numbers["truth"] == y_emo[test].tolist()
+
+
+def test_a_run_says_what_made_it(scripted, noise_folder):
+    config = yaml.safe_load((scripted / "config.yaml").read_text())
+    assert {name: config[name] for name in DEFAULTS} == DEFAULTS | {
+        "data": str(noise_folder), "method": "stl", "epochs": 5, "lr_backbone": 0.01, "lr_heads": 0.1, "size": 32,
+        "batch_size": 4, "weights": "none", "device": "cpu"}
+    assert config["steps_per_epoch"] == 2 and config["torchvision"] == torchvision.__version__
+    assert config["source_sha256"] == hashlib.sha256((ROOT / "mmlfer.py").read_bytes()).hexdigest()
+    for name in ("best", "last"):
+        assert load(scripted / f"{name}.pt")["config"] == {name: config[name] for name in DEFAULTS}
+    test = json.loads((scripted / "test.json").read_text())
+    assert [test[key] for key in ("method", "stats", "form", "seed", "data", "rafce")] == [
+        "stl", "wild", "wild", 0, str(noise_folder), False]
+
+
+def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(mmlfer, "fit", lambda cfg, *rest: seen.append(cfg))
+    seen = []
+    shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    data = os.path.relpath(noise_folder)
+    assert invoke("train", "--data", data, "--stats", "mine.yaml", "--method", "stl").exit_code == 0
+    assert (seen[0].data, seen[0].stats) == (str(noise_folder), str(tmp_path / "mine.yaml"))
 
 
 def test_the_log_counts_images_a_second(scripted):
@@ -388,6 +440,16 @@ def test_casia_weights_are_found_where_they_belong(tmp_path, monkeypatch):
             assert torch.equal(net.backbone.state_dict()[name], value), name
     none, _ = mmlfer.start_base_net("none")
     assert not torch.equal(none.backbone.conv1.weight, source.conv1.weight)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = torchvision.models.resnet34().state_dict()
+    state["layer2.0.bn1.running_var"][3] = float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.start_base_net(str(tmp_path / "w.pth"))
+    assert str(error.value) == (f"{tmp_path}/w.pth: not a whole ResNet-34, 1 tensors: "
+                                "layer2.0.bn1.running_var not finite")  # fmt: skip
 
 
 def test_imagenet_tensors_are_all_loaded(monkeypatch):
