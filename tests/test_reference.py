@@ -2,8 +2,8 @@
 
 Nothing of mmlfer is used by the reference: label files are split by hand, images opened by PIL,
 the losses written as the paper's equations, the hypergradient taken by create_graph, SGD and the
-one-cycle schedule by their formulas. Float64, the real ResNet-34 at 32x32, two epochs of two
-steps; 11 training faces in batches of 4, so that three are left over, and 7 validation faces, so
+one-cycle schedule by their formulas. Float64, the real ResNet-34 at 32x32, up to two epochs of
+two steps; 11 training faces in batches of 4, so that three are left over, and 7 validation faces, so
 that the second batch begins another permutation.
 """
 
@@ -37,11 +37,11 @@ OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device"
 CASES = {  # psi: the spread of the meta net's parameters at the start
     "stl": {"method": "stl"},
     "mtl": {"method": "mtl", "schedule": "onecycle"},
-    "mal": {"method": "mal"},
+    "mal": {"method": "mal", "epochs": 1},
     "mal2": {"method": "mal2", "schedule": "onecycle", "hypergrad": "create_graph"},
     "am": {"method": "am", "schedule": "onecycle"},
     "am-lab": {"method": "am", "form": "lab"},
-    "mml": {"method": "mml", "psi": 0.0},
+    "mml": {"method": "mml", "psi": 0.0, "epochs": 1},
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle"},
 }
 
@@ -314,14 +314,14 @@ def test_running_statistics(both):
 
 def test_log(both):
     ours, reference = both
-    assert [row["epoch"] for row in ours.log] == [1, 2]
+    assert len(ours.log) == len(reference.log)
     for row, expected in zip(ours.log, reference.log):
         assert {key: row[key] for key in expected} == pytest.approx(expected, rel=1e-8, abs=1e-12)
 
 
 def test_best_and_last(both):
     ours, reference = both
-    assert (ours.best["epoch"], ours.last["epoch"]) == (reference.best_epoch, 2)
+    assert (ours.best["epoch"], ours.last["epoch"]) == (reference.best_epoch, len(reference.log))
     assert_equal_tensors(ours.best["net"], reference.best_theta)
     assert_equal_tensors(ours.last["net"], reference.end.theta | reference.end.buffers)
     assert_equal_tensors(ours.last["meta"], reference.end.psi)
