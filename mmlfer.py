@@ -1466,12 +1466,8 @@ def locked(out):
     """Hold a run's folder against other processes; the system lets go of it with the process."""
     import fcntl
 
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = open(out / ".lock", "a+")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
-    with file:
+    write_whole(out / ".lock", b"") if not (out / ".lock").exists() else None
+    with open(out / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import mmlfer
 from mmlfer_commands.synth import synthesize
@@ -62,3 +63,25 @@ def write_labels_as(folder, emo, partition, au):
     """The three label files with just this content, text or bytes."""
     for name, content in zip(mmlfer.LABEL_FILES, (emo, partition, au)):
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.fixture(scope="session")
+def noise_folder(tmp_path_factory):
+    """22 pictures of noise, 32x32, and their label files, each in another order: 11 to train, 7 to
+    validate, 4 to test."""
+    folder, rng = tmp_path_factory.mktemp("reference") / "faces", np.random.default_rng(5)
+    (folder / "aligned").mkdir(parents=True)
+    names = [f"{i:04d}.jpg" for i in rng.permutation(22) + 1]
+    split = rng.permutation([0] * 11 + [2] * 7 + [1] * 4)
+    rows = {"emolabel": [], "partition": [], "AUlabel": []}
+    for i, name in enumerate(names):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "aligned" / name.replace(".jpg", "_aligned.png"))
+        aus = rng.choice(mmlfer.AUS, rng.integers(0, 6), replace=False)
+        text = "+".join(rng.choice(["", "L", "R", "t"]) + str(au) for au in aus) or "null"
+        for key, value in zip(rows, (rng.integers(14), split[i], text)):
+            rows[key].append(f"{name} {value}\n")
+    for key, lines in rows.items():
+        rng.shuffle(lines)
+        (folder / f"RAFCE_{key}.txt").write_text("".join(lines))
+    return folder

@@ -1,5 +1,6 @@
 """What the README promises."""
 
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
     synth.synthesize(tmp_path / "rafce", 100, "lab", None, 32, 0)
     settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICE": "cpu",
                 "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}  # fmt: skip
-    environment = {**__import__("os").environ, **settings}
+    environment = {**os.environ, **settings}
     environment["PATH"] = f"{sys.prefix}/bin:{environment['PATH']}"
     command = ["bash", str(ROOT / "run.sh")]
     first = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
