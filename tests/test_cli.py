@@ -1,4 +1,4 @@
-"""The command line as a whole, and run.sh."""
+"""The command line as a whole."""
 
 import subprocess
 import sys
@@ -6,12 +6,6 @@ import sys
 from conftest import ROOT, invoke, run_program
 
 import mmlfer
-
-
-def test_run_sh_without_data_says_how_to_get_it(tmp_path):
-    result = subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1 and "no RAF-CE in ./rafce. Ask for it at" in result.stderr
-    assert "synth ./rafce" in result.stderr and not list(tmp_path.iterdir())
 
 
 def test_help_is_complete_and_light():
