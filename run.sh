@@ -1,82 +1,136 @@
 #!/usr/bin/env bash
-# All of the paper's experiments: bash run.sh [DATA] [OUT]   (./rafce and ./runs by default)
+# All of the paper's experiments: bash run.sh [--list] [DATA] [OUT]   (./rafce and ./runs by default)
+# --list prints the commands of the next stage that are not done, one a line, for a cluster's queue.
 # Settings from the environment:
-#   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   DEVICE=auto   EXTRA="more options of mmlfer.py train"
+#   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   EXTRA="more options of mmlfer train"
+#   ROWS="stl mtl mal mal2 am-lab am-wild mml-lab mml-wild": rows of the results' Table 3
 #   RHOS="0.03 0.1 0.3 1"   RHOS_AM="0.1 0.3 1": what is searched, on validation, with the first seed
+#   JOBS=1: runs at once, each with its share of the cores   DEVICES="cuda:0 cuda:1": taken in turn
 # Finished runs are skipped and a stopped one goes on: start it again at any time.
 set -euo pipefail
 
+LIST=
+if [ "${1:-}" = --list ]; then
+  LIST=yes
+  shift
+fi
 DATA=${1:-./rafce} OUT=${2:-./runs}
-SEEDS=${SEEDS:-0 1 2} EPOCHS=${EPOCHS:-60} SIZE=${SIZE:-112} DEVICE=${DEVICE:-auto} EXTRA=${EXTRA:-}
+SEEDS=${SEEDS:-0 1 2} EPOCHS=${EPOCHS:-60} SIZE=${SIZE:-112} EXTRA=${EXTRA:-}
+ROWS=${ROWS:-stl mtl mal mal2 am-lab am-wild mml-lab mml-wild}
 RHOS=${RHOS:-0.03 0.1 0.3 1} RHOS_AM=${RHOS_AM:-0.1 0.3 1}
-FIRST=${SEEDS%% *} RUNS=$OUT/final
-mmlfer() { python "$(dirname "$0")/mmlfer.py" "$@"; }
+JOBS=${JOBS:-1} DEVICES=${DEVICES:-auto}
+FIRST=${SEEDS%% *} RUNS=$OUT/final PROGRAM=$(dirname "$0")/mmlfer.py
+mmlfer() { python "$PROGRAM" "$@"; }
 
 if [ ! -f "$DATA/RAFCE_emolabel.txt" ]; then
-  echo "run.sh: no RAF-CE in $DATA. Ask for it at http://www.whdeng.cn/RAF/model2.html, or make" >&2
+  echo "run.sh: no RAF-CE in $DATA. Ask for it at http://www.whdeng.cn/RAF/model4.html, or make" >&2
   echo "stand-in faces: python mmlfer.py synth $DATA" >&2
   exit 1
 fi
+if [ "$JOBS" -gt 1 ]; then
+  cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
+fi
+export JOBS
 
-train() { # FOLDER METHOD SEED [options]
-  local out=$1 method=$2 seed=$3
+# A stage: `train` lists its runs, `finish` does them.
+stage=() turn=0 # for each run its folder and its command; runs that were given a device
+
+train() { # FOLDER ROW SEED [options]; a row is METHOD or METHOD-STATISTICS
+  local out=$1 row=$2 seed=$3
   shift 3
-  # shellcheck disable=SC2086  # EXTRA is several words
-  mmlfer train --data "$DATA" --out "$out" --method "$method" --seed "$seed" --epochs "$EPOCHS" \
-    --size "$SIZE" --device "$DEVICE" --resume $EXTRA "$@"
+  case $row in *-*) set -- --stats "${row#*-}" "$@" ;; esac
+  if [ -n "$LIST" ] && [ -f "$out/test.json" ]; then return; fi
+  # shellcheck disable=SC2206  # several words
+  local devices=($DEVICES)
+  # shellcheck disable=SC2206
+  local words=(python "$PROGRAM" train --data "$DATA" --out "$out" --method "${row%%-*}"
+    --seed "$seed" --epochs "$EPOCHS" --size "$SIZE" --device "${devices[turn % ${#devices[@]}]}"
+    --resume $EXTRA "$@")
+  stage+=("$out" "$(printf '%q ' "${words[@]}")")
+  turn=$((turn + 1))
 }
 
-best() { # the options of the search's run that has the highest validation accuracy (log.csv, column 7)
-  for run in "$@"; do
-    awk -F, -v options="${run##*/}" 'NR > 1 && $7 > best { best = $7 } END { print best + 0, options }' \
-      "$run/log.csv"
-  done | sort -rn | sed -n 1p | cut -d ' ' -f 2 | tr '_' ' '
+# With a run's folder and command: of several runs at once each line says whose it is.
+# shellcheck disable=SC2016
+WORK='if [ "$JOBS" = 1 ]; then eval "$2"; else
+  eval "$2" 2>&1 | while IFS= read -r line; do printf "%s: %s\n" "$1" "$line"; done
+fi || { echo "run.sh: failed: $2" >&2; exit 1; }'
+
+finish() {
+  if [ ${#stage[@]} = 0 ]; then return; fi
+  if [ -n "$LIST" ]; then
+    printf '%.0s%s\n' "${stage[@]}"
+    exit
+  fi
+  set -m # the runs are a group of their own, to be stopped together: they save where they are
+  xargs -0 -n 2 -P "$JOBS" bash -o pipefail -c "$WORK" run.sh < <(printf '%s\0' "${stage[@]}") &
+  trap 'kill -TERM -- -$!; exit 130' INT TERM
+  if ! wait $!; then
+    echo "run.sh: some runs of this stage failed, see above; start again to go on" >&2
+    exit 1
+  fi
+  trap - INT TERM
+  set +m
+  stage=()
 }
 
-echo "== 1/6  STL"
-for seed in $SEEDS; do train "$RUNS/stl-$seed" stl "$seed"; done
+say() { if [ -z "$LIST" ]; then echo "$@"; fi; }
 
-echo "== 2/6  MTL, rho searched on validation"
-for rho in $RHOS; do train "$OUT/search/mtl/--rho_$rho" mtl "$FIRST" --rho "$rho"; done
-mtl=$(best "$OUT"/search/mtl/*)
-echo "MTL: $mtl"
-# shellcheck disable=SC2086
-for seed in $SEEDS; do train "$RUNS/mtl-$seed" mtl "$seed" $mtl; done
-
-echo "== 3/6  MAL, with one and with two weights"
-for seed in $SEEDS; do
-  train "$RUNS/mal-$seed" mal "$seed"
-  train "$RUNS/mal2-$seed" mal2 "$seed"
-done
-
-echo "== 4/6  AM, lab and wild, rhos searched on validation"
-for stats in lab wild; do
+say "== 1/3  searches on validation with the first seed, and all that needs none"
+for row in $ROWS; do
   for rho in $RHOS; do
-    for rho_am in $RHOS_AM; do
-      train "$OUT/search/am-$stats/--rho_${rho}_--rho-am_$rho_am" am "$FIRST" --stats "$stats" \
-        --rho "$rho" --rho-am "$rho_am"
-    done
+    case $row in
+      mtl) train "$OUT/search/$row/$rho" "$row" "$FIRST" --rho "$rho" ;;
+      am*)
+        for rho_am in $RHOS_AM; do
+          train "$OUT/search/$row/$rho-$rho_am" "$row" "$FIRST" --rho "$rho" --rho-am "$rho_am"
+        done
+        ;;
+    esac
   done
-  am=$(best "$OUT/search/am-$stats"/*)
-  echo "AM $stats: $am"
+done
+for seed in $SEEDS; do
+  for row in $ROWS; do
+    case $row in mtl | am*) ;; *) train "$RUNS/$row-$seed" "$row" "$seed" ;; esac
+  done
+done
+finish
+
+say "== 2/3  MTL and AM with what was found"
+for row in $ROWS; do
+  case $row in
+    mtl) found=$(mmlfer table "$OUT/search/$row" --best rho) ;;
+    am*) found=$(mmlfer table "$OUT/search/$row" --best rho --best rho-am) ;;
+    *) continue ;;
+  esac
+  say "$row: $found"
   # shellcheck disable=SC2086
-  for seed in $SEEDS; do train "$RUNS/am-$stats-$seed" am "$seed" --stats "$stats" $am; done
+  for seed in $SEEDS; do train "$RUNS/$row-$seed" "$row" "$seed" $found; done
 done
+finish
 
-echo "== 5/6  MML, lab and wild"
-for stats in lab wild; do
-  for seed in $SEEDS; do train "$RUNS/mml-$stats-$seed" mml "$seed" --stats "$stats"; done
-done
-
-echo "== 6/6  tables and figures"
+say "== 3/3  tables and figures"
+if [ -n "$LIST" ]; then
+  echo "run.sh: all runs are done; start it without --list for the tables and figures" >&2
+  exit
+fi
 mmlfer table "$RUNS" --out "$OUT/results.md"
-mmlfer plot "$RUNS/mml-wild-$FIRST"
-names=$(awk '$2 + 0 == 1 && n++ < 4 { print $1 }' "$DATA/RAFCE_partition.txt")
-faces=()
-for name in $names; do
-  while read -r face; do faces+=("$face"); done \
-    < <(find -L "$DATA" -name "${name%.*}_aligned.*" -o -name "$name" | sort | sed -n 1p)
+checkpoints=()
+for row in mtl mml-wild; do
+  if [ -f "$RUNS/$row-$FIRST/test.json" ]; then
+    mmlfer plot "$RUNS/$row-$FIRST"
+    checkpoints+=(--ckpt "$RUNS/$row-$FIRST/best.pt")
+  fi
 done
-mmlfer gradcam --ckpt "$RUNS/mtl-$FIRST/best.pt" --ckpt "$RUNS/mml-wild-$FIRST/best.pt" \
-  --out "$OUT/gradcam.png" "${faces[@]}"
-echo "done: $OUT/results.md, $RUNS/mml-wild-$FIRST/curves.png, $OUT/gradcam.png"
+faces=() # the first four of the test set
+while read -r name code && [ ${#faces[@]} -lt 4 ]; do
+  if [ "${code%$'\r'}" = 1 ]; then
+    face=$(find -L "$DATA" -name "${name%.*}_aligned.*" | sort | sed -n 1p)
+    faces+=("${face:-$(find -L "$DATA" -name "$name" | sort | sed -n 1p)}")
+  fi
+done <"$DATA/RAFCE_partition.txt"
+if [ ${#checkpoints[@]} -gt 0 ]; then
+  mmlfer gradcam "${checkpoints[@]}" --out "$OUT/gradcam.png" "${faces[@]}"
+fi
+echo "done: tables in $OUT/results.md, curves in $RUNS, Grad-CAM in $OUT"

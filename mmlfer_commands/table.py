@@ -1,20 +1,243 @@
-"""mmlfer table: Tables 2 and 3 of finished runs, with paired tests."""
+"""mmlfer table: Tables 2 and 3 of finished runs, compared in pairs; the best run of a search."""
 
+import csv
+import dataclasses
+import hashlib
+import itertools
 import json
 import math
+import os
+import shlex
 from pathlib import Path
 
 import click
 import numpy as np
+import yaml
 
-from mmlfer import EMOTIONS, FOLDER, METHODS, InputError, write_whole
+from mmlfer import (
+    EMOTIONS,
+    FOLDER,
+    METHODS,
+    RUN_FILES,
+    InputError,
+    check_output,
+    confusion_matrix,
+    expression_metrics,
+    write_whole,
+)
 
 PAPER = {  # Acc. / Diag. by method and statistics
-    ("stl", ""): (51.49, 28.12), ("mtl", ""): (53.25, 29.58), ("mal", ""): (52.37, 30.73),
-    ("am", "lab"): (54.12, 30.15), ("am", "wild"): (53.36, 28.02),
-    ("mml", "lab"): (55.01, 30.85), ("mml", "wild"): (55.23, 31.68),
+    "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
+    "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
+    "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
 }  # fmt: skip
-COMPARED = ("stl", "mtl", "mal", "mal2", "am")  # each with mml, of the same form where it has one
+SEARCHED = ("rho", "rho_am")
+DRAWS = 10_000  # of the bootstrap
+
+# ---------------------------------------------------------------- finished runs
+
+
+def find_files(folder, name):
+    """The files of a name below a folder, in order; links are followed, no folder is read twice."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if os.path.realpath(place) in seen:
+            folders.clear()
+        elif name in files and os.path.isfile(os.path.join(place, name)):
+            found.append(Path(place, name))
+        seen.add(os.path.realpath(place))
+    return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What a run's test.json says, checked."""
+
+    path: Path
+    method: str
+    stats: str  # what p(AU | expression) is called, "" where the method does not use it
+    traits: dict  # what makes the method, {name: (value, value as shown)}
+    seed: int
+    rafce: bool
+    names: str  # digest of the test images' names
+    truth: np.ndarray  # (N,)
+    right: np.ndarray  # (N,) whether the prediction is the truth
+    rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
+
+    def row(self):
+        """What the runs of one row have in common."""
+        return self.method, frozenset((name, value) for name, (value, _) in self.traits.items())
+
+
+def digest(names):
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def stats_name(run):
+    """A test.json's statistics in a word; a file of one's own is never called wild or lab."""
+    if not METHODS[run["method"]][2]:
+        return ""
+    stats, form = run["stats"], run["form"]
+    name = stats if Path(stats).name in ("wild", "lab") else Path(stats).name
+    return name if form == ("lab" if stats == "lab" else "wild") else f"{name}, {form} form"
+
+
+def find_traits(run):
+    """What makes a test.json's method: the options that it reads, but seed, data place and device;
+    the contents of its statistics and, where they are known, of the data's labels."""
+    sources, options = METHODS[run["method"]], run.get("options")
+    traits = {}
+    if sources[2]:
+        traits["form"] = (run["form"], run["form"])
+        traits["statistics"] = (run["stats"], run["stats"])
+    if options is None:  # written by an older version
+        return {**traits, "options": ("unknown", "unknown")}
+    if sources[2]:
+        content = run["table_sha256"]
+        traits["statistics"] = (content, f"{run['stats']} ({content:.8})")
+    if "data_sha256" in run:
+        place = Path(options["data"]).name
+        traits["data"] = (run["data_sha256"], f"{place} ({run['data_sha256']:.8})")
+    unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
+    if "meta" not in sources:
+        unread |= {"lr_meta", "hypergrad"}
+    return traits | {name: (value, value) for name, value in options.items() if name not in unread}
+
+
+def rates(numbers):
+    """Acc., Diag. and each expression's rate among a test.json's numbers, (2 + K,)."""
+    per_class = [numbers["per_class"][emotion] for emotion in EMOTIONS]
+    return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
+
+
+def read_run(path):
+    """A run's test.json; its numbers must follow from its predictions."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
+        if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
+            raise ValueError("predictions that are none")
+        own = expression_metrics(confusion_matrix(truth, pred))
+        names = run["names_sha256"] if "names_sha256" in run else digest(run["names"])
+        whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
+                 and np.allclose(rates(best), rates(own), equal_nan=True)
+                 and len(run.get("names", truth)) == len(truth)
+                 and type(run["seed"]) is int and isinstance(run["rafce"], bool))
+        if not whole:
+            raise ValueError("numbers that do not fit each other")
+        tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
+                        run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
+        hash((tested.row(), names))  # no lists among the options
+        return tested
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+            OSError) as error:
+        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
+
+
+def read_runs(folder):
+    """The finished runs below a folder, all of one test set."""
+    runs = [read_run(path) for path in find_files(folder, "test.json")]
+    if not runs:
+        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
+    for run in runs:
+        if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
+            raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
+                             "one data set, name the folder of its runs alone")
+    return runs
+
+
+# ---------------------------------------------------------------- rows: the runs of one method
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one method, by seed."""
+
+    name: str  # method and statistics
+    traits: dict
+    seeds: dict  # {seed: Tested}
+    title: str = ""  # the name, and what tells the row from others
+
+
+def gather(runs):
+    """The Rows of runs, without their titles."""
+    groups = {}
+    for run in runs:
+        seeds = groups.setdefault(run.row(), {})
+        if run.seed in seeds:
+            raise InputError(f"{run.path}: the same method, options and seed as "
+                             f"{seeds[run.seed].path}; take one away")
+        seeds[run.seed] = run
+    rows = []
+    for (method, _), seeds in groups.items():
+        stats = min((run.stats for run in seeds.values()),  # if one file has two names: the paper's
+                    key=lambda name: (f"{method} {name}" not in PAPER, name))
+        rows.append(Row(f"{method} {stats}".strip(), next(iter(seeds.values())).traits, seeds))
+    return rows
+
+
+def title(row, rows):
+    """A row's name and the traits that tell it from other rows: from those of its name in what
+    methods have of their own, from all in everything else."""
+    parts, old = [row.name], "options" in row.traits
+    for trait, (value, shown) in row.traits.items():
+        own = trait in ("form", "statistics", *SEARCHED)
+        peers = [other for other in rows if ("options" in other.traits) == old
+                 and (other.name == row.name or (trait in other.traits and not own))]
+        others = {other.traits.get(trait, (None,))[0]
+                  for other in (rows if trait == "options" else peers)}
+        if others != {value}:
+            parts.append(f"{trait.replace('_', '-')} {shown}")
+    return ", ".join(parts)
+
+
+def read_rows(folder):
+    """The Rows of the finished runs below a folder, in the order of Table 3."""
+    rows = gather(read_runs(folder))
+    rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
+    return sorted(rows, key=lambda row: (list(METHODS).index(row.name.split()[0]), row.title))
+
+
+# ---------------------------------------------------------------- Tables 2 and 3
+
+
+def markdown(header, rows):
+    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
+                      for r in [header, ["---"] * len(header), *rows]])
+
+
+def spread(values):
+    """Mean and standard deviation over seeds, in percent, as text."""
+    values = [100 * v for v in values]
+    if np.isnan(values).any():  # no test image
+        return "-"
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
+
+
+def spreads(row):
+    """spread of Acc., Diag. and each expression's rate."""
+    return [spread(values) for values in zip(*(run.rates for run in row.seeds.values()))]
+
+
+def table_2(rows, truth):
+    accuracy, diag, *lines = zip(*map(spreads, rows))
+    images = np.bincount(truth, minlength=len(EMOTIONS))
+    body = [[emotion, n, *line] for emotion, n, line in zip(EMOTIONS, images, lines)]
+    body += [["**Acc.**", len(truth), *accuracy], ["**Diag.**", "", *diag]]
+    return markdown(["expression", "images", *(row.title for row in rows)], body)
+
+
+def table_3(rows, rafce):
+    header, body = ["method", "seeds", "Acc.", "Diag."], []
+    for row in rows:
+        body.append([row.title, len(row.seeds), *spreads(row)[:2]])
+        if rafce:
+            body[-1].append("{} / {}".format(*PAPER[row.name]) if row.name in PAPER else "")
+    return markdown([*header, "paper's Acc. / Diag."] if rafce else header, body)
+
+
+# ---------------------------------------------------------------- pairs of methods
 
 
 def mcnemar(b, c):
@@ -23,140 +246,177 @@ def mcnemar(b, c):
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(b, c) + 1)) / 2**n)
 
 
-def read_run(path):
-    """A test.json, checked, and its (method, statistics if they matter)."""
-    try:
-        run = json.loads(path.read_text())
-        best = run["best"]
-        whole = (len(best["pred"]) == len(run["truth"]) == len(run["names"]) == best["n"]
-                 and set(best["per_class"]) == set(EMOTIONS) and len(best["confusion"]) == 14
-                 and best["accuracy"] + best["diag"] >= 0 and run["seed"] >= 0
-                 and isinstance(run["rafce"], bool))
-        if not whole:
-            raise ValueError("numbers that do not fit each other")
-        stats = Path(run["stats"]).name if METHODS[run["method"]][2] else ""
-        if stats and run["form"] != ("lab" if stats == "lab" else "wild"):
-            stats += f", {run['form']} form"
-        return run, (run["method"], stats)
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
+def resample(right, truth, by_expression):
+    """Bootstrap over test images: R runs' shares of right answers, Diag. by_expression.
+
+    right (R, N) bool, truth (N,) -> (DRAWS, R). Each draw takes N images, by_expression as many
+    of each expression as there are, with the same images for all runs.
+    """
+    rng = np.random.default_rng([0, 0])
+    groups = [truth == k for k in np.unique(truth)] if by_expression else [truth >= 0]
+    shares = np.zeros((DRAWS, len(right)))
+    for group in groups:
+        n = group.sum()
+        for part in np.array_split(shares, 10):  # a view; for the memory's sake
+            times = rng.multinomial(n, np.full(n, 1 / n), len(part))  # each image is drawn, (., n)
+            part += times.astype(float) @ right[:, group].T.astype(float) / (n * len(groups))
+    return shares
 
 
-def read_runs(folder):
-    """{(method, statistics): {seed: test.json}} of the finished runs below a folder."""
-    runs, first = {}, None
-    for path in sorted(Path(folder).rglob("test.json")):
-        run, key = read_run(path)
-        first = first or (run, path)
-        if (run["names"], run["truth"]) != (first[0]["names"], first[0]["truth"]):
-            raise InputError(f"{path}: other test images than {first[1]}; one table takes one data "
-                             "set, name the folder of its runs alone")
-        if run["seed"] in runs.setdefault(key, {}):
-            raise InputError(f"{path}: {' '.join(key).strip()} with seed {run['seed']} stands "
-                             f"below {folder} twice; take one away")
-        runs[key][run["seed"]] = run
-    if not runs:
-        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
-    return {key: runs[key] for key in sorted(runs, key=lambda k: (list(METHODS).index(k[0]), k[1]))}
+def interval(differences):
+    """95 % of the bootstrap's means over seeds, drawn as well. (DRAWS, seeds) -> low, high"""
+    n = differences.shape[1]
+    times = np.random.default_rng([0, 1]).multinomial(n, np.full(n, 1 / n), len(differences))
+    return np.percentile((times * differences).sum(1) / n, [2.5, 97.5])
 
 
-def spread(values):
-    """Mean and standard deviation over seeds, in percent, as text."""
-    values = [100 * v for v in values if v is not None]
-    if not values:
-        return "-"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
+def gain(rates, differences):
+    """A difference over seeds, its interval and whether it is signal, as text in percent.
+
+    rates (seeds,) as measured, differences (DRAWS, seeds) of the bootstrap.
+    """
+    low, high = interval(differences)
+    text = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(100 * v, 2) + 0.0
+                                                for v in (np.mean(rates), low, high)))
+    signal = len(rates) > 1 and (low > 1e-9 or high < -1e-9)  # 0 but for rounding is 0
+    return f"{text} **signal**" if signal else text
 
 
-def best_of(seeds, key):
-    return [run["best"][key] for run in seeds.values()]
+def by_seed(one, other):
+    """McNemar's test of two runs, as text."""
+    b, c = ((x & ~y).sum() for x, y in ((one.right, other.right), (other.right, one.right)))
+    p = mcnemar(int(b), int(c))
+    return f"{b}:{c} p" + (f"={p:.3f}" if p >= 0.0005 else "<0.001")
 
 
-def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
-                      for r in [header, ["---"] * len(header), *rows]])
+def comparisons(rows):
+    """A line for each two methods with a seed in common, the later ones of Table 3 first."""
+    runs = [run for row in rows for run in row.seeds.values()]
+    right = np.array([run.right for run in runs])
+    draws = [resample(right, runs[0].truth, by_expression) for by_expression in (False, True)]
+    place = {run.path: i for i, run in enumerate(runs)}
+    lines = []
+    for one, other in itertools.combinations(reversed(rows), 2):
+        pairs = [(one.seeds[s], other.seeds[s]) for s in sorted({*one.seeds} & {*other.seeds})]
+        if not pairs:
+            continue
+        gains = [a.rates[:2] - b.rates[:2] for a, b in pairs]
+        a, b = ([place[run.path] for run in side] for side in zip(*pairs))
+        lines.append([f"{one.title} - {other.title}", len(pairs),
+                      *(gain(g, d[:, a] - d[:, b]) for g, d in zip(zip(*gains), draws)),
+                      ", ".join(by_seed(*pair) for pair in pairs)])
+    header = ["pair", "seeds", "Acc.", "Diag.", "McNemar, by seed"]
+    return markdown(header, lines) if lines else "No pair of methods with a seed in common."
 
 
-def table_2(runs):
-    rows = []
-    for k, emotion in enumerate(EMOTIONS):
-        n = sum(next(iter(next(iter(runs.values())).values()))["best"]["confusion"][k])
-        rows.append([emotion, n, *(spread([run["best"]["per_class"][emotion] for run in s.values()])
-                                   for s in runs.values())])
-    for name, key in (("Acc.", "accuracy"), ("Diag.", "diag")):
-        rows.append([f"**{name}**", "", *(spread(best_of(s, key)) for s in runs.values())])
-    return markdown(["expression", "images", *(" ".join(k).strip() for k in runs)], rows)
-
-
-def table_3(runs, rafce):
-    rows = []
-    for key, seeds in runs.items():
-        paper = "{} / {}".format(*PAPER[key]) if key in PAPER else ""
-        rows.append([" ".join(key).strip(), len(seeds), spread(best_of(seeds, "accuracy")),
-                     spread(best_of(seeds, "diag")), *([paper] if rafce else [])])
-    header = ["method", "seeds", "Acc.", "Diag.", *(["paper's Acc. / Diag."] if rafce else [])]
-    return markdown(header, rows)
-
-
-def compare(one, other):
-    """A row of the paired comparison of two methods' runs, by the seeds that both have."""
-    gains, tests = [], []
-    for seed in sorted(set(one) & set(other)):
-        a, b = one[seed], other[seed]
-        right_a, right_b = (np.equal(r["best"]["pred"], r["truth"]) for r in (a, b))
-        only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-        gains.append(a["best"]["accuracy"] - b["best"]["accuracy"])
-        tests.append((only_a, only_b, mcnemar(only_a, only_b)))
-    agree = all(g > 0 for g in gains) or all(g < 0 for g in gains)
-    signal_ = agree and all(p < 0.05 for *_, p in tests)
-    return [spread(gains), ", ".join(f"{a}:{b} p" + (f"={p:.3f}" if p >= 0.0005 else "<0.001")
-                                     for a, b, p in tests),
-            "signal" if signal_ else "within noise"]
-
-
-def comparisons(runs):
-    rows = []
-    for key in [k for k in runs if k[0] == "mml"]:
-        for other in [k for k in runs if k[0] in COMPARED and k[1] in ("", key[1])]:
-            if set(runs[key]) & set(runs[other]):
-                name = f"{' '.join(key)} - {' '.join(other).strip()}"
-                rows.append([name, *compare(runs[key], runs[other])])
-    header = ["pair", "Acc. gained", "McNemar, by seed", "signal: every seed p < 0.05, one sign"]
-    return markdown(header, rows) if rows else "No pair of methods with a seed in common."
+PAIRS = """\
+The first method minus the second, in points, over the seeds that both have, with a 95 % interval:
+bootstrap over test images (within each expression for Diag.) and seeds together, 10,000 draws.
+**signal**: the interval leaves out 0; where two methods do not differ, that still happens about
+once in twenty pairs. Two or three seeds make the interval too narrow if they differ by several
+points; of one seed it holds for the two nets alone and is never called signal. McNemar's exact
+test: images that only the first : only the second has right."""
 
 
 def results(folder):
-    """Tables 2 and 3 of the runs below a folder and the paired tests, as Markdown."""
-    runs = read_runs(folder)
-    every = [run for seeds in runs.values() for run in seeds.values()]
-    rafce, n = all(run["rafce"] for run in every), every[0]["best"]["n"]
-    data = ("RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns")
+    """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
+    rows = read_rows(folder)
+    runs = [run for row in rows for run in row.seeds.values()]
+    rafce, truth = all(run.rafce for run in runs), runs[0].truth
+    data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
     return f"""# Test results
 
-{data}: {n} test images. Percent, of each run's best epoch by validation; mean ± standard deviation
-over seeds.
+{data}: {len(truth)} test images. Percent, of each run's best epoch by validation;
+mean ± standard deviation over seeds.
 
 ## Table 2: each expression
 
-{table_2(runs)}
+{table_2(rows, truth)}
 
 ## Table 3: methods
 
-{table_3(runs, rafce)}
+{table_3(rows, rafce)}
 
 ## Paired comparisons over the same test images
 
-McNemar's exact test: images that only the first : only the second of a pair has right.
+{PAIRS}
 
-{comparisons(runs)}
+{comparisons(rows)}
 """
+
+
+# ---------------------------------------------------------------- searches, raw results
+
+
+def validation_accuracy(run):
+    """The highest of a finished run's epochs, which chose its best.pt."""
+    if not (run / "test.json").exists():
+        raise InputError(f"{run}: not finished; go on with: mmlfer train --out "
+                         f"{shlex.quote(str(run))} --resume")
+    log = csv.DictReader((run / "log.csv").read_text(encoding="utf-8").splitlines())
+    accuracy = max(float(row["val_acc"]) for row in log)
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"val_acc {accuracy}")
+    return accuracy
+
+
+def best_options(folder, names):
+    """Options of the run below a folder with the highest validation accuracy, as `train` takes
+    them; of equals the first in order of the paths."""
+    found = []
+    for path in find_files(folder, "config.yaml"):
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            words = [(f"--{name}", str(config[name.replace("-", "_")])) for name in names]
+            found.append((validation_accuracy(path.parent), words))
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise InputError(f"{path.parent}: not a run of `train` ({error!r:.80})") from None
+    if not found:
+        raise InputError(f"{folder}: no run of `train` below it")
+    accuracy, words = max(found, key=lambda one: one[0])
+    return shlex.join(itertools.chain(*words))
+
+
+def export(paths, folder, out):
+    """Copy what tables and curves need of the runs below a folder: test.json without images' names
+    and the last epoch's predictions, log.csv and config.yaml; of the data's place its name."""
+    if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
+        raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
+    for path in paths:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        if "names" in run:
+            run["names_sha256"] = digest(run.pop("names"))
+        run["last"].pop("pred", None)
+        for content in (run, run.get("options", run), config):
+            content["data"] = Path(content["data"]).name
+        place = out / path.parent.relative_to(folder)
+        write_whole(place / "test.json", (json.dumps(run) + "\n").encode())
+        write_whole(place / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+        write_whole(place / "log.csv", (path.parent / "log.csv").read_bytes())
 
 
 @click.command("table")
 @click.argument("runs", type=FOLDER)
-@click.option("--out", default="results.md", type=FOLDER, help="Markdown file.")
-def command(runs, out):
-    """Tables 2 and 3 of every finished run below the folder RUNS, with paired tests."""
+@click.option("--out", default="results.md", type=FOLDER, help="Markdown file, - for none.")
+@click.option("--best", multiple=True, metavar="OPTION", help="Print instead this option of the "
+              "run with the highest validation accuracy, as `train` takes it; may be repeated.")
+@click.option("--export", "to", type=FOLDER, help="Copy the results there as well, without images' "
+              "names and places: enough for `table` and `plot`.")
+def command(runs, out, best, to):
+    """Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
+
+    Runs of one row have the same options but for seed, device and the place of the data.
+    """
+    if best:
+        return click.echo(best_options(runs, best))
+    paths = find_files(runs, "test.json")
+    check_output(out, *(path.parent / name for path in paths for name in RUN_FILES))
     text = results(runs)
-    write_whole(out, text.encode())
+    if to:
+        export(paths, runs, to)
+    if str(out) != "-":
+        write_whole(out, text.encode())
     click.echo(text)

@@ -1,4 +1,4 @@
-"""The command line as a whole, and run.sh."""
+"""The command line as a whole."""
 
 import os
 import re
@@ -9,13 +9,6 @@ import pytest
 from conftest import ROOT, invoke
 
 import mmlfer
-
-
-def test_run_sh_without_data_says_how_to_get_it(tmp_path):
-    result = subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 1 and "no RAF-CE in ./rafce. Ask for it at" in result.stderr
-    assert "synth ./rafce" in result.stderr and not list(tmp_path.iterdir())
-
 
 ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
 

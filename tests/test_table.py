@@ -1,23 +1,206 @@
-"""Tables 2 and 3 of finished runs."""
+"""Tables 2 and 3 of finished runs, their comparison in pairs, and the best run of a search."""
 
+import csv
+import itertools
 import json
 import math
-import shutil
+import os
+import time
 
+import numpy as np
 import pytest
-from conftest import invoke
+import yaml
+from conftest import invoke, run_program
 
 import mmlfer
 from mmlfer_commands import table
 
 
-def fake_run(folder, method, form, seed, pred, truth, rafce=False):
+def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
+    """A test.json as `train` writes it; with options as since these are in it."""
     confusion = mmlfer.confusion_matrix(truth, pred)
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion), "pred": list(pred)}
-    run = {"method": method, "form": form, "stats": form, "seed": seed, "rafce": rafce, "best": best,
-           "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth)}  # fmt: skip
-    (folder / f"{method}-{form}-{seed}").mkdir(parents=True)
-    (folder / f"{method}-{form}-{seed}" / "test.json").write_text(json.dumps(run))
+    run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
+           "data": "/home/me/faces", "rafce": False, "best": best, "last": best,
+           "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth), **others}  # fmt: skip
+    if options is not None:
+        defaults = {field.name: field.default for field in mmlfer.dataclasses.fields(mmlfer.Config)}
+        given = {"data": run["data"], "method": method, "stats": stats, "seed": seed}
+        run = {"table_sha256": f"of {stats}", **run, "options": {**defaults, **given, **options}}
+    place = folder / f"{method}-{stats.replace('/', '')}-{seed}"
+    place.mkdir(parents=True)
+    (place / "test.json").write_text(json.dumps(run))
+    return place
+
+
+def table_of(*args):
+    result = invoke("table", *args, "--out", "-")
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def titles(folder):
+    """The first column of Table 3."""
+    text = table_of(folder).split("## Table 3")[1].split("##")[0]
+    cells = [line.split(" | ")[0][2:] for line in text.splitlines() if line.startswith("| ")][2:]
+    return [", ".join([name, *sorted(traits)]) for name, *traits in (cell.split(", ") for cell in cells)]
+
+
+# ---------------------------------------------------------------- Tables 2 and 3
+
+
+def test_tables_give_means_and_spread(tmp_path):
+    truth = [0] * 10 + [1] * 10
+    fake_run(tmp_path, "mml", "wild", 0, [0] * 10 + [1] * 10, truth)  # 100 %
+    fake_run(tmp_path, "mml", "wild", 1, [0] * 9 + [1] * 11, truth)  # 95 %
+    fake_run(tmp_path, "stl", "wild", 0, [0] * 20, truth)  # 50 %
+    fake_run(tmp_path, "stl", "wild", 1, [0] * 18 + [1] * 2, truth)  # 60 %
+    fake_run(tmp_path, "mtl", "wild", 0, [0] * 11 + [1] * 9, truth)  # 95 %
+    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
+    text = (tmp_path / "r.md").read_text("utf-8")
+    assert result.exit_code == 0 and result.stdout == text + "\n"
+    assert "| mml wild | 2 | 97.50 ± 3.54 | 97.50 ± 3.54 |\n" in text
+    assert "| mtl | 1 | 95.00 | 95.00 |\n" in text
+    assert "| happily disgusted | 10 | 10.00 ± 14.14 | 90.00 | 100.00 ± 0.00 |" in text
+    assert "| sadly fearful | 0 | - | - | - |" in text and "| **Acc.** | 20 | 55.00 ± 7.07 | 95.00 | 97.50 ± 3.54 |" in text
+    assert "paper's Acc." not in text and "Not RAF-CE" in text
+
+
+def test_the_papers_column_stands_beside_rafce_alone(tmp_path):
+    fake_run(tmp_path, "mml", "wild", 0, [0], [0], rafce=True)
+    fake_run(tmp_path, "mml", "/mine/wild", 0, [0], [0], rafce=True)  # one's own file of that name
+    fake_run(tmp_path, "am", "lab", 0, [0], [0], rafce=True, form="wild")
+    text = table.results(tmp_path)
+    assert "| mml wild | 1 | 100.00 | 100.00 | 55.23 / 31.68 |" in text
+    assert "| mml /mine/wild | 1 | 100.00 | 100.00 |  |" in text and "| am lab, wild form | 1 | 100.00 | 100.00 |  |" in text
+    fake_run(tmp_path, "stl", "wild", 0, [0], [0])
+    assert "55.23" not in table.results(tmp_path)
+
+
+# Two runs of seeds 0 and 1: (method, statistics, options, others) of both, and their rows.
+SAME, APART = {}, {}
+SAME["seed, data's place and device"] = (("stl", "wild", {"data": "/a", "device": "cpu"}, {}),
+                                         ("stl", "wild", {"data": "/b", "device": "cuda"}, {}), ["stl"])  # fmt: skip
+SAME["what the method does not read"] = (("stl", "wild", {"rho": 1, "lr_meta": 1}, {}),
+                                         ("stl", "lab", {"rho": 2, "lr_meta": 2}, {}), ["stl"])  # fmt: skip
+SAME["one table of two names"] = (("mml", "/a/copy.yaml", {}, {"table_sha256": "of wild"}),
+                                  ("mml", "wild", {}, {}), ["mml wild"])  # fmt: skip
+SAME["before options were kept"] = (("mtl", "wild", None, {}), ("mtl", "lab", None, {}), ["mtl"])
+APART["a search"] = (("mtl", "wild", {"rho": 0.01, "size": 32, "epochs": 1}, {}),
+                     ("mtl", "wild", {"rho": 5.0, "size": 48, "epochs": 2}, {}),
+                     ["mtl, epochs 1, rho 0.01, size 32", "mtl, epochs 2, rho 5.0, size 48"])  # fmt: skip
+APART["files of one name"] = (("mml", "/a/mine.yaml", {}, {}), ("mml", "/b/mine.yaml", {}, {}),
+                              ["mml mine.yaml, statistics /a/mine.yaml (of /a/mi)", "mml mine.yaml, statistics /b/mine.yaml (of /b/mi)"])  # fmt: skip
+APART["a file that changed"] = (("mml", "/a/mine.yaml", {}, {"table_sha256": "0" * 64}),
+                                ("mml", "/a/mine.yaml", {}, {"table_sha256": "1" * 64}),
+                                ["mml mine.yaml, statistics /a/mine.yaml (00000000)", "mml mine.yaml, statistics /a/mine.yaml (11111111)"])  # fmt: skip
+APART["a file called wild"] = (("mml", "wild", {}, {}), ("mml", "/a/wild", {}, {}), ["mml /a/wild", "mml wild"])
+APART["the form"] = (("mml", "lab", {}, {}), ("mml", "lab", {}, {"form": "wild"}), ["mml lab", "mml lab, wild form"])
+APART["other methods, other options"] = (("stl", "wild", {"epochs": 30}, {}), ("mml", "wild", {"epochs": 60}, {}),
+                                         ["stl, epochs 30", "mml wild, epochs 60"])  # fmt: skip
+APART["each its own rho"] = (("mtl", "wild", {"rho": 1.0}, {}), ("am", "wild", {"rho": 0.1}, {}), ["mtl", "am wild"])
+APART["an option of a newer version"] = (("stl", "wild", {"new": "x"}, {}), ("stl", "wild", {}, {}), ["stl", "stl, new x"])
+APART["other labels"] = (("stl", "wild", {"data": "/a/clean"}, {"data_sha256": "0" * 64}),
+                         ("stl", "wild", {"data": "/a/noisy"}, {"data_sha256": "1" * 64}),
+                         ["stl, data clean (00000000)", "stl, data noisy (11111111)"])  # fmt: skip
+APART["older and newer"] = (("mml", "wild", None, {}), ("mml", "wild", {}, {}), ["mml wild", "mml wild, options unknown"])
+APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "/b/mine.yaml", None, {}),
+                                    ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*SAME, *APART])
+def test_a_row_is_one_method(tmp_path, case):
+    one, other, rows = {**SAME, **APART}[case]
+    for seed, (method, stats, options, others) in enumerate((one, other)):
+        fake_run(tmp_path, method, stats, seed, [0, 1], [0, 1], options, **others)
+    assert titles(tmp_path) == rows
+
+
+def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
+    elsewhere = fake_run(tmp_path / "elsewhere", "stl", "wild", 0, [0], [0])
+    runs = tmp_path / "runs"
+    fake_run(runs, "mtl", "wild", 0, [0], [0])
+    (runs / "linked").symlink_to(elsewhere)
+    (runs / "once more").symlink_to(elsewhere.parent)
+    (elsewhere / "loop").symlink_to(runs)
+    (runs / "loop").symlink_to("..")
+    assert titles(runs) == ["stl", "mtl"]
+
+
+def test_a_pipe_named_test_json_is_passed_over(tmp_path):
+    fake_run(tmp_path, "stl", "wild", 0, [0], [0])
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe/test.json")
+    assert run_program("table", tmp_path, "--out", "-", timeout=60).returncode == 0
+
+
+def test_table_refuses_what_it_cannot_put_in_one_table(tmp_path):
+    def error():
+        result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
+        assert result.exit_code == 1 and not (tmp_path / "r.md").exists()
+        return result.stderr
+
+    assert error() == f"Error: {tmp_path}: no test.json below it; `train` writes one at its end\n"
+    first = fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 0]) / "test.json"
+    other = fake_run(tmp_path / "other", "stl", "wild", 0, [0, 1], [0, 1]) / "test.json"
+    message = f"Error: {other}: other test images than {first}; one table takes one data set, name the folder of its runs alone\n"
+    assert error() == message
+    fake_run(tmp_path / "other/names", "stl", "wild", 0, [0, 1], [0, 0], names=["a", "b"]).rename(other.parent / "names")
+    other.unlink()
+    assert error() == message.replace(f"{other}", f"{other.parent}/names/test.json")
+    (other.parent / "names/test.json").unlink()
+    again = fake_run(tmp_path / "other/again", "mml", "wild", 0, [0, 1], [0, 0]) / "test.json"
+    assert error() == f"Error: {again}: the same method, options and seed as {first}; take one away\n"
+
+
+HUGE = 10**400
+STRANGE = {  # of a good test.json: the keys down to what is replaced, and by what
+    "confusion of text": ("best", "confusion", "x"), "confusion of null": ("best", "confusion", None),
+    "confusion with text": ("best", "confusion", 0, 0, "1"), "confusion with null": ("best", "confusion", 0, None),
+    "text in per_class": ("best", "per_class", "sadly angry", "x"), "per_class of text": ("best", "per_class", "x"),
+    "one in per_class": ("best", "per_class", "happily surprised", 0.5), "huge accuracy": ("best", "accuracy", HUGE),
+    "huge in confusion": ("best", "confusion", 0, 0, HUGE), "huge truth": ("truth", 0, HUGE), "huge n": ("best", "n", HUGE),
+    "other accuracy": ("best", "accuracy", 0.25), "nan": ("best", "diag", math.nan), "lists": ("best", "pred", 0, [[[]]]),
+    "lists in options": ("options", "epochs", [[]]), "options of text": ("options", "x"), "no names": ("names", None),
+    "too few names": ("names", ["1"]), "seed of text": ("seed", "0"), "negative": ("best", "pred", 0, -1),
+    "expression 14": ("truth", 0, 14), "half": ("best", "pred", 0, 0.5), "no truth": ("truth", []), "method": ("method", []),
+    "unknown method": ("method", "x"), "table": ("table_sha256", 3), "rafce": ("rafce", "yes"), "statistics": ("stats", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_table_refuses_numbers_that_are_none(tmp_path, case):
+    path = fake_run(tmp_path, "mml", "wild", 0, [0, 1, 2], [0, 1, 1], {}) / "test.json"
+    run = json.loads(path.read_text())
+    *way, key, value = STRANGE[case]
+    inner = run
+    for step in way:
+        inner = inner[step]
+    inner[key] = value
+    path.write_text(json.dumps(run))
+    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {path}: not a run's test.json (")
+    assert result.stderr.endswith("); take it away\n") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"method": []}', "[" * 100000, "1" * 5000, "\udcff"])
+def test_table_refuses_strange_files(tmp_path, text):
+    (tmp_path / "test.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/test.json: not a run's test.json")
+
+
+@pytest.mark.parametrize("name", ["test.json", "log.csv", "best.pt"])
+def test_table_does_not_write_over_a_run(tmp_path, name):
+    path = fake_run(tmp_path, "stl", "wild", 0, [0], [0]) / name
+    path.touch()
+    before = path.read_bytes()
+    result = invoke("table", tmp_path, "--out", path)
+    assert result.exit_code == 1 and path.read_bytes() == before
+    assert result.stderr == f"Error: {path}: is an input or lies among the inputs; name another output\n"
+
+
+# ---------------------------------------------------------------- pairs
 
 
 def test_mcnemar_by_hand():
@@ -28,54 +211,179 @@ def test_mcnemar_by_hand():
     assert table.mcnemar(15, 5) == pytest.approx(naive)
 
 
-def test_table_gives_means_spread_and_signal(tmp_path):
-    truth = [0] * 10 + [1] * 10
-    fake_run(tmp_path, "mml", "wild", 0, [0] * 10 + [1] * 10, truth)  # 100 %
-    fake_run(tmp_path, "mml", "wild", 1, [0] * 9 + [1] * 11, truth)  # 95 %
-    fake_run(tmp_path, "stl", "wild", 0, [0] * 20, truth)  # 50 %
-    fake_run(tmp_path, "stl", "wild", 1, [0] * 18 + [1] * 2, truth)  # 60 %
-    fake_run(tmp_path, "mtl", "wild", 0, [0] * 11 + [1] * 9, truth)  # 95 %
-    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
-    text = (tmp_path / "r.md").read_text()
-    assert result.exit_code == 0 and result.stdout == text + "\n"
-    assert "| mml wild | 2 | 97.50 ± 3.54 | 97.50 ± 3.54 |\n" in text
-    assert "| mtl | 1 | 95.00 | 95.00 |\n" in text
-    assert "| happily disgusted | 10 | 10.00 ± 14.14 | 90.00 | 100.00 ± 0.00 |" in text
-    assert "| mml wild - stl | 42.50 ± 10.61 | 10:0 p=0.002, 8:1 p=0.039 | signal |" in text
-    assert "| mml wild - mtl | 5.00 | 1:0 p=1.000 | within noise |" in text
-    assert "paper's Acc." not in text and "Not RAF-CE" in text
+def paired(gains, truth, by_expression):
+    """The interval of two methods' difference: gains (seeds, N), 1 where only the first is right."""
+    gains = np.array(gains)
+    draws = table.resample(np.concatenate([gains > 0, gains < 0]), np.array(truth), by_expression)
+    return table.interval(draws[:, : len(gains)] - draws[:, len(gains) :])
 
 
-def test_the_papers_column_stands_beside_rafce_alone(tmp_path):
-    fake_run(tmp_path, "mml", "wild", 0, [0], [0], rafce=True)
-    text = table.results(tmp_path)
-    assert "| mml wild | 1 | 100.00 | 100.00 | 55.23 / 31.68 |" in text
-    fake_run(tmp_path, "stl", "wild", 0, [0], [0], rafce=False)
-    assert "55.23" not in table.results(tmp_path)
+def test_interval_by_hand():
+    # Three of four images gained: Bin(4, 3/4) / 4, and P(0) = 0.004, P(0 or 1) = 0.051, P(4) = 0.316.
+    assert paired([[1, 1, 1, 0]], [0, 0, 1, 1], False).tolist() == [0.25, 1]
+    # Drawn within each expression only the second one's two vary: (2 / 2 + Bin(2, 1/2) / 2) / 2, and P(0 of 2) = 1/4.
+    assert paired([[1, 1, 1, 0]], [0, 0, 1, 1], True).tolist() == [0.5, 1]
+    # Diag. weighs expressions alike: (1 + Bin(1, 0)) / 2 whatever is drawn.
+    assert paired([[1, 1, 1, 0]], [0, 0, 0, 1], True).tolist() == [0.5, 0.5]
+    # Of two seeds one gains all: the other one alone is drawn in a quarter of the draws.
+    assert paired([[1, 1], [0, 0]], [0, 0], False).tolist() == [0, 1]
+    # Both methods see the same draw: what both lose or gain alike does not widen the interval.
+    assert paired([[-1] * 5], [0] * 5, False).tolist() == [-1, -1]
 
 
-def test_table_refuses_what_it_cannot_pair(tmp_path):
-    result = invoke("table", tmp_path)
-    assert result.exit_code == 1 and "no test.json below it" in result.stderr
-    fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 0])
-    fake_run(tmp_path, "stl", "wild", 0, [0], [0])
-    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
-    assert result.exit_code == 1 and "other test images than" in result.stderr
-    shutil.rmtree(tmp_path / "stl-wild-0")
-    fake_run(tmp_path / "again", "mml", "wild", 0, [0, 1], [0, 0])
-    assert "mml wild with seed 0 stands below" in invoke("table", tmp_path, "--out", tmp_path / "r.md").stderr
+@pytest.mark.parametrize("by_expression", [False, True])
+def test_interval_matches_every_draw_counted(by_expression):
+    gains, truth = np.array([[1, -1, 1, 0, 1], [1, 0, -1, 1, 1]]), np.array([0, 1, 1, 0, 0])
+    groups = [np.flatnonzero(truth == k) for k in (0, 1)] if by_expression else [np.arange(5)]
+    means = []
+    for drawn in itertools.product(*[itertools.product(g, repeat=len(g)) for g in groups]):
+        for seeds in itertools.product(range(2), repeat=2):
+            means.append(np.mean([np.mean([gains[s, list(g)].mean() for g in drawn]) for s in seeds]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    for near, exact in zip(paired(gains, truth, by_expression), (low, high)):
+        assert np.quantile(means, 0.02) - 1e-9 <= exact <= np.quantile(means, 0.98) + 1e-9
+        assert near == pytest.approx(exact, abs=1e-9)
 
 
-def test_runs_with_statistics_of_ones_own_are_not_the_papers(tmp_path):
-    fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 0], rafce=True)
-    path = tmp_path / "mml-wild-0/test.json"
-    path.write_text(path.read_text().replace('"stats": "wild"', '"stats": "mine.yaml"'))
-    text = table.results(tmp_path)
-    assert "| mml mine.yaml | 1 | 50.00 | 50.00 |  |" in text and "55.23" not in text
+def coverage(seeds, deviation, rng, gain=0.3, n=120):
+    """In how many of 200 simulations the interval covers the known difference of two methods, whose
+    chance of a right answer is Phi of ease + the image's + the net's own + the method's gain."""
+    covered, total = 0, math.sqrt(1 + 1 + deviation**2)
+    known = [0.5 * (1 + math.erf(edge / total / math.sqrt(2))) for edge in (gain, 0)]
+    for _ in range(200):
+        image, noise = rng.normal(size=n), rng.normal(size=(2, seeds, n))
+        net = rng.normal(0, deviation, (2, seeds, 1))
+        right = image + net + noise + np.array([gain, 0])[:, None, None] > 0
+        draws = table.resample(right.reshape(-1, n), np.zeros(n, int), False)
+        low, high = table.interval(draws[:, :seeds] - draws[:, seeds:])
+        covered += low <= known[0] - known[1] <= high
+    return covered / 200
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{}", '{"method": []}', "[" * 100000])
-def test_table_refuses_strange_files(tmp_path, text):
-    (tmp_path / "test.json").write_text(text)
-    result = invoke("table", tmp_path, "--out", tmp_path / "r.md")
-    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/test.json: not a run's test.json")
+@pytest.mark.parametrize(("seeds", "deviation", "least", "most"),
+                         [(5, 0.0, 0.95, 1), (5, 0.5, 0.85, 0.98), (10, 0.5, 0.9, 0.98), (2, 0.5, 0.5, 0.9)])  # fmt: skip
+def test_interval_covers_a_known_difference(monkeypatch, seeds, deviation, least, most):
+    monkeypatch.setattr(table, "DRAWS", 400)
+    assert least <= coverage(seeds, deviation, np.random.default_rng(1)) <= most
+
+
+def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
+    truth = [0] * 20 + [1] * 20
+    rights = {("mml", "wild"): (40, 38), ("am", "lab"): (38, 37), ("stl", "wild"): (20, 22)}
+    for (method, stats), right in rights.items():
+        for seed, n in enumerate(right):
+            fake_run(tmp_path, method, stats, seed, [*truth[:n], *([2] * (40 - n))], truth)
+    fake_run(tmp_path, "mtl", "wild", 1, [0] * 40, truth)
+    fake_run(tmp_path, "mal", "wild", 7, truth, truth)  # a seed that no other has
+    lines = table_of(tmp_path).split("| --- | --- | --- | --- | --- |\n")[-1].splitlines()
+    assert [line.split(" | ")[0] for line in lines if line] == [
+        "| mml wild - am lab", "| mml wild - mtl", "| mml wild - stl", "| am lab - mtl", "| am lab - stl", "| mtl - stl"]  # fmt: skip
+    assert lines[0].startswith("| mml wild - am lab | 2 | +3.75 [+0.00, +") and "signal" not in lines[0]
+    assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # of one seed never
+    assert lines[2].startswith("| mml wild - stl | 2 | +45.00 [+") and lines[2].count("**signal**") == 2
+    assert lines[2].endswith(" | 20:0 p<0.001, 16:0 p<0.001 |")
+    assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")
+
+
+def test_a_loss_is_signal_as_well(tmp_path):
+    for seed in (0, 1):
+        fake_run(tmp_path, "stl", "wild", seed, [0] * 30, [0] * 30)
+        fake_run(tmp_path, "mml", "wild", seed, [1] * 30, [0] * 30)
+    assert "| mml wild - stl | 2 | -100.00 [-100.00, -100.00] **signal** | -100.00 [" in table_of(tmp_path)
+
+
+def test_intervals_of_rafces_size_take_seconds_at_most():
+    rng = np.random.default_rng(0)
+    start = time.process_time()
+    draws = table.resample(rng.random((10, 909)) < 0.5, rng.integers(0, 14, 909), True)
+    table.interval(draws[:, :5] - draws[:, 5:])
+    assert time.process_time() - start < 2
+
+
+# ---------------------------------------------------------------- a search, raw results
+
+
+def searched(folder, name, accuracies, **options):
+    """A finished run of a search: config.yaml, log.csv, test.json."""
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump({"method": "am", **options}))
+    rows = [{"epoch": i, "w_au": 0.9, "val_acc": a, "val_diag": 1 - a} for i, a in enumerate(accuracies)]
+    with open(place / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    (place / "test.json").write_text("{}")
+    return place
+
+
+def test_best_names_the_options_of_the_best_run(tmp_path):
+    searched(tmp_path, "3", [0.0, 0.47, 0.2], rho=0.03, rho_am=1.0)
+    searched(tmp_path, "deep/2", [0.1, 0.1, 0.09], rho=1.0, rho_am=0.3)
+    searched(tmp_path, "1", [9e-05, 0.31, 0.3], rho=0.1, rho_am=0.1)
+    searched(tmp_path, "4", [0.47, 0.1, 0.1], rho=1e-05, rho_am=0.1)  # equal; the first by path
+    result = invoke("table", tmp_path, "--best", "rho")
+    assert (result.exit_code, result.stdout) == (0, "--rho 0.03\n")
+    result = invoke("table", tmp_path, "--best", "rho-am", "--best", "rho")
+    assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
+
+
+def test_best_says_what_it_cannot_choose_from(tmp_path):
+    def error(*names):
+        result = invoke("table", tmp_path, *[word for name in names for word in ("--best", name)])
+        assert result.exit_code == 1 and not result.stdout
+        return result.stderr
+
+    assert error("rho") == f"Error: {tmp_path}: no run of `train` below it\n"
+    run = searched(tmp_path, "a b", [0.5], rho=1)
+    assert error("rho", "rhos") == f"Error: {run}: not a run of `train` (KeyError('rhos'))\n"
+    (run / "log.csv").write_text("epoch,val_acc\n0,nan\n")
+    assert error("rho") == f"Error: {run}: not a run of `train` (ValueError('val_acc nan'))\n"
+    (run / "test.json").unlink()
+    assert error("rho") == f"Error: {run}: not finished; go on with: mmlfer train --out '{run}' --resume\n"
+
+
+def test_export_keeps_what_table_and_plot_need(trained, tmp_path):
+    runs, out = trained[0].parent, tmp_path / "results"
+    before = invoke("table", runs, "--out", "-", "--export", out)
+    assert before.exit_code == 0 and table_of(out) == before.stdout
+    assert sorted(p.name for p in (out / "mml").iterdir()) == ["config.yaml", "log.csv", "test.json"]
+    assert (out / "mml/log.csv").read_bytes() == (runs / "mml/log.csv").read_bytes()
+    kept, config = json.loads((out / "mml/test.json").read_text()), yaml.safe_load((out / "mml/config.yaml").read_text())
+    assert "names" not in kept and "pred" not in kept["last"] and kept["best"]["pred"]
+    assert kept["data"] == config["data"] == "faces" and config["steps_per_epoch"] > 0
+    assert not any("/" in p.read_text() for p in (out / "mml").iterdir())
+    assert invoke("plot", out / "mml").exit_code == 0
+
+
+def test_an_export_of_an_export_is_the_same(tmp_path):
+    run = fake_run(tmp_path / "runs", "mml", "wild", 0, [0, 1], [0, 0], {})
+    (run / "log.csv").write_text("epoch\n")
+    (run / "config.yaml").write_text("data: /home/me/faces\n")
+    assert invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "one").exit_code == 0
+    assert invoke("table", tmp_path / "one", "--out", "-", "--export", tmp_path / "two").exit_code == 0
+    one, two = ([p.read_text() for p in sorted((tmp_path / name).rglob("*.*"))] for name in ("one", "two"))
+    assert one == two and "home" not in "".join(one)
+
+
+def test_forty_runs_of_400_images_stay_below_two_megabytes(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 14, 400).tolist()
+    aus = {"au_f1": dict.fromkeys(map(str, mmlfer.AUS), 1 / 3), "au_f1_macro": 1 / 3}
+    run = fake_run(tmp_path / "runs", "mml", "wild", 0, rng.integers(0, 14, 400).tolist(), truth, {})
+    content = json.loads((run / "test.json").read_text())
+    for name in ("best", "last"):
+        content[name] = {**content[name], **aus}
+    (run / "test.json").write_text(json.dumps(content))
+    (run / "log.csv").write_text(("0.123456789012345678," * 11 + "\n") * 30)
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": "/faces", **dict.fromkeys("abcdefghijklmnopqrstuvwxyz", "0" * 40)}))
+    assert invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "out").exit_code == 0
+    assert 40 * sum(p.stat().st_size for p in (tmp_path / "out").rglob("*.*")) < 2e6
+
+
+def test_an_export_touches_no_run(tmp_path):
+    fake_run(tmp_path / "runs", "mml", "wild", 0, [0, 1], [0, 0])
+    for out in (tmp_path / "runs/new", tmp_path / "runs", tmp_path):
+        result = invoke("table", tmp_path / "runs", "--out", "-", "--export", out)
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {out}: not empty, or among the runs; name a new folder elsewhere\n"

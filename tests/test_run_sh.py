@@ -1,0 +1,266 @@
+"""run.sh: its commands, on a program that only notes what it is asked to train, and once for real."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from mmlfer_commands import synth
+
+STAND_IN = """#!{python}
+import json, os, signal, sys, time
+from pathlib import Path
+words = sys.argv[2:]
+if "--best" in words:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+given = dict(zip(words[1::2], words[2::2])) if words[0] != "train" else dict(
+    zip(*[iter(w for w in words[1:] if w != "--resume")] * 2))
+out = Path(given.get("--out", "."))
+def note(what):
+    with open("calls", "a") as file:
+        print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given]), file=file)
+def stopped(*_):
+    note("stopped")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stopped)
+note("start")
+if words[0] == "train" and not (out / "test.json").exists():
+    print("epoch 1")
+    time.sleep(float(os.environ.get("SLEEP", 0)))
+    if str(out).endswith(os.environ.get("FAILS", "nothing")):
+        sys.exit("Error: some reason")
+    out.mkdir(parents=True, exist_ok=True)
+    rho, rho_am = (float(given.get(name, 0.1)) for name in ("--rho", "--rho-am"))
+    (out / "config.yaml").write_text(f"rho: {{rho}}\\nrho_am: {{rho_am}}\\n")
+    (out / "log.csv").write_text(f"epoch,a,b,c,d,e,val_acc\\n1,0,0,0,0,0,{{0.6 - abs(rho - 0.3) / 10 - abs(rho_am - 0.1) / 10}}\\n")
+    (out / "test.json").write_text("{{}}")
+note("end")
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with label files and a `python` that only notes what it is called with."""
+    (tmp_path / "rafce").mkdir()
+    (tmp_path / "rafce/RAFCE_emolabel.txt").touch()
+    names = "".join(f"{i:04}.jpg {i % 3}\r\n" for i in range(1, 20))
+    (tmp_path / "rafce/RAFCE_partition.txt").write_bytes(names.encode())
+    for i in range(1, 20):
+        (tmp_path / f"rafce/{i:04}.jpg").touch()
+        (tmp_path / f"rafce/{i:04}_aligned.jpg").touch()
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin/python"
+    program.write_text(STAND_IN.format(python=sys.executable))
+    program.chmod(0o755)
+    return tmp_path
+
+
+def environment(place, **settings):
+    own = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return {**own, "PATH": f"{place}/bin:{own['PATH']}", **settings}
+
+
+def run_sh(place, *args, **settings):
+    return subprocess.run(["bash", ROOT / "run.sh", *args], cwd=place, env=environment(place, **settings),
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+
+
+def calls(place, what="start"):
+    """(command, options, threads, time) of the program's calls."""
+    lines = map(json.loads, (place / "calls").read_text().splitlines())
+    return [(command, given, threads, when) for kind, when, threads, command, given in lines if kind == what]
+
+
+def trained(place):
+    """{folder below OUT: options} of the runs."""
+    return {given["--out"].removeprefix("./runs/"): given for name, given, *_ in calls(place) if name == "train"}
+
+
+FEW = {"ROWS": "stl mtl", "SEEDS": "0 1", "RHOS": "0.1 0.3"}
+
+
+def test_all_experiments_of_the_paper(place):
+    result = run_sh(place, SEEDS="3 5", EPOCHS="7", SIZE="48", EXTRA="--weights none --schedule onecycle")
+    assert result.returncode == 0, result.stderr
+    runs = trained(place)
+    rows = ["stl", "mtl", "mal", "mal2", "am-lab", "am-wild", "mml-lab", "mml-wild"]
+    search = {f"search/mtl/{r}" for r in ("0.03", "0.1", "0.3", "1")}
+    search |= {f"search/am-{s}/{r}-{a}" for s in ("lab", "wild") for r in ("0.03", "0.1", "0.3", "1") for a in ("0.1", "0.3", "1")}
+    assert set(runs) == search | {f"final/{row}-{seed}" for row in rows for seed in (3, 5)}
+    for out, given in runs.items():
+        assert (given["--epochs"], given["--size"], given["--weights"], given["--schedule"]) == ("7", "48", "none", "onecycle")
+        assert given["--data"] == "./rafce" and given["--device"] == "auto"
+        row = out.split("/")[1].rsplit("-", 1)[0] if out.startswith("final") else out.split("/")[1]
+        assert given["--method"] == row.split("-")[0] and given.get("--stats", "") == "".join(row.split("-")[1:])
+        assert given["--seed"] == (out[-1] if out.startswith("final") else "3")
+        if out.startswith("final/am"):
+            assert (given["--rho"], given["--rho-am"]) == ("0.3", "0.1")
+        elif not out.startswith("search"):
+            assert given.get("--rho") == ("0.3" if row == "mtl" else None) and "--rho-am" not in given
+    assert runs["search/am-lab/0.03-1"]["--rho"] == "0.03" and runs["search/am-lab/0.03-1"]["--rho-am"] == "1"
+    last = [(name, given) for name, given, *_ in calls(place)][-4:]
+    assert [name for name, _ in last] == ["table", "plot", "plot", "gradcam"]
+
+
+def test_grad_cam_is_of_four_aligned_test_faces(place):
+    program = place / "bin/python"
+    program.write_text(program.read_text().replace('note("start")', 'note("start"); Path("last").write_text("\\n".join(words))'))
+    assert run_sh(place, **FEW).returncode == 0
+    words = (place / "last").read_text().split("\n")
+    assert words == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--out", "./runs/gradcam.png",
+                     *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def german(tmp_path_factory):
+    """Settings of a locale that writes 0,5; made here, for few machines have it."""
+    folder = tmp_path_factory.mktemp("locale")
+    if not shutil.which("localedef") or subprocess.run(
+            ["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True).returncode > 1:
+        pytest.skip("localedef cannot make de_DE.UTF-8 here")
+    return {"LOCPATH": str(folder), "LC_ALL": "de_DE.UTF-8"}
+
+
+def test_the_best_rho_is_found_where_numbers_have_a_comma(place, german):
+    half = subprocess.run(["bash", "-c", "printf %.1f 0,5"], env={**os.environ, **german}, capture_output=True, text=True)
+    assert half.stdout == "0,5"  # the locale is there
+    result = run_sh(place, ROWS="mtl am-lab", SEEDS="0", RHOS="0.03 0.1 0.3 1", RHOS_AM="0.1 1", **german)
+    assert result.returncode == 0, result.stderr
+    runs = trained(place)
+    assert runs["final/mtl-0"]["--rho"] == "0.3"
+    assert (runs["final/am-lab-0"]["--rho"], runs["final/am-lab-0"]["--rho-am"]) == ("0.3", "0.1")
+    assert "mtl: --rho 0.3\nam-lab: --rho 0.3 --rho-am 0.1\n" in result.stdout
+
+
+@pytest.mark.parametrize(("jobs", "most"), [("1", 1), ("3", 3)])
+def test_so_many_jobs_run_at_once(place, jobs, most):
+    result = run_sh(place, **FEW, JOBS=jobs, SLEEP="0.3")
+    assert result.returncode == 0, result.stderr
+    events = sorted([(when, 1) for name, *_, when in calls(place) if name == "train"] +
+                    [(when, -1) for name, *_, when in calls(place, "end") if name == "train"])  # fmt: skip
+    running = [sum(step for _, step in events[: i + 1]) for i in range(len(events))]
+    assert max(running) == most
+    prefix = "./runs/final/stl-1: " if most > 1 else ""
+    assert f"{prefix}epoch 1\n" in result.stdout
+    cores = len(os.sched_getaffinity(0))
+    assert {threads for *_, threads, _ in calls(place)} == {None if jobs == "1" else str(max(1, cores // 3))}
+
+
+def test_ones_own_number_of_threads_stays(place):
+    assert run_sh(place, **FEW, JOBS="2", OMP_NUM_THREADS="5").returncode == 0
+    assert {threads for *_, threads, _ in calls(place)} == {"5"}
+
+
+def test_stages_wait_for_each_other(place):
+    assert run_sh(place, **FEW, JOBS="4", SLEEP="0.2").returncode == 0
+    ends = [when for name, given, _, when in calls(place, "end") if "search" in given.get("--out", "")]
+    starts = [when for name, given, _, when in calls(place) if "final/mtl" in given.get("--out", "")]
+    assert len(ends) == len(starts) == 2 and max(ends) < min(starts)
+
+
+def test_devices_are_taken_in_turn(place):
+    assert run_sh(place, **FEW, DEVICES="cuda:0 cuda:1 cuda:2").returncode == 0
+    used = [given["--device"] for name, given, *_ in calls(place) if name == "train"]
+    assert used == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1", "cuda:2"]
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_failed_run_is_named_and_fails_its_stage(place, jobs):
+    result = run_sh(place, **FEW, JOBS=jobs, FAILS="search/mtl/0.1")
+    assert result.returncode == 1 and "Error: some reason" in result.stdout + result.stderr
+    command = [line for line in result.stderr.splitlines() if line.startswith("run.sh: failed: ")]
+    assert len(command) == 1 and "--out ./runs/search/mtl/0.1 " in command[0]
+    assert result.stderr.endswith("run.sh: some runs of this stage failed, see above; start again to go on\n")
+    assert set(trained(place)) == {"search/mtl/0.1", "search/mtl/0.3", "final/stl-0", "final/stl-1"}  # the whole stage, no other
+    again = run_sh(place, **FEW, JOBS=jobs)
+    assert again.returncode == 0 and "final/mtl-1" in trained(place)
+
+
+def test_list_prints_the_next_stage_that_is_not_done(place):
+    def listed():
+        result = run_sh(place, "--list", "./rafce", "./runs", **FEW)
+        assert result.returncode == 0
+        return result.stdout.splitlines(), result.stderr
+
+    lines, errors = listed()
+    assert len(lines) == 4 and errors == "" and not (place / "runs").exists()
+    out = [line.split("--out ./runs/")[1].split()[0] for line in lines]
+    assert out == ["search/mtl/0.1", "search/mtl/0.3", "final/stl-0", "final/stl-1"]
+    for line in (lines[2], lines[0]):
+        subprocess.run(line, shell=True, cwd=place, env=environment(place), check=True)
+    assert listed()[0] == [lines[1], lines[3]]
+    subprocess.run("\n".join(listed()[0]), shell=True, cwd=place, env=environment(place), check=True)
+    second, _ = listed()
+    assert len(second) == 2 and all("final/mtl" in line and " --rho 0.3" in line for line in second)
+    subprocess.run("\n".join(second), shell=True, cwd=place, env=environment(place), check=True)
+    assert listed() == ([], "run.sh: all runs are done; start it without --list for the tables and figures\n")
+
+
+def test_places_may_have_spaces_and_quotes(place):
+    (place / "rafce").rename(place / "it's RAF CE")
+    result = run_sh(place, "it's RAF CE", "out $1", **FEW, JOBS="2")
+    assert result.returncode == 0, result.stderr
+    assert {given["--data"] for name, given, *_ in calls(place) if name == "train"} == {"it's RAF CE"}
+    assert (place / "out $1/final/mtl-1/test.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
+    process = subprocess.Popen(["bash", ROOT / "run.sh"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=environment(place, **FEW, JOBS="2", SLEEP="60"))  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (place / "calls").exists() or len(calls(place)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(30) == 130
+    while len(calls(place, "stopped")) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert len(calls(place)) == 2
+
+
+def test_run_sh_without_data_says_how_to_get_it(tmp_path):
+    result = subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr == (
+        "run.sh: no RAF-CE in ./rafce. Ask for it at http://www.whdeng.cn/RAF/model4.html, or make\n"
+        "stand-in faces: python mmlfer.py synth ./rafce\n")  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
+    synth.synthesize(tmp_path / "rafce", 60, "lab", None, 32, 0)
+    settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICES": "cpu", "JOBS": "2",
+                "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}  # fmt: skip
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+    def run_all():
+        return subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, env={**os.environ, **settings, "PATH": path},
+                              capture_output=True, text=True)  # fmt: skip
+
+    first = run_all()
+    assert first.returncode == 0, first.stderr
+    out = tmp_path / "runs"
+    assert sorted(p.name for p in (out / "final").iterdir()) == [
+        "am-lab-0", "am-wild-0", "mal-0", "mal2-0", "mml-lab-0", "mml-wild-0", "mtl-0", "stl-0"]  # fmt: skip
+    results = (out / "results.md").read_text("utf-8")
+    for row in ("| stl | 1 |", "| am lab | 1 |", "| mml wild | 1 |", "| mml wild - am wild |", "| mal2 - mal |"):
+        assert row in results
+    assert (out / "gradcam.png").exists() and (out / "final/mml-wild-0/curves.png").exists()
+    config = yaml.safe_load((out / "final/am-lab-0/config.yaml").read_text())
+    assert (config["rho"], config["rho_am"], config["stats"]) == (0.1, 0.1, "lab")
+    times = {p: p.stat().st_mtime for p in out.rglob("*.pt")}
+    stopped = out / "final/stl-0/test.json"  # as if it had been stopped before its end
+    stopped.unlink()
+    again = run_all()
+    assert again.returncode == 0 and again.stdout.count("complete, nothing to do") == 10
+    assert stopped.exists() and {p: p.stat().st_mtime for p in out.rglob("*.pt")} == times
