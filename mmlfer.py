@@ -790,8 +790,8 @@ def is_aligned(path):
 def image_index(folder):
     """{stem: path} of the images in the places where people's copies of RAF-AU have them; of
     two of one stem the aligned crop, then the one in the first place."""
-    places = [base / sub for sub in ("aligned/aligned", "aligned", "")
-              for base in (folder, folder / "RAF-AU")]
+    places = [base / sub for base in (folder, folder / "RAF-AU")
+              for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
              if path.suffix.lower() in IMAGES]
     index = {}

@@ -22,7 +22,7 @@ import mmlfer
 # ---------------------------------------------------------------- what the paper gives
 
 DEFAULTS = {
-    "data": None, "method": "mml", "stats": "wild", "form": "auto", "weights": "auto", "epochs": 60,
+    "data": None, "method": "mml", "stats": "wild", "form": "auto", "arch": "resnet34", "weights_bgr": False, "weights_norm": "auto", "weights": "auto", "epochs": 60,
     "batch_size": 16, "size": 112, "lr_backbone": 0.001, "lr_heads": 0.01, "lr_meta": 0.01,
     "schedule": "constant", "rho": 0.1, "rho_am": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
     "hypergrad": "auto", "seed": 0, "device": "auto", "skip_bad_images": False,
@@ -448,7 +448,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.start_base_net(str(tmp_path / "w.pth"))
-    assert str(error.value) == (f"{tmp_path}/w.pth: not a whole ResNet-34, 1 tensors: "
+    assert str(error.value) == (f"{tmp_path}/w.pth: not a whole resnet34, 1 tensors: "
                                 "layer2.0.bn1.running_var not finite")  # fmt: skip
 
 
@@ -464,7 +464,7 @@ def test_imagenet_tensors_are_all_loaded(monkeypatch):
 
 def test_a_backbone_is_normalised_as_it_was_trained():
     """Pixels go in as 0..255: by default to -1..1."""
-    net, seen = mmlfer.make_base_net((0.5, 0.4, 0.3), (0.5, 0.25, 0.2)), []
+    net, seen = mmlfer.make_base_net("resnet34", ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))), []
     net.backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     net.fe = net.au = torch.nn.Identity()
