@@ -147,9 +147,10 @@ def lines_to(path):
     """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
-        yield click.get_text_stream("stdout", "utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
+        yield sys.stdout
     elif path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with path.open("w", 1, "utf-8", newline="") as file:
             yield file
     else:
         folder = Path(os.path.realpath(path)).parent
