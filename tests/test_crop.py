@@ -170,7 +170,7 @@ def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
             # the points that the face has by itself, at the place where it was pasted
             turn = eyes / EYES / 112 * np.exp(-1j * np.deg2rad(angle))
             own = ((seen_in(original) - 56) @ (1, 1j)) * turn + complex(*centre)
-            found = crop.three_of(face) @ (1, 1j)
+            found = crop.three_of(face.points) @ (1, 1j)
             assert abs(found - own).max() < 0.15 * eyes
             cropped = crop.align(scene, face, TEMPLATE, 112)
             again = seen_in(cropped) / 112
