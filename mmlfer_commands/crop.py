@@ -106,10 +106,10 @@ def look(image, three):
     detector sees it upright, as far as these points tell, and always of the same size."""
     target = PUBLIC * LOOK_FACE + (LOOK - LOOK_FACE) / 2
     matrix = similarity(three, target)
-    faces = [face for face in detect(warp(image, matrix, LOOK)) if same(three_of(face.points), target)]
+    faces = [f for f in detect(warp(image, matrix, LOOK)) if same(three_of(f.points), target)]
     if not faces:
         return None
-    points = max(faces, key=lambda face: face.score).points
+    points = max(faces, key=lambda f: f.score).points
     return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
 
 
