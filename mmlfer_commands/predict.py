@@ -280,7 +280,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         check_pictures_folder(draw, *paths)
     images = list_images(paths)
     net, state = load_net(ckpt, device)
-    size, trained_aus = state["config"]["size"], trains_aus(state["config"]["method"])
+    size, trained_aus = state["config"]["size"], trains_aus(state["config"])
     items = (crops_of_photos(images, size, choose_template(like, state)) if photos else
              crops_of_images(images, size))
     names, everything, bad, without = output_names(images), [], 0, 0

@@ -80,8 +80,8 @@ class FaceCanvas:
     """Draws in face coordinates under a pose, at three times the size; soft shading (128: none)
     is gathered apart, blurred, and multiplied in at the end."""
 
-    def __init__(self, size, rng):
-        self.scale, self.width = 3 * size, rng.uniform(0.36, 0.41)
+    def __init__(self, size, person, rng):
+        self.scale, self.width = 3 * size, person.uniform(0.36, 0.41)
         self.yaw, self.roll, self.pitch = rng.normal(0, (0.16, 0.07, 0.05))
         backdrop = mix((128,) * 3, rng.integers(0, 256, 3).tolist(), 0.6)
         self.image = Image.new("RGB", (self.scale,) * 2, backdrop)
@@ -124,14 +124,16 @@ class FaceCanvas:
         return ImageDraw.Draw(layer), lambda: self.image.paste(layer, mask=mask)
 
 
-def draw_face(aus, rng, size):
-    """A face with the AUs {number: (right, left) strength 0..1}, all else drawn from rng."""
+def draw_face(aus, rng, size, person=None):
+    """A face with the AUs {number: (right, left) strength 0..1}, all else drawn from rng; what
+    stays with a person (skin, hair, proportions) from a generator of its own, if there is one."""
+    person = person or rng
     by_side = [{n: float(aus.get(n, (0, 0))[side]) for n in AUS} for side in (0, 1)]
     both = {n: (by_side[0][n] + by_side[1][n]) / 2 for n in AUS}
-    canvas = FaceCanvas(size, rng)
-    skin = mix(*[ImageColor.getrgb(SKIN[i]) for i in rng.integers(0, 6, 2)], rng.random())
-    hair = mix(*[ImageColor.getrgb(HAIR[i]) for i in rng.integers(0, 6, 2)], rng.random() / 2)
-    look = dict(zip(LOOK, rng.uniform(-1, 1, len(LOOK)).tolist()))
+    canvas = FaceCanvas(size, person, rng)
+    skin = mix(*[ImageColor.getrgb(SKIN[i]) for i in person.integers(0, 6, 2)], person.random())
+    hair = mix(*[ImageColor.getrgb(HAIR[i]) for i in person.integers(0, 6, 2)], person.random() / 2)
+    look = dict(zip(LOOK, person.uniform(-1, 1, len(LOOK)).tolist()))
     jaw = 0.14 * both[26] + 0.26 * both[27] + 0.03 * both[25]
     draw_head(canvas, skin, hair, look, jaw)
     for side, a in zip((-1, 1), by_side):
@@ -303,10 +305,10 @@ def strengths(aus, rng):
 
 def write_face(job):
     """Draw one row's face into its file; the row's own seed makes it the same at any time."""
-    path, aus, size, seed = job
-    rng = np.random.default_rng(seed)
+    path, aus, size, seed, *person = job
+    rng, *person = map(np.random.default_rng, (seed, *person))
     buffer = io.BytesIO()
-    draw_face(strengths(parse_aus(aus), rng), rng, size).save(buffer, "JPEG", quality=92)
+    draw_face(strengths(parse_aus(aus), rng), rng, size, *person).save(buffer, "JPEG", quality=92)
     Path(path).write_bytes(buffer.getvalue())
 
 
@@ -323,11 +325,17 @@ def draw_labels(n, table, seed):
     return [f"{i:04d}.jpg" for i in range(1, n + 1)], y_emo, aus
 
 
-def synthesize(out, n, stats, labels, size, seed):
-    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
+def check_new(out):
+    """The folder to draw into, which must be empty."""
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out}: not empty; name a new folder")
+    return out
+
+
+def synthesize(out, n, stats, labels, size, seed):
+    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
+    out = check_new(out)
     if labels:
         load_labels(labels)  # complains
         names = list(read_labels(Path(labels) / LABEL_FILES[0], str))
@@ -336,18 +344,36 @@ def synthesize(out, n, stats, labels, size, seed):
     else:
         names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
     (out / "aligned").mkdir(parents=True, exist_ok=True)
-    jobs = [(str(out / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
-            for i, (name, row) in enumerate(zip(names, aus))]
-    with concurrent.futures.ProcessPoolExecutor(
-        min(os.cpu_count(), 1 + len(jobs) // 200), multiprocessing.get_context("spawn")
-    ) as pool:
-        done = pool.map(write_face, jobs, chunksize=16)
-        list(progress(done, "drawing", len(jobs), unit=" faces"))
+    draw_all([(str(out / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
+              for i, (name, row) in enumerate(zip(names, aus))])
     if labels:
         for file in LABEL_FILES:
             shutil.copyfile(Path(labels) / file, out / file)
     else:
         write_labels(out, names, y_emo, split_faces(y_emo, seed), aus)
+
+
+def synthesize_people(out, people, per_person, stats, size, seed):
+    """Write a folder of faces for each of some drawn people, as `pretrain` reads them."""
+    out = check_new(out)
+    _, _, aus = draw_labels(people * per_person, load_stats(stats), seed)
+    jobs = []
+    for i, row in enumerate(aus):
+        person, face = divmod(i, per_person)
+        folder = out / f"{person + 1:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs.append((str(folder / f"{face + 1:03d}.jpg"), row, size, [seed, 2, i],
+                     [seed, 4, person]))
+    draw_all(jobs)
+
+
+def draw_all(jobs):
+    """write_face for each job, on all cores."""
+    with concurrent.futures.ProcessPoolExecutor(
+        min(os.cpu_count(), 1 + len(jobs) // 200), multiprocessing.get_context("spawn")
+    ) as pool:
+        done = pool.map(write_face, jobs, chunksize=16)
+        list(progress(done, "drawing", len(jobs), unit=" faces"))
 
 
 @click.command("synth")
@@ -356,9 +382,18 @@ def synthesize(out, n, stats, labels, size, seed):
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
+@click.option("--people", type=COUNT, help="Draw this many people instead, a folder of faces for "
+              "each, as `pretrain` takes them.")
+@click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Of everything random.")
-def command(out, n, stats, labels, size, seed):
+def command(out, n, stats, labels, people, per_person, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
+    if people and labels:
+        raise click.UsageError("--people and --labels exclude each other.")
+    if people:
+        synthesize_people(out, people, per_person, stats, size, seed)
+        click.echo(f"{out}: {people} people of {per_person} faces")
+        return
     synthesize(out, n, stats, labels, size, seed)
     click.echo(describe(load_labels(out), out))

@@ -1,7 +1,10 @@
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread a worker, this process and those it starts
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """The step of Sec. 4.2 on the whole ResNet-34, in float64."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -35,10 +36,7 @@ def make_run(method="mml", hypergrad="create_graph", batchnorm=True, seed=0):
 
 
 def grad_psi(run, batch, val):
-    outputs, tape = mmlfer.record(run.net, batch[0])
-    losses = mmlfer.all_losses(outputs, batch[1], batch[2], run.table, run.form)
-    omega = mmlfer.loss_weights(run.meta, outputs[0], run.cfg)
-    return mmlfer.meta_test(run, batch, outputs, tape, losses, omega, val)
+    return mmlfer.meta_test(run, *mmlfer.meta_train(run, batch), val, run.hypergrad)
 
 
 def val_loss_after_look_ahead(run, batch, val):
@@ -46,7 +44,7 @@ def val_loss_after_look_ahead(run, batch, val):
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])
-    losses = mmlfer.all_losses(outputs, batch[1], batch[2], run.table, run.form)
+    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.table, run.form)
     (mmlfer.loss_weights(run.meta, outputs[0], run.cfg).detach() * losses).sum(1).mean().backward()
     with torch.no_grad():
         for name, p in net.net.named_parameters():
@@ -72,11 +70,9 @@ def test_hypergradient_matches_finite_differences(method):
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_look_ahead_leaves_parameters_and_buffers_alone(hypergrad):
     run, batch = make_run(hypergrad=hypergrad), random_batch(4)
-    outputs, tape = mmlfer.record(run.net, batch[0])
-    losses = mmlfer.all_losses(outputs, batch[1], batch[2], run.table, run.form)
-    omega = mmlfer.loss_weights(run.meta, outputs[0], run.cfg)
+    taped, omega = mmlfer.meta_train(run, batch)
     before = {k: v.clone() for k, v in run.net.state_dict().items()}
-    mmlfer.meta_test(run, batch, outputs, tape, losses, omega, random_batch(4, seed=1))
+    mmlfer.meta_test(run, taped, omega, random_batch(4, seed=1), hypergrad)
     assert "forward" not in vars(run.net.backbone.conv1)
     assert all(torch.equal(v, before[k]) for k, v in run.net.state_dict().items())
     assert int(before["backbone.bn1.num_batches_tracked"]) == 1
@@ -134,19 +130,96 @@ def test_jvp_equals_create_graph(method, batchnorm):
         assert torch.isfinite(a).all() and (a - b).norm() < 1e-9 * a.norm()
 
 
-def test_auto_compares_both_forms_and_goes_on_with_jvp(capsys):
-    run = make_run(hypergrad="auto")
-    mmlfer.train_step(run, random_batch(4), random_batch(4, seed=1))
-    assert run.hypergrad == "jvp"
-    assert "jvp differs from create_graph by" in capsys.readouterr().out
+def test_auto_compares_both_forms_and_chooses_jvp(capsys):
+    run, batch, val = make_run(hypergrad="auto"), random_batch(4), random_batch(4, seed=1)
+    before = {k: v.clone() for k, v in [*run.net.state_dict().items(), *run.meta.state_dict().items()]}
+    assert mmlfer.choose_hypergrad(run, batch, val) == "jvp"
+    assert re.fullmatch(r"hypergradient: jvp differs from create_graph by \d\.\de-\d+; going on with jvp\n",
+                        capsys.readouterr().out)
+    after = dict([*run.net.state_dict().items(), *run.meta.state_dict().items()])
+    assert all(torch.equal(after[k], v) for k, v in before.items())  # it is no step
 
 
 def test_auto_falls_back_when_the_forms_differ(capsys, monkeypatch):
     run = make_run(hypergrad="auto")
     wrong = lambda *args: [torch.ones_like(p) for p in run.meta.parameters()]  # noqa: E731
     monkeypatch.setattr(mmlfer, "hypergradient_jvp", wrong)
-    mmlfer.train_step(run, random_batch(4), random_batch(4, seed=1))
-    assert run.hypergrad == "create_graph" and "Warning" in capsys.readouterr().err
+    assert mmlfer.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == "create_graph"
+    assert "Warning: hypergradient: jvp differs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method,hypergrad", [("mtl", "auto"), ("mml", "create_graph"), ("mml", "jvp")])
+def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, method, hypergrad):
+    monkeypatch.setattr(mmlfer, "meta_train", None)
+    assert mmlfer.choose_hypergrad(make_run(method, hypergrad), None, None) == hypergrad
+
+
+def small_net(*layers):
+    """A base net whose backbone is these layers and a mean over space."""
+    net = torch.nn.Module()
+    net.backbone = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net.fe, net.au = torch.nn.Linear(8, 14), torch.nn.Linear(8, 32, bias=False)
+    net.forward = lambda x: (f := net.backbone(x), net.fe(f), net.au(f))
+    return net.double()
+
+
+LAYERS = {
+    "convolution with bias": lambda: [torch.nn.Conv2d(3, 8, 3, bias=True)],
+    "strides, dilation, groups": lambda: [torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, 2, 1, 2, groups=4)],
+    "padding that mirrors": lambda: [torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")],
+    "BatchNorm": lambda: [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True)],
+    "one ReLU twice": lambda: [torch.nn.Conv2d(3, 8, 3), relu := torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), relu],
+    "pooling": lambda: [torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(3, 2, 1, dilation=2, ceil_mode=True)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_tangents_match_finite_differences(kind):
+    torch.manual_seed(0)
+    net, x = small_net(*LAYERS[kind]()), torch.randn(4, 3, 17, 17, dtype=torch.float64)
+    losses_of = lambda z_emo, z_au: torch.stack([z_emo.logsumexp(1), z_au.square().sum(1)], 1)  # noqa: E731
+    taped = mmlfer.Taped(net, x, losses_of)
+    theta = {n: p.detach() for n, p in net.named_parameters()}
+    direction = {n: torch.randn_like(p) for n, p in theta.items()}
+    ends = []
+    for eps in (1e-8, -1e-8):  # no ReLU switches in between
+        moved = {n: p + eps * direction[n] for n, p in theta.items()}
+        ends.append(losses_of(*torch.func.functional_call(net, moved, (x,))[1:]))
+    slope = (ends[0] - ends[1]) / 2e-8
+    assert slope.abs().max() > 0.1 and torch.allclose(taped.along(direction), slope, rtol=1e-5, atol=1e-6)
+    assert all("forward" not in vars(layer) for layer in net.backbone)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5)])
+def test_layers_without_a_rule_are_refused(layer):
+    net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
+    taped = mmlfer.Taped(net, torch.randn(4, 3, 10, 10, dtype=torch.float64), lambda *z: torch.cat(z, 1))
+    with pytest.raises(mmlfer.InputError) as error:
+        taped.along({n: p.detach() for n, p in net.named_parameters()})
+    assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
+                                "--hypergrad create_graph")  # fmt: skip
+
+
+def test_a_tape_entry_must_be_of_the_layer_that_asks():
+    net = small_net(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 1))
+    taped = mmlfer.Taped(net, torch.randn(4, 3, 10, 10, dtype=torch.float64), lambda *z: torch.cat(z, 1))
+    taped.tape.reverse()
+    with pytest.raises(RuntimeError, match="the tape holds au where backbone.0 asks"):
+        taped.along({n: p.detach() for n, p in net.named_parameters()})
+    assert all("forward" not in vars(layer) for layer in net.modules() if layer is not net)
+
+
+def test_a_step_names_what_it_reports():
+    run, batch = make_run("mml"), random_batch(4)
+    net = make_run("mml").net
+    step = mmlfer.train_step(run, batch, random_batch(4, seed=1))
+    _, z_emo, z_au = net(batch[0])
+    assert step.l_emo == pytest.approx(mmlfer.loss_emo(z_emo, batch[1]).mean().item())
+    assert step.l_au == pytest.approx(mmlfer.loss_au(z_au, batch[2]).mean().item())
+    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.table, "wild").mean().item())
+    assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
+    assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
+    assert mmlfer.STEP.norm_psi == "gradient of psi" and step.norm_psi > 0
 
 
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
@@ -160,7 +233,7 @@ def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
         run = make_run(hypergrad=form)
         steps = [mmlfer.train_step(run, batches.take(i, flip), batches.take(j, flip_j))
                  for i, flip, j, flip_j in batches.epoch(0)]  # fmt: skip
-        records.append(torch.stack(steps))
+        records.append(torch.tensor(steps, dtype=torch.float64))
     assert len(records[0]) == batches.steps == 4
     assert (records[0][:, 4:6] - records[0][0, 4:6]).abs().max() > 1e-3  # the weights moved
     assert np.allclose(*(r.numpy() for r in records), rtol=1e-6, atol=1e-9)

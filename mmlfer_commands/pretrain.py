@@ -1,0 +1,729 @@
+"""mmlfer pretrain: a backbone of one's own, a ResNet that tells people apart.
+
+Softmax over the cosines to a centre for each person; after a warm-up with CosFace's or ArcFace's
+margin. Under torchrun each process takes its share of every batch, and the first one writes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import math
+import os
+import shlex
+import signal
+import struct
+import sys
+import time
+import types
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mmlfer import (
+    COUNT,
+    FEATURES,
+    FOLDER,
+    IMAGES,
+    NORMS,
+    RATE,
+    SEED,
+    SHARE,
+    SIZE,
+    FiniteRange,
+    InputError,
+    Interrupts,
+    check_output,
+    device_option,
+    make_backbone,
+    pick_device,
+    progress,
+    read_image,
+    save_checkpoint,
+    torch,
+    torch_load,
+    try_read,
+    versions,
+    write_rows,
+)  # fmt: skip
+
+# ---------------------------------------------------------------- faces of people
+
+
+class Files:
+    """N images below a folder, and the person of each, 0..people - 1."""
+
+    def __init__(self, root, names, labels):
+        self.root, self.labels = str(root), np.array(labels)
+        self.names = np.array([os.fsencode(name) for name in names])  # one block, not N objects
+
+    def read(self, i, size):
+        """Image i as a (size, size, 3) array, or the reason why not."""
+        return try_read(os.path.join(self.root, os.fsdecode(self.names[i])), size)
+
+
+class Records:
+    """N images of an insightface train.rec, and the person of each."""
+
+    def __init__(self, path, keys, offsets, labels):
+        self.path, self.names, self.offsets, self.labels = str(path), keys, offsets, labels
+
+    def read(self, i, size):
+        try:
+            with open(self.path, "rb") as file:
+                _, image = parse_record(read_record(file, int(self.offsets[i])))
+            return read_image(io.BytesIO(image), size)
+        except Exception as error:  # Pillow's plugins raise many kinds
+            return f"{self.path}: record {self.names[i]}: {' '.join(str(error).split())[:120]}"
+
+
+def digest(source):
+    """Of the images' names and people: what a resumed run must find again."""
+    return hashlib.sha256(source.names.tobytes() + source.labels.tobytes()).hexdigest()
+
+
+def some(names):
+    """How many, and the first three, in words."""
+    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if names[3:] else ''})"
+
+
+def read_people(folder):
+    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, and notes on what is odd."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
+                         "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
+                         "draws people")
+    if (folder / "train.rec").exists():
+        source, notes = read_records(folder / "train.rec")
+    else:
+        source, notes = read_folders(folder)
+    n_people, counts = np.unique(source.labels, return_counts=True)
+    if len(n_people) < 2:
+        raise InputError(f"{folder}: {len(n_people)} people with images; expected a folder of "
+                         "images for each of two or more, or train.rec and train.idx")
+    single = n_people[counts == 1]
+    notes += [f"people with one image, never held out: {some(single)}"] if len(single) else []
+    return source, notes
+
+
+def read_folders(folder):
+    names, labels, empty, loose = [], [], [], 0
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            loose += entry.name.lower().endswith(IMAGES)
+            continue
+        images = sorted(e.name for e in os.scandir(entry) if e.name.lower().endswith(IMAGES))
+        names += [os.path.join(entry.name, image) for image in images]
+        labels += [entry.name] * len(images)
+        empty += [] if images else [entry.name]
+    notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
+    notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
+    return Files(folder, names, np.unique(labels, return_inverse=True)[1]), notes
+
+
+# MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
+# multiple of 4. Data that hold the magic number are cut there: parts 1 (first), 2 and 3 (last).
+MAGIC = 0xCED7230A
+
+
+def read_record(file, offset):
+    """The bytes of the record at an offset."""
+    parts, part = [], None
+    file.seek(offset)
+    while part not in (0, 3):
+        head = file.read(8)
+        magic, word = struct.unpack("<II", head) if len(head) == 8 else (None, 0)
+        part, length = word >> 29, word % 2**29
+        data = file.read(length)
+        if magic not in (MAGIC, None):
+            raise ValueError("no record where train.idx has one")
+        if magic is None or len(data) < length:
+            raise ValueError("cut off")
+        parts.append(data)
+        file.seek(-length % 4, os.SEEK_CUR)
+    return struct.pack("<I", MAGIC).join(parts)
+
+
+def parse_record(data):
+    """A record's labels and image: flag (how many labels follow, 0: one, here), label, two ids."""
+    flag, label, *_ = struct.unpack_from("<IfQQ", data)
+    if not flag:
+        return (label,), data[24:]
+    return struct.unpack_from(f"<{flag}f", data, 24), data[24 + 4 * flag :]
+
+
+def read_index(path):
+    """train.idx: {key: offset in train.rec}."""
+    try:
+        rows = [line.split() for line in path.read_text(errors="replace").splitlines()]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
+    offsets = {}
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2 or not all(field.isascii() and field.isdigit() for field in row):
+            raise InputError(f"{path}:{number}: expected a key and an offset; take the file that "
+                             "came with train.rec")
+        offsets[int(row[0])] = int(row[1])
+    return offsets
+
+
+def read_records(path):
+    """The images of a train.rec by its train.idx; record 0 says where they end."""
+    offsets, lost, keys, labels = read_index(path.with_suffix(".idx")), [], [], []
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        try:
+            first, _ = parse_record(read_record(file, offsets[0])) if 0 in offsets else ((), b"")
+        except (ValueError, struct.error) as error:
+            raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
+        end = int(first[0]) if len(first) > 1 else max(offsets, default=0) + 1
+        wanted = [key for key in sorted(offsets) if 1 <= key < end]
+        for key in progress(wanted, "reading labels", unit=" records"):
+            file.seek(offsets[key])
+            head = file.read(36)
+            magic, word, flag, label = struct.unpack_from("<IIIf", head.ljust(16, b"\0"))
+            whole = magic == MAGIC and offsets[key] + 8 + word % 2**29 <= size
+            if not whole or len(head) < 36:
+                lost.append(key)
+                continue
+            keys.append(key)
+            labels.append(struct.unpack_from("<f", head, 32)[0] if flag else label)
+    notes = [f"records cut off or not there: {some(lost)}"] if lost else []
+    labels = np.unique(np.array(labels), return_inverse=True)[1]
+    return Records(path, np.array(keys), np.array([offsets[k] for k in keys]), labels), notes
+
+
+class Images:
+    """What a DataLoader reads: ((3, S, S) uint8, label, row of an image that could not be read or
+    -1) of each of some rows of a source. An unreadable image's place is taken by the next one."""
+
+    def __init__(self, source, rows, labels, size, tries=50):
+        self.source, self.rows, self.labels, self.size = source, rows, labels, size
+        self.tries = tries
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        bad = -1
+        for j in range(k, k + self.tries):
+            row = int(self.rows[j % len(self)])
+            image = self.source.read(row, self.size)
+            if not isinstance(image, str):
+                x = torch.from_numpy(image.transpose(2, 0, 1).copy())
+                return x, int(self.labels[j % len(self)]), bad
+            bad = row if bad < 0 else bad
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), int(self.labels[k]), bad
+
+
+def leave_signals(worker):
+    """Ctrl-C is for the process that trains; it ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def load(images, batch, opt, order=None):
+    return torch.utils.data.DataLoader(
+        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=leave_signals,
+        pin_memory=torch.cuda.is_available())
+
+
+def note_bad(bad, source, opt, known):
+    """Images that a batch could not read, (B,) rows or -1: an error, or a warning once each."""
+    for row in sorted(set(bad[bad >= 0].tolist()) - known):
+        reason = source.read(row, opt.size)
+        if not opt.skip_bad_images:
+            raise InputError(f"{reason}; --skip-bad-images goes on without such images")
+        known.add(row)
+        if len(known) <= 20:
+            click.echo(f"Warning: left out {reason}", err=True)
+    if (bad >= 0).all():
+        raise InputError(f"{opt.faces}: not one image of a batch can be read; mend the images")
+
+
+# ---------------------------------------------------------------- net and loss
+
+
+@functools.cache
+def people_net_class():
+    """The class of the net, made at its first use: `import` alone must not load torch.nn."""
+
+    class PeopleNet(torch.nn.Module):
+        """x (B, 3, S, S) uint8 -> cosines (B, people) to each person's centre."""
+
+        def __init__(self, arch, people, bf16):
+            super().__init__()
+            self.bf16, (self.mean, self.std) = bf16, (NORMS["half"][i][0] for i in (0, 1))
+            self.backbone = make_backbone(arch)
+            self.neck = torch.nn.BatchNorm1d(FEATURES[arch])  # f is never negative: centre it
+            self.centres = torch.nn.Parameter(torch.randn(people, FEATURES[arch]) * 0.01)
+
+        def embed(self, x):
+            """e (B, F), of length 1."""
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+                f = self.backbone((x.float() / 255 - self.mean) / self.std)
+            return torch.nn.functional.normalize(self.neck(f.float()))
+
+        def forward(self, x):
+            return self.embed(x) @ torch.nn.functional.normalize(self.centres).T
+
+    return PeopleNet
+
+
+def with_margin(cosines, y, loss, margin):
+    """The cosines with that of the right person made worse by the margin. (B, people), (B,)
+
+    CosFace: cos t - m. ArcFace: cos(t + m), and on downwards where t + m is beyond pi.
+    """
+    right = cosines.gather(1, y[:, None])
+    if loss == "cosface":
+        right = right - margin
+    else:
+        angle = right.clamp(-1 + 1e-6, 1 - 1e-6).acos() + margin
+        right = torch.where(angle <= math.pi, angle.cos(), -2 - angle.cos())
+    return cosines.scatter(1, y[:, None], right)
+
+
+# ---------------------------------------------------------------- verification
+
+
+def draw_pairs(labels, seed, n=3000):
+    """Up to n pairs of images of one person and as many of two people, mixed, in ten folds.
+    -> (P, 2) indices, same (P,), fold (P,)"""
+    rng = np.random.default_rng([seed, 5])
+    order, labels = np.argsort(labels, kind="stable"), np.sort(labels)
+    _, start, who, count = np.unique(labels, return_index=True, return_inverse=True,
+                                     return_counts=True)
+    i = rng.integers(0, len(labels), 8 * n)
+    begin, many = start[who[i]], count[who[i]]
+    twin = begin + (i - begin + rng.integers(1, np.maximum(many, 2))) % many
+    other = (begin + many + rng.integers(0, len(labels) - many)) % len(labels)
+    kinds = [np.unique(np.sort(np.stack([i, j], 1)[i != j], 1), axis=0) for j in (twin, other)]
+    n = min(n, *map(len, kinds))
+    pairs = np.concatenate([rng.permutation(kind)[:n] for kind in kinds])
+    mixed = rng.permutation(2 * n)
+    return order[pairs[mixed]], mixed < n, np.arange(2 * n) % 10
+
+
+def read_pairs(path, root):
+    """LFW's pairs.txt. -> Files, (P, 2) indices, same (P,), fold (P,)"""
+    try:
+        rows = [line.split() for line in Path(path).read_text().splitlines()]
+        folds, n = map(int, rows[0])
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
+                         f"({error})") from None
+    if len(rows) < 1 + 2 * folds * n:
+        raise InputError(f"{path}: {len(rows) - 1} pairs, and its first row says {2 * folds * n}")
+    names, pairs = {}, []
+    for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
+        try:
+            one, i, other, j = row if len(row) == 4 else (row[0], row[1], row[0], row[2])
+            found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
+        except (ValueError, IndexError):
+            raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
+        except FileNotFoundError as error:
+            raise InputError(f"{path}:{number}: no image {error}") from None
+        pairs.append([names.setdefault(name, len(names)) for name in found])
+    same = np.array([len(row) == 3 for row in rows[1 : len(pairs) + 1]])
+    fold = np.arange(len(pairs)) // (2 * n)
+    return Files(root, names, range(len(names))), np.array(pairs), same, fold
+
+
+def lfw_image(root, name, i):
+    """NAME/NAME_0001.jpg, or whichever kind of image it is there."""
+    for suffix in IMAGES:
+        image = Path(name, f"{name}_{i:04d}{suffix}")
+        if (root / image).exists():
+            return str(image)
+    raise FileNotFoundError(root / name / f"{name}_{i:04d}.jpg")
+
+
+def best_threshold(similarity, same):
+    """The similarity from which on pairs are called the same, with the most pairs right."""
+    order = np.argsort(-similarity, kind="stable")
+    s, right = similarity[order], np.cumsum(np.where(same[order], 1, -1))
+    ends = np.append(s[1:] < s[:-1], True)  # a threshold cannot part equal similarities
+    k = np.flatnonzero(ends)[right[ends].argmax()]
+    return (s[k] + s[k + 1]) / 2 if k + 1 < len(s) else s[k]
+
+
+def fold_accuracies(similarity, same, fold):
+    """Of each fold, with the best threshold of the others. (P,), (P,), (P,) -> (folds,)"""
+    accuracies = []
+    for one in np.unique(fold):
+        here = fold == one
+        threshold = best_threshold(similarity[~here], same[~here])
+        accuracies.append(np.mean((similarity[here] >= threshold) == same[here]))
+    return np.array(accuracies)
+
+
+def embed(net, images, opt, known):
+    """e (N, F) of a face and its mirror image together, of length 1, and which are unreadable."""
+    device, parts, bad = next(net.parameters()).device, [], []
+    net.eval()
+    with torch.no_grad():
+        for x, _, rows in progress(load(images, 256, opt), "verifying", unit=" batches"):
+            note_bad(rows, images.source, opt, known)
+            x = x.to(device)
+            parts.append(torch.nn.functional.normalize(net.embed(x) + net.embed(x.flip(3))).cpu())
+            bad.append(rows >= 0)
+    net.train()
+    return torch.cat(parts).numpy(), torch.cat(bad).numpy()
+
+
+def verify(net, test, opt, known):
+    """Accuracy and deviation over the folds of (source, pairs, same, fold)."""
+    source, pairs, same, fold = test
+    rows, index = np.unique(pairs, return_inverse=True)
+    e, bad = embed(net, Images(source, rows, rows, opt.size, tries=1), opt, known)
+    one, other = index.reshape(-1, 2).T
+    good = ~(bad[one] | bad[other])
+    accuracies = fold_accuracies((e[one] * e[other]).sum(1)[good], same[good], fold[good])
+    return float(accuracies.mean()), float(accuracies.std())
+
+
+# ---------------------------------------------------------------- training
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """This process among those that torchrun started; one alone without it."""
+
+    rank: int
+    size: int
+    device: object
+
+    def say(self, text, **options):
+        if self.rank == 0:
+            click.echo(text, **options)
+
+
+def join_world(device):
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in
+                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    device = pick_device(device)
+    if size > 1:
+        if device.type == "cuda":
+            device = pick_device(f"cuda:{local}")
+            torch.cuda.set_device(device)
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(rank, size, device)
+
+
+class Pretraining:
+    """What pretraining moves, and where it stands."""
+
+    def __init__(self, opt, people, images, world):
+        self.opt, self.world, self.people = opt, world, people
+        self.steps = images // opt.batch_size
+        torch.manual_seed(opt.seed)
+        net = people_net_class()(opt.arch, people, opt.precision == "bf16").to(world.device)
+        if world.device.type == "cuda":
+            net = net.to(memory_format=torch.channels_last)
+            if world.size > 1:
+                net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        self.net = self.parallel = net
+        if world.size > 1:
+            self.parallel = torch.nn.parallel.DistributedDataParallel(net)
+        self.sgd = torch.optim.SGD(net.parameters(), opt.lr * opt.batch_size / 512, opt.momentum,
+                                   weight_decay=opt.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(
+            self.sgd, [max(1, opt.epochs * quarter // 4) for quarter in (2, 3)], 0.1)
+        self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
+        self.totals = torch.zeros(4, dtype=torch.float64)  # of all processes, in this epoch
+        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # since the last look
+        self.known_bad = set()
+
+    def state(self, source_digest):
+        numbers = {name: getattr(self, name) for name in
+                   ("people", "steps", "epoch", "step", "elapsed", "log", "totals")}
+        return {"format": FORMAT, "options": vars(self.opt), "digest": source_digest, **numbers,
+                "net": self.net.state_dict(), "sgd": self.sgd.state_dict(),
+                "schedule": self.schedule.state_dict()}
+
+    def restore(self, state):
+        for name in ("net", "sgd", "schedule"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("epoch", "step", "elapsed", "log", "totals"):
+            setattr(self, name, state[name])
+
+
+FORMAT = "mmlfer pretraining 1"
+
+
+def epoch_batches(run, images):
+    """The rest of this epoch's batches, this process's share of each: x, y, bad, flip."""
+    opt, world = run.opt, run.world
+    sampler = torch.utils.data.DistributedSampler(images, world.size, world.rank, seed=opt.seed,
+                                                  drop_last=True)
+    sampler.set_epoch(run.epoch)
+    share = opt.batch_size // world.size
+    order = list(sampler)[run.step * share : run.steps * share]
+    for step, batch in enumerate(load(images, share, opt, order), run.step):
+        rng = np.random.default_rng([opt.seed, 6, run.epoch, step])
+        flip = torch.from_numpy(rng.random(opt.batch_size) < 0.5)[world.rank :: world.size]
+        yield *batch, flip
+
+
+def pretrain_step(run, x, y, flip):
+    """One step of SGD; its loss, share of right answers and gradient norm."""
+    opt, device = run.opt, run.world.device
+    x, y, flip = (t.to(device, non_blocking=True) for t in (x, y, flip))
+    x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    cosines = run.parallel(x)
+    margin = 0 if run.epoch < opt.warmup else opt.margin
+    logits = opt.scale * (with_margin(cosines, y, opt.loss, margin) if margin else cosines)
+    loss = torch.nn.functional.cross_entropy(logits, y)
+    run.sgd.zero_grad()
+    loss.backward()
+    run.sgd.step()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in run.net.parameters()])
+    return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
+
+
+def look(run, interrupts):
+    """Add up all processes' numbers; stop at what is not finite; whether a signal came to any."""
+    sums = torch.cat([run.fresh, run.fresh.new_tensor([interrupts.number])])
+    if run.world.size > 1:
+        torch.distributed.all_reduce(sums)
+    run.fresh.zero_()
+    *numbers, stop = sums.tolist()
+    run.totals += torch.tensor(numbers)
+    if not np.isfinite(numbers).all():
+        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: the loss or its gradient is not "
+                         "finite. The last checkpoint is as it was; start anew (--overwrite) with "
+                         "a lower --lr or a longer --warmup")
+    return stop > 0
+
+
+def pretrain_epoch(run, images, interrupts):
+    """The rest of one epoch; returns early when a signal has come to one of the processes."""
+    every = 1 if run.world.device.type == "cpu" else 50  # each look waits for the device
+    start = time.perf_counter() - run.elapsed
+    bar = progress(total=run.steps, initial=run.step, unit=" steps",
+                   desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
+    for x, y, bad, flip in epoch_batches(run, images):
+        note_bad(bad, images.source, run.opt, run.known_bad)
+        run.fresh[:3] += pretrain_step(run, x, y, flip)
+        run.fresh[3] += (bad >= 0).sum()
+        run.step += 1
+        stop = False
+        if run.step % every == 0 or run.step == run.steps:
+            stop = look(run, interrupts)
+            if bar is not None:
+                bar.update(run.step - bar.n)
+                bar.set_postfix(loss=f"{run.totals[0] / run.step / run.world.size:.3f}")
+        if stop:
+            break
+    run.elapsed = time.perf_counter() - start
+    if bar is not None:
+        bar.close()
+
+
+def log_row(run, tests):
+    """One epoch's row of the log; verification by the first process."""
+    loss, right, _, bad = run.totals.tolist()
+    shares = run.steps * run.world.size
+    row = {"epoch": run.epoch + 1, "loss": loss / shares, "train_acc": right / shares,
+           "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
+           "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
+           "bad_images": int(bad)}
+    for name, test in tests.items():
+        row[f"{name}_acc"], row[f"{name}_sd"] = verify(run.net, test, run.opt, run.known_bad)
+    return row
+
+
+def end_epoch(run, tests, paths, source_digest):
+    """Verification, the log's row and a checkpoint; the schedule's step."""
+    if run.world.rank == 0:
+        row = log_row(run, tests)
+        run.log.append(row)
+        tested = "".join(", {} {:.2%} ± {:.2%}".format(name, row[f"{name}_acc"], row[f"{name}_sd"])
+                         for name in tests)
+        click.echo("epoch {epoch}: loss {loss:.3f}, {train_acc:.2%} right{0}, "
+                   "{images_per_second:.0f} images/s, {bad_images} bad images"
+                   .format(tested, **row))
+    run.schedule.step()
+    run.epoch, run.step, run.elapsed = run.epoch + 1, 0, 0.0
+    run.totals.zero_()
+    if run.world.rank == 0:
+        write_rows(run.log, run.log[0], paths["csv"])
+        save_checkpoint(run.state(source_digest), paths["last"])
+
+
+def pretrain_epochs(run, images, tests, paths, source_digest):
+    with Interrupts() as interrupts:
+        while run.epoch < run.opt.epochs:
+            pretrain_epoch(run, images, interrupts)
+            if run.step == run.steps:
+                end_epoch(run, tests, paths, source_digest)
+            elif run.world.rank == 0:
+                save_checkpoint(run.state(source_digest), paths["last"])
+            if run.step or look(run, interrupts):
+                out = shlex.quote(str(paths["out"]))
+                run.world.say(f"stopped; {paths['last']} is written, go on with: mmlfer pretrain "
+                              f"--out {out} --resume", err=True)
+                sys.exit(128 + (interrupts.number or signal.SIGTERM))
+
+
+def backbone_state(run):
+    """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
+    last = run.log[-1]
+    mean, std = map(list, NORMS["half"])
+    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
+            "people": run.people, "options": vars(run.opt), "versions": versions(),
+            "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
+            "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}
+
+
+# ---------------------------------------------------------------- a run
+
+
+def split_people(labels, holdout, seed):
+    """Rows to train on and rows of the people held out, of whom each has two images at least."""
+    people, counts = np.unique(labels, return_counts=True)
+    n = max(2, round(holdout * len(people))) if holdout else 0
+    able = people[counts > 1]
+    if n > len(able) or len(people) - n < 2:
+        raise InputError(f"--holdout {holdout}: {n} of {len(people)} people to hold out, of whom "
+                         f"{len(able)} have two images; give more people, or --holdout 0")
+    held = np.random.default_rng([seed, 4]).permutation(able)[:n]
+    is_held = np.isin(labels, held)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def prepare(opt, world):
+    """The images to train on, the tests of verification, and the digest of all."""
+    source, notes = read_people(opt.faces)
+    train, held = split_people(source.labels, opt.holdout, opt.seed)
+    people, labels = np.unique(source.labels[train], return_inverse=True)
+    world.say(f"{opt.faces}: {len(source.labels)} images of {len(np.unique(source.labels))} "
+              f"people; {len(train)} images of {len(people)} people to train on")
+    for note in notes:
+        world.say(f"Warning: {note}", err=True)
+    if len(train) < opt.batch_size:
+        raise InputError(f"{opt.faces}: {len(train)} training images, fewer than --batch-size "
+                         f"{opt.batch_size}")
+    if opt.batch_size % world.size:
+        raise InputError(f"--batch-size {opt.batch_size}: not a multiple of torchrun's "
+                         f"{world.size} processes")
+    tests = {}
+    if len(held):
+        pairs, same, fold = draw_pairs(source.labels[held], opt.seed)
+        tests["holdout"] = source, held[pairs], same, fold
+    if opt.pairs:
+        tests["pairs"] = read_pairs(opt.pairs, opt.pairs_root)
+    return Images(source, train, labels, opt.size), len(people), tests, digest(source)
+
+
+def run_paths(out):
+    return {"out": out, "csv": out.with_suffix(".csv"), "last": out.with_suffix(".last.pt")}
+
+
+def resumed_options(paths, given):
+    """The options and the state of a stopped run; given ones must be its own, but for where the
+    faces lie and how they are read."""
+    state = torch_load(paths["last"])
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
+    own = state["options"]
+    for name, value in given.items():
+        if name not in MOVABLE and value != own[name]:
+            raise InputError(f"{paths['last']}: its run has --{name.replace('_', '-')} "
+                             f"{own[name]}, not {value}; a resumed run keeps its options")
+    moved = {name: value for name, value in given.items() if name in MOVABLE}
+    return types.SimpleNamespace(**{**own, **moved}), state
+
+
+MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
+
+
+def fit(opt, paths, state, world):
+    """Train as the options say, or go on from a state; write the backbone at the end."""
+    images, people, tests, source_digest = prepare(opt, world)
+    if state and state["digest"] != source_digest:
+        raise InputError(f"{opt.faces}: not the images that {paths['last']} was trained on")
+    gpu = world.device.type == "cuda"
+    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+        raise InputError("--precision bf16: not on this GPU; leave it out")
+    run = Pretraining(opt, people, len(images), world)
+    if state:
+        run.restore(state)
+        world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+    pretrain_epochs(run, images, tests, paths, source_digest)
+    if world.rank == 0:
+        save_checkpoint(backbone_state(run), paths["out"])
+        click.echo(f"{paths['out']}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
+                   f"{shlex.quote(str(paths['out']))}")
+
+
+@click.command("pretrain")
+@click.option("--faces", type=click.Path(), help="A folder with a folder of images for each "
+              "person, or with insightface's train.rec and train.idx.")
+@click.option("--out", required=True, type=FOLDER, help="The backbone's file, for `train "
+              "--weights`; its log and checkpoint beside it, with .csv and .last.pt.")
+@click.option("--arch", default="resnet34", type=click.Choice(list(FEATURES)), help="Backbone.")
+@click.option("--epochs", default=40, type=COUNT, help="Passes over the images.")
+@click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Of all processes.")
+@click.option("--lr", default=0.1, type=RATE, help="Rate of a batch of 512, scaled with the batch; "
+              "a tenth of it at half and at three quarters of the epochs.")
+@click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True), help="Of SGD.")
+@click.option("--weight-decay", default=5e-4, type=SHARE, help="Of SGD.")
+@click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
+              help="Whose margin.")
+@click.option("--margin", type=SHARE, help="[default: 0.35 for cosface, 0.5 for arcface]")
+@click.option("--scale", default=64.0, type=RATE, help="Of the cosines.")
+@click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
+@click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
+@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16"]),
+              help="Of the backbone's arithmetic.")
+@click.option("--holdout", default=0.02, type=FiniteRange(0, 1, max_open=True),
+              help="Share of the people kept for verification.")
+@click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
+@click.option("--pairs-root", type=click.Path(), help="Folder of their images, NAME/NAME_0001.jpg.")
+@click.option("--workers", default=min(8, os.cpu_count()), type=click.IntRange(min=0),
+              help="Processes that read images.")
+@click.option("--seed", default=0, type=SEED, help="Of everything random.")
+@device_option
+@click.option("--skip-bad-images", is_flag=True, help="Go on without images that cannot be read.")
+@click.option("--resume", is_flag=True, help="Go on with the run of --out, if there is one.")
+@click.option("--overwrite", is_flag=True, help="Replace the run of --out.")
+@click.pass_context
+def command(ctx, out, resume, overwrite, **options):
+    """Train a backbone to tell people apart, for `train --weights`.
+
+    On several GPUs: torchrun --nproc-per-node 8 mmlfer.py pretrain ...
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other.")
+    if bool(options["pairs"]) != bool(options["pairs_root"]):
+        raise click.UsageError("--pairs and --pairs-root go together.")
+    paths, state = run_paths(out), None
+    if resume and paths["last"].exists():
+        explicit = click.core.ParameterSource.COMMANDLINE
+        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
+        opt, state = resumed_options(paths, given)
+        if state["epoch"] == opt.epochs and out.exists():
+            click.echo(f"{out}: complete, nothing to do")
+            return
+    elif not options["faces"]:
+        raise click.UsageError("Missing option '--faces'.")
+    else:
+        standing = [path for path in paths.values() if path.exists()]
+        if standing and not overwrite:
+            raise InputError(f"{standing[0]}: exists; --resume goes on with a stopped run, "
+                             "--overwrite replaces it")
+        if options["margin"] is None:
+            options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
+        opt = types.SimpleNamespace(**options)
+    for path in paths.values():
+        check_output(path, opt.faces)
+    world = join_world(opt.device)
+    try:
+        fit(opt, paths, state, world)
+    finally:
+        if world.size > 1:
+            torch.distributed.destroy_process_group()

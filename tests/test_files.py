@@ -1,0 +1,102 @@
+"""Files written whole, through links, devices and pipes; outputs that are no inputs."""
+
+import os
+import stat
+import threading
+
+import pytest
+from conftest import run_program
+from PIL import Image
+
+import mmlfer
+
+
+def test_a_device_stays_a_device(tmp_path):
+    before = os.stat("/dev/null")
+    mmlfer.write_whole("/dev/null", b"text")
+    after = os.stat("/dev/null")
+    assert stat.S_ISCHR(after.st_mode) and after.st_ino == before.st_ino
+
+
+def test_a_pipe_is_written_through(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "p").read_bytes()))
+    reader.start()
+    mmlfer.write_whole(tmp_path / "p", b"text")
+    reader.join(10)
+    assert read == [b"text"] and stat.S_ISFIFO(os.stat(tmp_path / "p").st_mode)
+
+
+def test_a_link_is_followed_and_the_mode_kept(tmp_path):
+    target, link = tmp_path / "a/target.csv", tmp_path / "link.csv"
+    target.parent.mkdir()
+    target.write_text("old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    mmlfer.write_whole(link, b"new")
+    assert link.is_symlink() and target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert [p.name for p in target.parent.iterdir()] == ["target.csv"]
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "b/new")
+    mmlfer.write_whole(dangling, b"made")
+    assert dangling.is_symlink() and (tmp_path / "b/new").read_bytes() == b"made"
+
+
+def test_a_dash_is_standard_output(faces_folder):
+    result = run_program("stats", "--data", faces_folder, "--out", "-")
+    assert result.returncode == 0 and "happily surprised: {" in result.stdout and not os.path.exists("-")
+
+
+def test_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
+    calls = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or sync(fd))
+    monkeypatch.setattr(os, "replace", lambda a, b: calls.append("replace") or replace(a, b))
+    mmlfer.write_whole(tmp_path / "x", b"1")
+    assert calls == ["fsync", "replace"] and (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
+    (tmp_path / "x").write_text("old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.write_whole(tmp_path / "x", b"new")
+    assert str(error.value) == (f"{tmp_path}/x: cannot be written (No space left on device); free some space or name "
+                                "another file; nothing that stood there is lost")  # fmt: skip
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    for name in ("faces/1.jpg", "faces/2.jpg", "other/1.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    for name in ("faces/RAFCE_emolabel.txt", "run/best.pt", "run/gradcam.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link.csv").symlink_to(tmp_path / "faces/1.jpg")
+    return tmp_path
+
+
+@pytest.mark.parametrize("output,given", [
+    ("faces/1.jpg", ["faces/1.jpg"]), ("faces/1.jpg", ["faces"]), ("faces/1.jpg", ["run/best.pt", "faces/2.jpg"]),
+    ("faces/RAFCE_emolabel.txt", ["faces"]), ("run/best.pt", ["run/best.pt", "faces"]), ("link.csv", ["faces"]),
+    ("faces/../faces/2.jpg", ["faces/2.jpg"]),
+])  # fmt: skip
+def test_outputs_over_inputs_are_refused(inputs, output, given):
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+    assert str(error.value) == f"{inputs / output}: is an input or lies among the inputs; name another output"
+
+
+@pytest.mark.parametrize("output,given", [
+    ("new.png", ["faces"]), ("faces/new.png", ["faces"]), ("other/1.jpg", ["faces"]), ("notes.txt", ["faces"]),
+    ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),
+])  # fmt: skip
+def test_other_outputs_are_not(inputs, output, given):
+    mmlfer.check_output(inputs / output, *(inputs / g for g in given))

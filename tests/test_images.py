@@ -1,0 +1,176 @@
+"""Images as people have them: odd places, depths and damage; one image a row."""
+
+import io
+import os
+import struct
+import time
+
+import numpy as np
+import pytest
+from conftest import SMALL, invoke, write_labels_as
+from PIL import Image
+
+import mmlfer
+
+TWINS = [("a/1.jpg", "b/1.jpg"), ("1.jpg", "1.png"), ("frame.001", "frame.002"), ("1.jpg", "1_aligned.jpg")]
+
+
+@pytest.mark.parametrize("one,other", TWINS)
+def test_two_rows_of_one_image_are_an_error_that_names_both(tmp_path, one, other):
+    write_labels_as(tmp_path, *(f"0.jpg {v}\n{one} {v}\n{other} {v}\n" for v in ("0", "0", "4")))
+    result = invoke("stats", "--data", tmp_path)
+    assert result.exit_code == 1
+    stem = mmlfer.stem(one)
+    assert result.stderr == (f"Error: {tmp_path}/RAFCE_emolabel.txt:3: {other} is the same image as {one} of row 2: "
+                             f"both are looked for as {stem}; rename one\n")  # fmt: skip
+
+
+def paint(path, level):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), (level,) * 3).save(path)
+
+
+# (loses, wins): what is called or lies in `aligned` wins, wherever the other lies
+RIVALS = [("0005.jpg", "RAF-AU/aligned/0005_aligned.jpg"), ("RAF-AU/0005.jpg", "0005_aligned.png"),
+          ("0005.jpg", "0005_aligned.jpg"), ("0005.jpg", "aligned/0005.jpg"), ("RAF-AU/0005.png", "aligned/aligned/0005.bmp"),
+          ("0005.png", "RAF-AU/0005_aligned.JPG"), ("RAF-AU/aligned/0005_aligned.jpg", "aligned/0005_aligned.jpg")]  # fmt: skip
+
+
+@pytest.mark.parametrize("loser,winner", RIVALS)
+def test_aligned_crops_win_over_originals(tmp_path, loser, winner):
+    paint(tmp_path / loser, 20), paint(tmp_path / winner, 220)
+    assert mmlfer.image_index(tmp_path) == {"0005": tmp_path / winner}
+
+
+def test_a_mixture_of_aligned_and_other_images_is_warned_of(tmp_path, capsys):
+    names = [f"{i:04d}.jpg" for i in range(1, 8)]
+    write_labels_as(tmp_path, *("".join(f"{n} {v}\n" for n in names) for v in ("0", "0", "4")))
+    for i, name in enumerate(names):
+        paint(tmp_path / ("aligned/" + name if i < 5 else name), 30 * i)
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+    assert faces.images.float().mean((1, 2, 3)).tolist() == pytest.approx([30 * i for i in range(7)], abs=1)
+    assert capsys.readouterr().err == (f"Warning: 5 aligned crops and 2 other images, such as {tmp_path}/0006.jpg: "
+                                       "faces should be cropped alike\n")  # fmt: skip
+    paint(tmp_path / "aligned/0006.jpg", 0), paint(tmp_path / "aligned/0007.jpg", 0)
+    mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+    assert capsys.readouterr().err == ""
+
+
+DEPTHS = {  # pixels as they are stored, what stands for white in them, what is said
+    "16 bits": (np.uint16, 65535, None),
+    "8 bits in 16": (np.uint16, 255, "0..255"),
+    "32 bits of 8": (np.int32, 255, "0..255"),
+    "32 bits of 16": (np.int32, 65535, None),
+    "float of 1": (np.float32, 1, "0..1"),
+    "float of 255": (np.float32, 255, "0..255"),
+}
+
+
+@pytest.mark.parametrize("kind", DEPTHS)
+def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
+    dtype, white, said = DEPTHS[kind]
+    levels = np.linspace(0, 1, 16)[None, :].repeat(16, 0)
+    for name in ("a.tif", "b.tif"):
+        Image.fromarray((levels * white).astype(dtype)).save(tmp_path / name)
+    mmlfer.tell_once.cache_clear()
+    pixels = [mmlfer.read_image(tmp_path / name) for name in ("a.tif", "b.tif")]
+    assert all(np.abs(p - 255 * levels[..., None]).max() < 1.01 and p.shape == (16, 16, 3) for p in pixels)
+    text = f"Note: images of 16 or 32 bits whose values lie in {said} are read as {said}\n" if said else ""
+    assert capsys.readouterr().err == text  # once, not for each
+
+
+def test_no_damage_to_exif_costs_the_pixels(tmp_path):
+    """The tags of a turned photograph, with random bytes of its EXIF header changed, 600 times."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a face", {0x9003: "2020:01:01 00:00:00"}
+    plain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
+    buffer = io.BytesIO()
+    plain.save(buffer, "PNG", exif=exif)
+    content = buffer.getvalue()
+    start, dice = content.index(b"eXIf") + 4, np.random.default_rng(1)
+    length = struct.unpack(">I", content[start - 8 : start - 4])[0]
+    odd = 0
+    for _ in range(600):
+        damaged = bytearray(content)
+        for place in dice.integers(start, start + length, 3):
+            damaged[place] = dice.integers(0, 256)
+        (tmp_path / "a.png").write_bytes(fix_crc(damaged, start, length))
+        pixels = mmlfer.try_read(tmp_path / "a.png", None)
+        assert not isinstance(pixels, str), pixels
+        turned = [np.asarray(plain.transpose(k)) for k in Image.Transpose] + [np.asarray(plain)]
+        assert any(np.array_equal(pixels, t) for t in turned)
+        odd += pixels.shape == (24, 16, 3)
+    assert 0 < odd < 600
+
+
+def fix_crc(content, start, length):
+    import zlib
+
+    crc = zlib.crc32(content[start - 4 : start + length])
+    content[start + length : start + length + 4] = struct.pack(">I", crc)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("error", [struct.error("x"), TypeError(), AttributeError("y"), NotImplementedError("DDS"),
+                                   RuntimeError("AVIF"), MemoryError(), ValueError("z"), RecursionError()])
+def test_whatever_a_decoder_raises_is_a_bad_image(tmp_path, monkeypatch, error):
+    def broken(*args, **kwargs):
+        raise error
+
+    (tmp_path / "a.jpg").write_bytes(b"anything")
+    monkeypatch.setattr(mmlfer.Image, "open", broken)
+    why = str(error) or type(error).__name__
+    assert mmlfer.try_read(tmp_path / "a.jpg", 32) == f"{tmp_path}/a.jpg: not an image that can be read ({why})"
+
+
+def test_a_dds_file_named_jpg_is_a_bad_image(tmp_path):
+    header = b"DDS " + struct.pack("<I", 124) + b"\0" * 68 + struct.pack("<II4s", 32, 4, b"ZZZZ") + b"\0" * 44
+    (tmp_path / "a.jpg").write_bytes(header)
+    assert mmlfer.try_read(tmp_path / "a.jpg", 32).startswith(f"{tmp_path}/a.jpg: not an image")
+
+
+def test_skip_bad_images_names_pipes_bombs_and_odd_formats(faces_folder, tmp_path):
+    import shutil
+
+    folder = tmp_path / "faces"
+    shutil.copytree(faces_folder, folder)
+    paths = sorted((folder / "aligned").iterdir())
+    paths[0].unlink(), os.mkfifo(paths[0])
+    Image.new("1", (15000, 10000)).save(paths[1].with_suffix(".png"))
+    paths[1].unlink()
+    start = time.perf_counter()
+    result = invoke("train", "--data", folder, "--out", tmp_path / "r", "--epochs", 1, *SMALL)
+    assert time.perf_counter() - start < 20 and result.exit_code == 1
+    assert result.stderr.startswith(
+        f"Error: 2 of 60 images cannot be read: {paths[0]}: no regular file; {paths[1].with_suffix('.png')}: not an "
+        "image that can be read (Image size (150000000 pixels) exceeds limit of 89478485 pixels")  # fmt: skip
+    result = invoke("train", "--data", folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "stl",
+                    "--skip-bad-images", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert "Warning: left out 2 images that cannot be read" in result.stderr
+
+
+@pytest.mark.parametrize("bad", [{0, 1, 129}, {200, 255, 256, 257, 511, 512}])
+def test_labels_stay_with_their_images_past_every_chunk_and_bad_one(tmp_path, monkeypatch, bad):
+    """600 images whose grey level says which they are; some broken, rows in an odd order."""
+    monkeypatch.setattr(mmlfer, "AHEAD", 64)
+    order = np.random.default_rng(3).permutation(600)
+    names = [f"{i}.jpg" for i in order]
+    emo = {n: int(n[:-4]) * 7 % 14 for n in names}
+    split = {n: int(n[:-4]) % 3 for n in names}
+    write_labels_as(tmp_path, "".join(f"{n} {emo[n]}\n" for n in names), "".join(f"{n} {split[n]}\n" for n in reversed(names)),
+                    "".join(f"{n} {mmlfer.AUS[int(n[:-4]) % 32]}\n" for n in sorted(names)))
+    (tmp_path / "aligned").mkdir()
+    for place, name in enumerate(names):
+        number = int(name[:-4])
+        image = np.zeros((8, 8, 3), np.uint8)
+        image[..., 0], image[..., 1] = number // 256, number % 256
+        Image.fromarray(image).save(tmp_path / "aligned" / name.replace(".jpg", "_aligned.png"))
+        if place in bad:
+            (tmp_path / "aligned" / name.replace(".jpg", "_aligned.png")).write_bytes(b"bad")
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
+    numbers = (faces.images[:, 0].long() * 256 + faces.images[:, 1].long())[:, 5, 5].tolist()
+    assert numbers == [int(n[:-4]) for i, n in enumerate(names) if i not in bad]
+    assert faces.names == [f"{i}.jpg" for i in numbers]
+    assert faces.y_emo.tolist() == [i * 7 % 14 for i in numbers] and faces.split.tolist() == [i % 3 for i in numbers]
+    assert faces.y_au.argmax(1).tolist() == [i % 32 for i in numbers] and (faces.y_au.sum(1) == 1).all()

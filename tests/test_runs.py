@@ -1,0 +1,258 @@
+"""Run folders: what may be resumed, on which data, by how many; nets that diverged; keywords."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, invoke, run_program
+
+import mmlfer
+from mmlfer_commands.synth import synthesize
+
+PARTITION = mmlfer.LABEL_FILES[1]
+
+
+@pytest.fixture
+def stopped(trained, faces_folder, tmp_path):
+    """An unfinished copy of the run of two epochs, and a copy of its data."""
+    out, faces = tmp_path / "run", tmp_path / "faces"
+    shutil.copytree(trained[0], out), shutil.copytree(faces_folder, faces)
+    (out / "test.json").unlink()
+    return out, faces
+
+
+def changed(data, out):
+    return (f"Error: {data}: not the data that the run in {out} was trained on: its names, labels or partition differ; "
+            "a resumed run keeps its data\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("file", mmlfer.LABEL_FILES)
+def test_resume_refuses_labels_or_a_partition_that_changed(stopped, file):
+    """Two rows exchange their values, so that all counts stay."""
+    out, faces = stopped
+    rows = [line.split() for line in (faces / file).read_text().splitlines()]
+    a = 0
+    b = next(i for i, row in enumerate(rows) if row[1] != rows[a][1])
+    rows[a][1], rows[b][1] = rows[b][1], rows[a][1]
+    (faces / file).write_text("".join(f"{n} {v}\n" for n, v in rows))
+    result = invoke("train", "--out", out, "--resume", "--data", faces)
+    assert (result.exit_code, result.stderr) == (1, changed(faces, out))
+    assert not (out / "test.json").exists()
+
+
+def test_resume_refuses_another_data_set(stopped, tmp_path):
+    synthesize(tmp_path / "others", 60, "lab", None, 32, 7)
+    result = invoke("train", "--out", stopped[0], "--resume", "--data", tmp_path / "others")
+    assert (result.exit_code, result.stderr) == (1, changed(tmp_path / "others", stopped[0]))
+
+
+def test_resume_refuses_images_that_have_gone_since(stopped):
+    """With --skip-bad-images in the run's options, the faces left would be others."""
+    out, faces = stopped
+    state = torch.load(out / "last.pt", weights_only=True)
+    state["config"]["skip_bad_images"] = True
+    torch.save(state, out / "last.pt")
+    text = (out / "config.yaml").read_text().replace("skip_bad_images: false", "skip_bad_images: true")
+    (out / "config.yaml").write_text(text)
+    (faces / "aligned/0001_aligned.jpg").unlink()
+    assert invoke("train", "--out", out, "--resume", "--data", faces).stderr.endswith(changed(faces, out))
+
+
+def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    (out / "last.pt").unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    result = invoke("train", "--out", out, "--resume")
+    assert (result.exit_code, result.stdout) == (0, f"{out}: complete, nothing to do\n")
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+
+
+def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder):
+    out, _ = stopped
+    (out / "last.pt").unlink()
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    result = invoke("train", "--data", faces_folder, "--out", out, "--resume")
+    assert (result.exit_code, result.stderr) == (
+        1, f"Error: {out}: results but no last.pt to go on from; --overwrite starts anew\n")  # fmt: skip
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == {
+        k: v for k, v in before.items() if k != ".lock"}  # fmt: skip
+
+
+def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, monkeypatch):
+    """last.pt stands before the first step: a kill in the first epoch costs no more than that."""
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mmlfer, "train_epochs", killed)
+    options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "stl", *SMALL)
+    assert invoke("train", *options).exit_code == 130
+    monkeypatch.undo()
+    result = invoke("train", "--out", tmp_path / "r", "--resume")
+    assert result.exit_code == 0 and "going on after epoch 0, step 0" in result.stdout
+    assert invoke("train", *options[:2], "--out", tmp_path / "whole", *options[4:]).exit_code == 0
+    one, other = (torch.load(tmp_path / d / "last.pt", weights_only=True)["net"] for d in ("r", "whole"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+HOLD = """import sys, mmlfer
+from pathlib import Path
+with mmlfer.locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
+    out, _ = stopped
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, out], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              text=True)
+    assert holder.stdout.readline() == "held\n"
+    for options in (["--resume"], ["--data", faces_folder, "--overwrite", *SMALL]):
+        result = invoke("train", "--out", out, *options)
+        assert (result.exit_code, result.stderr) == (
+            1, f"Error: {out}: in use by process {holder.pid} on {platform.node()}; wait for its end or name another "
+               "--out\n")  # fmt: skip
+    holder.kill(), holder.wait()  # a lock left by a killed process does no harm
+    assert f"process {holder.pid} on" in (out / ".lock").read_text()
+    assert invoke("train", "--out", out, "--resume").exit_code == 0
+    assert (out / ".lock").read_text() == f"process {os.getpid()} on {platform.node()}"
+
+
+def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tmp_path):
+    moved = tmp_path / "faces"
+    shutil.copytree(faces_folder, moved)
+    rows = [line.split() for line in (moved / PARTITION).read_text().splitlines()]
+    trained_on = sorted(n for n, p in rows if p == "0")
+    turned = set(trained_on[:5])
+    (moved / PARTITION).write_text("".join(f"{n} {1 if n in turned else 2 if p == '1' else p}\n" for n, p in rows))
+    result = invoke("eval", "--ckpt", trained[0] / "best.pt", "--data", moved)
+    assert result.exit_code == 0 and result.stderr == (
+        f"Warning: 5 of these 5 test images bear names of images that {trained[0]}/best.pt was trained on, such as "
+        f"{trained_on[0]}\n")  # fmt: skip
+    assert invoke("eval", "--ckpt", trained[0] / "best.pt").stderr == ""
+    assert invoke("eval", "--ckpt", trained[0] / "best.pt", "--split", "train").stderr == ""
+
+
+# ---------------------------------------------------------------- nets that diverged
+
+
+@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.2.bn2.running_var", "au.weight"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_path, name, value):
+    state = torch.load(trained[0] / "best.pt", weights_only=True)
+    state["net"][name].view(-1)[3] = value
+    torch.save(state, tmp_path / "bad.pt")
+    face = next((faces_folder / "aligned").iterdir())
+    for args in (("eval",), ("predict", face, "--json"), ("gradcam", face, "--out", tmp_path / "g.png")):
+        result = invoke(*args, "--ckpt", tmp_path / "bad.pt")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (f"Error: {tmp_path}/bad.pt: {name} is not finite: training diverged; train anew with "
+                                 "lower --lr-backbone, --lr-heads or --lr-meta\n")  # fmt: skip
+
+
+def test_outputs_that_are_not_finite_are_no_prediction():
+    net = mmlfer.make_base_net()
+    torch.nn.init.constant_(net.fe.weight, 1e38)
+    with pytest.raises(mmlfer.InputError, match="the net's outputs are not finite: its training diverged"):
+        mmlfer.predict_faces(net, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
+
+
+def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypatch):
+    """The losses of every step are finite, the running statistics after them are not."""
+    step = mmlfer.train_step
+
+    def diverging(run, *batches):
+        report = step(run, *batches)
+        if run.epoch == 1:
+            run.net.backbone.layer4[2].bn2.running_mean.fill_(math.inf)
+        return report
+
+    monkeypatch.setattr(mmlfer, "train_step", diverging)
+    out = tmp_path / "r"
+    result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 3, "--method", "mtl", *SMALL)
+    assert result.exit_code == 1 and "not finite" in result.stderr and result.stderr.count("\n") == 1
+    assert not (out / "test.json").exists()
+    for name in ("best.pt", "last.pt"):
+        state = torch.load(out / name, weights_only=True)
+        assert state["epoch"] == 1 and all(v.isfinite().all() for v in state["net"].values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_leaves_the_net_in_its_mode(training):
+    net = mmlfer.make_base_net().train(training)
+    mmlfer.predict_faces(net, torch.zeros(70, 3, 32, 32, dtype=torch.uint8))
+    assert all(module.training == training for module in net.modules())
+
+
+def test_aus_of_a_classifier_that_nothing_trains_have_no_f1(faces_folder, tmp_path):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--method", "mtl", "--rho", 0, "--epochs", 1,
+                    *SMALL)
+    assert result.exit_code == 0, result.output
+    best = json.loads((tmp_path / "r/test.json").read_text())["best"]
+    assert best["au_f1_macro"] is None and set(best["au_f1"].values()) == {None}
+
+
+@pytest.mark.parametrize("options,trained", [
+    ({"method": "stl"}, False), ({"method": "mtl", "rho": 0.0}, False), ({"method": "mtl", "rho": 0.1}, True),
+    ({"method": "am", "rho": 0.0, "rho_am": 0.0}, False), ({"method": "am", "rho": 0.0, "rho_am": 0.2}, True),
+    ({"method": "mal"}, True), ({"method": "mal2"}, True), ({"method": "mml"}, True),
+])  # fmt: skip
+def test_what_trains_the_au_classifier(options, trained):
+    assert mmlfer.trains_aus(vars(mmlfer.Config(**options))) == trained
+
+
+# ---------------------------------------------------------------- keywords, streams, the first moments
+
+
+def test_keywords_are_no_folders(faces_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("lab", "none"):
+        (tmp_path / name).mkdir()
+    options = ("--data", faces_folder, "--method", "stl", "--epochs", 1, *SMALL)
+    result = invoke("train", *options, "--stats", "lab", "--out", "r")
+    assert result.exit_code == 0 and json.loads((tmp_path / "r/test.json").read_text())["form"] == "lab"
+    result = invoke("train", *options, "--stats", "./lab", "--out", "s")
+    assert result.exit_code == 1 and f"{tmp_path}/lab: cannot be read as YAML" in result.stderr
+    result = invoke("train", *options, "--weights", "./none", "--out", "s")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/none: a folder")
+
+
+def test_training_with_standard_error_closed(faces_folder, tmp_path):
+    command = [sys.executable, ROOT / "mmlfer.py", "train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs",
+               "1", "--method", "stl", *SMALL]
+    result = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *map(str, command)], capture_output=True, text=True)
+    assert result.returncode == 0 and "test, best (epoch 1)" in result.stdout
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.3])
+def test_ctrl_c_while_it_starts_is_quiet(seconds):
+    program = subprocess.Popen([sys.executable, ROOT / "mmlfer.py", "eval", "--ckpt", "x.pt"], stderr=subprocess.PIPE,
+                               text=True)
+    time.sleep(seconds)
+    program.send_signal(signal.SIGINT)
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode in (-signal.SIGINT, 130, 1) and errors in ("", "stopped\n", "Error: x.pt: no such file\n")
+
+
+def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_path):
+    path = tmp_path / "s.yaml"
+    rows = {e: "{12: 0.5}" for e in mmlfer.EMOTIONS}
+    texts = {"sadly angry stands there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
+             "12 stands there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
+             "an alias (*); write the values out": "a: &a [x, x]\n" + "\n".join(
+                 f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}  # fmt: skip
+    for why, text in texts.items():
+        path.write_text(text)
+        result = run_program("stats", "--data", faces_folder, "--against", path, timeout=60)
+        assert (result.returncode, result.stderr) == (
+            1, f"Error: {path}: cannot be read as YAML ({why}); --stats takes wild, lab or a file of `mmlfer stats "
+               "--out`\n")  # fmt: skip

@@ -1,0 +1,307 @@
+"""Backbones from anywhere: what `--weights` takes, what it refuses, and that every tensor arrives."""
+
+import re
+import shutil
+
+import pytest
+import torch
+import torchvision
+from conftest import SMALL, invoke
+
+import mmlfer
+
+STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+
+
+@pytest.fixture(scope="module")
+def source():
+    """A torchvision ResNet-34 with running statistics, counts and biases away from their start."""
+    torch.manual_seed(4)
+    net = torchvision.models.resnet34()
+    for value in net.state_dict().values():
+        if value.is_floating_point() and value.ndim == 1:
+            value.copy_(torch.rand(len(value)) + 0.5)
+        elif not value.is_floating_point():
+            value.fill_(7)
+    return net.state_dict()
+
+
+def bare(state):
+    return {k: v for k, v in state.items() if not k.startswith("fc.")}
+
+
+def saved(content, path):
+    torch.save(content, path)
+    return str(path)
+
+
+def assert_backbone(net, expected):
+    """All of the backbone's tensors equal these, under torchvision's own names."""
+    own = net.backbone.state_dict()
+    assert own.keys() == bare(expected).keys()
+    wrong = [k for k, v in own.items() if not torch.equal(v, expected[k])]
+    assert not wrong
+
+
+# ---------------------------------------------------------------- what is taken
+
+
+@pytest.mark.parametrize("wrapper", [
+    (), ("state_dict",), ("model",), ("backbone",), ("net",), ("model_state_dict",), ("net_state_dict",),
+    ("model_state",), ("ema",), ("model", "state_dict"), ("state_dict", "net")])  # fmt: skip
+def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
+    content = bare(source)
+    for key in reversed(wrapper):
+        content = {"epoch": 3, key: content, "optimizer": {"lr": 0.1}}
+    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert_backbone(net, source)
+    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
+    assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("prefix", [
+    "module.", "backbone.", "encoder.", "model.", "net.", "base.", "base_model.", "resnet.", "feature.", "features.",
+    "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])  # fmt: skip
+def test_every_prefix_is_taken_off(source, tmp_path, prefix):
+    content = {prefix + k: v for k, v in source.items()}
+    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert_backbone(net, source)
+    assert origin == f"took 216 tensors from {tmp_path}/w.pth, left out {prefix}fc.weight, {prefix}fc.bias"
+
+
+@pytest.mark.parametrize("prefix", ["", "features.", "module.features.", "backbone."])
+def test_the_sequential_form(source, tmp_path, prefix):
+    """Of nn.Sequential(*list(resnet.children())[:-1])."""
+    content = {}
+    for name, value in bare(source).items():
+        stage, rest = name.split(".", 1)
+        content[f"{prefix}{STAGES[stage]}.{rest}"] = value
+    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert_backbone(net, source)
+    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
+
+
+def test_heads_are_left_out_and_named(source, tmp_path):
+    heads = {"module.feature.weight": torch.ones(2, 512), "module.feature.bias": torch.ones(2), "alpha.0.weight": 1,
+             "head.weight": torch.ones(3), "note": "hello"}  # fmt: skip
+    content = {"state_dict": {**{f"module.{k}": v for k, v in bare(source).items()}, **heads}}
+    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert_backbone(net, source)
+    assert origin == (f"took 216 tensors from {tmp_path}/w.pth, left out module.feature.weight, module.feature.bias, "
+                      "alpha.0.weight, head.weight, ...")  # fmt: skip
+
+
+def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
+    content = {f"module.encoder_q.{k}": v for k, v in bare(source).items()}
+    content |= {f"module.encoder_k.{k}": v * 0 for k, v in bare(source).items()}
+    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert_backbone(net, source)
+    assert "left out module.encoder_k.conv1.weight" in origin
+
+
+def test_files_from_before_batchnorm_counted(source, tmp_path):
+    old = {k: v for k, v in bare(source).items() if not k.endswith("num_batches_tracked")}
+    net, origin = mmlfer.start_base_net(saved(old, tmp_path / "w.pth"))
+    assert origin == f"took 180 tensors from {tmp_path}/w.pth"
+    assert_backbone(net, {**source, **{k: torch.tensor(0) for k in source if k not in old}})
+
+
+def test_half_precision_and_sparse_tensors_are_taken(source, tmp_path):
+    content = {k: v.half() if v.is_floating_point() else v for k, v in bare(source).items()}
+    content["bn1.weight"] = content["bn1.weight"].float().to_sparse()
+    net, _ = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert torch.allclose(net.backbone.layer4[2].bn2.running_var, source["layer4.2.bn2.running_var"], atol=1e-3)
+    assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], atol=1e-3)
+
+
+def test_safetensors(source, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "w.safetensors"
+    safetensors.save_file({f"model.{k}": v for k, v in source.items()}, path)
+    net, _ = mmlfer.start_base_net(str(path))
+    assert_backbone(net, source)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(mmlfer.InputError, match=re.escape(f"{path}: not a checkpoint that can be read safely")):
+        mmlfer.start_base_net(str(path))
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.start_base_net(str(path))
+    assert str(error.value) == f"{path}: reading it takes: pip install safetensors"
+
+
+def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
+    """conv1 turned round: the net's answer to RGB is the file's own answer to BGR."""
+    path = saved(source, tmp_path / "w.pth")
+    net, _ = mmlfer.start_base_net(path, bgr=True)
+    rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    reference = torchvision.models.resnet34()
+    reference.load_state_dict(source)
+    reference.fc = torch.nn.Identity()
+    with torch.no_grad():
+        assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
+    result = mmlfer.load_backbone(path, "resnet34", False, "auto")[0]
+    assert_backbone(result, source)
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.start_base_net("none", bgr=True)
+    assert str(error.value) == "--weights-bgr: says how a file was trained; name it with --weights"
+
+
+@pytest.mark.parametrize("norm,mean,std", [("auto", [0.5] * 3, [0.5] * 3), ("half", [0.5] * 3, [0.5] * 3),
+                                           ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])  # fmt: skip
+def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
+    path = saved(source, tmp_path / "w.pth")
+    for weights in (path, "none"):
+        net, _ = mmlfer.start_base_net(weights, norm=norm)
+        assert net.mean.flatten().tolist() == pytest.approx(mean) and net.std.flatten().tolist() == pytest.approx(std)
+
+
+# ---------------------------------------------------------------- runs of ours, ImageNet, CASIA
+
+
+def test_a_run_of_ours_brings_its_normalisation(tmp_path):
+    run = mmlfer.Run(mmlfer.Config(data="-", weights="none", device="cpu"), 1)
+    state = mmlfer.inference_state(run)
+    state["net"] |= {"mean": torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), "std": torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)}
+    path = saved(state, tmp_path / "best.pt")
+    net, origin = mmlfer.start_base_net(path)
+    assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert_backbone(net, {k.removeprefix("backbone."): v for k, v in state["net"].items() if k.startswith("backbone.")})
+    assert origin == f"took 216 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
+    net, _ = mmlfer.start_base_net(path, norm="half")  # said on the command line: that wins
+    assert net.mean.flatten().tolist() == [0.5] * 3
+    with pytest.raises(mmlfer.InputError, match="trained on RGB by mmlfer; leave out --weights-bgr"):
+        mmlfer.start_base_net(path, bgr=True)
+    for broken in ("text", torch.zeros(2), None):
+        saved({**state, "net": {**state["net"], "mean": broken}}, tmp_path / "best.pt")
+        with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
+            mmlfer.start_base_net(path)
+
+
+def test_the_options_reach_the_run(source, tmp_path):
+    """--weights, --weights-bgr and --weights-norm of `train`, seen in the checkpoint's net."""
+    path = saved(source, tmp_path / "w.pth")
+    cfg = mmlfer.Config(data="-", method="stl", weights=path, weights_bgr=True, weights_norm="imagenet", device="cpu")
+    run = mmlfer.Run(cfg, 1)
+    assert torch.equal(run.net.backbone.conv1.weight, source["conv1.weight"].flip(1))
+    assert torch.equal(run.net.backbone.layer2[1].bn1.running_mean, source["layer2.1.bn1.running_mean"])
+    assert run.net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+
+
+def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
+    def offline(self, *args, **kwargs):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", offline)
+    with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
+        mmlfer.start_base_net("imagenet")
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
+def test_imagenet_brings_its_tensors_and_its_normalisation(monkeypatch, arch):
+    torch.manual_seed(6)
+    state = getattr(torchvision.models, arch)().state_dict()
+    state["bn1.running_mean"] += 3
+    weights = torchvision.models.get_model_weights(arch)
+    assert weights.IMAGENET1K_V1.transforms().mean == list(mmlfer.NORMS["imagenet"][0])
+    assert weights.IMAGENET1K_V1.transforms().std == list(mmlfer.NORMS["imagenet"][1])
+    asked = []
+    monkeypatch.setattr(weights, "get_state_dict", lambda self, **k: asked.append((self, k)) or state)
+    net, origin = mmlfer.start_base_net("imagenet", arch)
+    assert_backbone(net, state)
+    assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True})]
+    assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
+    assert origin == "ImageNet's, from torchvision"
+    net, _ = mmlfer.start_base_net("imagenet", arch, norm="half")
+    assert net.mean.flatten().tolist() == [0.5] * 3
+
+
+def test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder(source, tmp_path, monkeypatch):
+    here, current = tmp_path / "checkout", tmp_path / "current"
+    for folder, value in ((here, 1.0), (current, 2.0)):
+        (folder / "weights").mkdir(parents=True)
+        torch.save({**source, "bn1.bias": torch.full((64,), value)}, folder / "weights/resnet34_casia.pth")
+    monkeypatch.setattr(mmlfer, "HERE", here)
+    monkeypatch.chdir(current)
+    bias = lambda *a, **k: mmlfer.start_base_net(*a, **k)[0].backbone.bn1.bias.unique().tolist()  # noqa: E731
+    assert bias("auto") == [1.0]
+    assert "from scratch" in mmlfer.start_base_net("none")[1]
+    assert "from scratch" in mmlfer.start_base_net("auto", "resnet18")[1]  # it has a file of its own name
+    shutil.rmtree(here / "weights")
+    assert bias("auto") == [2.0]
+    shutil.rmtree(current / "weights")
+    assert "from scratch" in mmlfer.start_base_net("auto")[1]
+
+
+def test_a_file_called_none_is_a_file_where_it_has_a_path(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("none", "auto", "imagenet"):
+        torch.save(source, name)
+        assert mmlfer.start_base_net(f"./{name}")[1] == f"took 216 tensors from ./{name}, left out fc.weight, fc.bias"
+    assert "from scratch" in mmlfer.start_base_net("none")[1]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refusal(content, path, arch="resnet34"):
+    with pytest.raises(mmlfer.InputError) as error:
+        mmlfer.start_base_net(saved(content, path), arch)
+    return str(error.value).removeprefix(f"{path}: ")
+
+
+def test_tensors_that_do_not_fit_are_listed(source, tmp_path):
+    state = {**source, "bn1.weight": torch.zeros(3), "layer4.3.bn1.bias": torch.zeros(3)}
+    del state["layer1.0.conv1.weight"]
+    assert refusal(state, tmp_path / "w.pth") == (
+        "not a whole resnet34, 3 tensors: layer4.3.bn1.bias has no place; bn1.weight (3,), not (64,); "
+        "layer1.0.conv1.weight missing")  # fmt: skip
+    state = {f"module.{k}": v * torch.nan if k == "layer2.0.bn1.running_var" else v for k, v in source.items()}
+    assert refusal(state, tmp_path / "w.pth") == (
+        "not a whole resnet34, 1 tensors: module.layer2.0.bn1.running_var not finite")  # fmt: skip
+    sparse = (source["conv1.weight"] * torch.inf).to_sparse()
+    assert "conv1.weight not finite" in refusal({**source, "conv1.weight": sparse}, tmp_path / "w.pth")
+    assert refusal({"weights": torch.zeros(3)}, tmp_path / "w.pth") == (
+        "not a whole resnet34, 180 tensors: conv1.weight missing; bn1.weight missing; bn1.bias missing; ...")  # fmt: skip
+    assert refusal([1, 2], tmp_path / "w.pth") == "expected a state dict, got list"
+
+
+@pytest.mark.parametrize("arch,other", [("resnet18", "resnet34"), ("resnet34", "resnet50"), ("resnet50", "resnet18")])
+def test_a_file_of_another_size_says_which(tmp_path, arch, other):
+    state = getattr(torchvision.models, other)().state_dict()
+    message = refusal(state, tmp_path / "w.pth", arch)
+    assert message.startswith(f"not a whole {arch}, ") and message.endswith(f"; it is a {other}: --arch {other}")
+
+
+def test_two_backbones_in_one_file_are_no_choice_of_ours(source, tmp_path):
+    state = {**{f"backbone.{k}": v for k, v in source.items()}, **{f"encoder.{k}": v * 2 for k, v in source.items()}}
+    assert refusal(state, tmp_path / "w.pth") == (
+        "two backbones, backbone.conv1.weight and encoder.conv1.weight; keep one of them")  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", [
+    {"conv1.weight": (64, 3, 3, 3), "bn1.weight": (64,), "prelu.weight": (64,), "layer1.0.prelu.weight": (64,)},
+    {"conv1.weight": (64, 3, 3, 3), "bn1.weight": (64,), "layer1.0.conv1.weight": (64, 64, 3, 3)},
+    {"input_layer.0.weight": (64, 3, 3, 3), "body.0.res_layer.1.weight": (64, 64, 3, 3), "output_layer.3.weight": (512, 9)},
+    {"module.input_layer.0.weight": (64, 3, 3, 3)}, {"layer1.0.PReLU.weight": (64,)}])  # fmt: skip
+def test_face_nets_of_another_kind_are_refused_by_name(tmp_path, keys):
+    state = {"state_dict": {name: torch.zeros(shape) for name, shape in keys.items()}}
+    assert refusal(state, tmp_path / "w.pth") == (
+        "an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); `mmlfer pretrain` makes one that fits")  # fmt: skip
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path):
+    content = {"epoch": 1}
+    content["net"] = content
+    assert "not a whole resnet34" in refusal(content, tmp_path / "w.pth")
+
+
+def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_folder, tmp_path):
+    torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
+    options = [*SMALL, "--weights", tmp_path / "w.pth"]
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", *options)
+    assert result.exit_code == 1 and result.stderr == (
+        f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+        "`mmlfer pretrain` makes one that fits\n")  # fmt: skip
+    assert not (tmp_path / "run").exists()
