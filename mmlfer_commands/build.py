@@ -21,7 +21,9 @@ from mmlfer import (
     InputError,
     describe,
     image_index,
+    is_aligned,
     load_labels,
+    one_image_a_row,
     parse_aus,
     parse_code,
     progress,
@@ -70,11 +72,6 @@ def find_file(name, *folders, needed=True):
     return None
 
 
-def is_aligned(path):
-    """Whether an image is called or lies in `aligned`: a crop, not the original photo."""
-    return path.stem.endswith("_aligned") or path.parent.name == "aligned"
-
-
 def find_images(*folders):
     """{stem: path} of the images of all folders: a crop before an original, then in order."""
     paths = [item for folder in folders for item in image_index(folder).items()]
@@ -96,7 +93,7 @@ def new_folder(out):
     (part / "aligned").mkdir(parents=True)
     try:
         yield part
-        for path in part.iterdir():
+        for path in list(part.iterdir()):
             path.rename(out / path.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -112,16 +109,13 @@ def join_labels(raf_ml, raf_au):
     names = [name for name, k in y_emo.items() if not isinstance(k, str)]
     if not names:
         raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
-    rows = {}
     for name in names:
         number, text = au[name]
         try:
             parse_aus(text)
         except ValueError as error:
             raise InputError(f"{au_path}:{number}: {error}; mend this row") from None
-        if rows.setdefault(stem(name), number) != number:
-            raise InputError(f"{au_path}:{number}: {name} is the image of row {rows[stem(name)]} "
-                             "under another ending; keep one")
+    one_image_a_row({name: au[name] for name in names}, au_path)
     notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
              *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
     return names, [y_emo[name] for name in names], [au[name][1] for name in names], notes

@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 import click
+import numpy as np
 
 from mmlfer import (
     AUS,
@@ -69,11 +70,11 @@ def read_all(paths, size):
 
 
 def look(net, images, batch=16):
-    """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N arrays (S, S, 3), on the CPU."""
+    """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N images (S, S, 3), all as arrays."""
     device = next(net.parameters()).device
     parts = [gradcam(net, x.to(device)) for x in as_batch(images).split(batch)]
-    maps, z_emo, z_au = (torch.cat(part).cpu() for part in zip(*parts))
-    return maps, z_emo.softmax(1), z_au.sigmoid()
+    maps, z_emo, z_au = (torch.cat(part) for part in zip(*parts))
+    return [t.cpu().numpy() for t in (maps, z_emo.softmax(1), z_au.sigmoid())]
 
 
 def prediction_lines(p_emo, p_au, trained_aus):
@@ -94,9 +95,10 @@ def compute_columns(ckpts, paths, device):
         config = state["config"]
         images = read(config["size"])
         maps, p_emo, p_au = look(net, images)
-        if not all(t.isfinite().all() for t in (maps, p_emo, p_au)):
-            raise InputError(f"{ckpt}: gives numbers that are not finite; take another checkpoint")
-        trained = [trains_aus(config["method"])] * len(paths)
+        if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
+            raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
+                             "another checkpoint")
+        trained = [trains_aus(config)] * len(paths)
         columns.append({"head": f"{config['method']} ({ckpt})", "images": images, "maps": maps,
                         "said": list(map(prediction_lines, p_emo, p_au, trained)),
                         "truths": find_truths(config["data"])})

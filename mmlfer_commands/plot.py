@@ -9,7 +9,7 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import EMOTIONS, FOLDER, InputError, write_whole
+from mmlfer import EMOTIONS, FOLDER, InputError, brief, write_whole
 
 
 def pyplot():
@@ -92,8 +92,7 @@ def read_part(path, parse):
         raise InputError(f"{path}: not there; give the folder of a run of `train`") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
             yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: not as `train` writes it ({why})") from None
+        raise InputError(f"{path}: not as `train` writes it ({brief(error)})") from None
 
 
 def parse_log(text):
