@@ -1,9 +1,8 @@
 """mmlfer bench: the cost of a step in both forms of the hypergradient."""
 
-import concurrent.futures
 import json
-import multiprocessing
 import platform
+import sys
 import time
 
 import click
@@ -25,6 +24,7 @@ from mmlfer import (
     train_step,
     versions,
 )  # fmt: skip
+from mmlfer_commands.synth import in_processes
 
 BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
 
@@ -51,15 +51,30 @@ def bench_call(name, batch_size, size, device):
     return call
 
 
-def bench_peak(name, batch_size, size, device):
-    """Peak memory in MB of this process (of the GPU, on one) after two steps."""
-    call = bench_call(name, batch_size, size, device)
-    call(), call()
-    if pick_device(device).type == "cuda":
+def bench_peak(job):
+    """Peak memory in MB of this process (of the GPU, on one) after two steps of a job
+    (name, batch_size, size, device)."""
+    call = bench_call(*job)
+    for _ in range(2):
+        call()
+    if pick_device(job[-1]).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes of ru_maxrss: macOS counts by one
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def time_calls(calls, rounds):
+    """Seconds of each call by name, in turn; a first round warms up and is not counted."""
+    seconds = {name: [] for name in calls}
+    for round_ in progress(range(rounds + 1), "timing"):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if round_:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 @click.command("bench")
@@ -69,19 +84,14 @@ def bench_peak(name, batch_size, size, device):
 @json_option
 @device_option
 def command(batch_size, size, rounds, as_json, device):
-    """Time a forward pass, a plain MTL step and both forms of the bilevel step, interleaved."""
-    with concurrent.futures.ProcessPoolExecutor(  # first, for a child starts at its parent's peak
-        1, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        peak = {name: pool.submit(bench_peak, name, batch_size, size, device).result()
-                for name in BENCH}
-    calls = {name: bench_call(name, batch_size, size, device) for name in BENCH}
-    seconds = {name: [] for name in BENCH}
-    for round_ in progress(range(rounds + 1), "timing"):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name] += [time.perf_counter() - start] if round_ else []  # the first warms up
+    """Time the steps: forward, plain MTL and both bilevel forms.
+
+    They run in turn on random faces; medians are reported, and the peak memory of each.
+    """
+    job = (batch_size, size, device)
+    peaks = in_processes(1, bench_peak, [(name, *job) for name in BENCH], max_tasks_per_child=1)
+    peak = dict(zip(BENCH, peaks))  # first: on Linux a child's peak is at least its parent's
+    seconds = time_calls({name: bench_call(name, *job) for name in BENCH}, rounds)
     median = {name: float(np.median(times)) for name, times in seconds.items()}
     rows = {name: {"seconds": t, "per_forward": t / median["forward"],
                    "per_plain": t / median["plain"], "images_per_second": batch_size / t,

@@ -1,6 +1,9 @@
 """mmlfer build: RAF-CE from RAF-ML and RAF-AU (Sec. 3.1)."""
 
+import collections
+import contextlib
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -18,11 +21,13 @@ from mmlfer import (
     InputError,
     describe,
     image_index,
+    is_aligned,
     load_labels,
+    one_image_a_row,
     parse_aus,
     parse_code,
+    progress,
     read_labels,
-    same_images,
     stem,
     write_whole,
 )  # fmt: skip
@@ -35,16 +40,18 @@ PAIRS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
 
 
 def compound(p):
-    """The compound expression of six basic probabilities, 0..13, or None if it is none of the 14.
+    """The compound expression of six basic probabilities, 0..13, or the reason why it is none.
 
     The two most probable; of ties the first pair in column order that is one of the 14.
     """
     second = sorted(p)[-2]
+    if second == 0:
+        return "have no second emotion of a probability above 0"
     for pair in itertools.combinations(range(len(p)), 2):
         rest = [q for i, q in enumerate(p) if i not in pair]
         if min(p[i] for i in pair) == second and max(rest) <= second and frozenset(pair) in PAIRS:
             return PAIRS[frozenset(pair)]
-    return None
+    return "have two most probable emotions that make none of the 14"
 
 
 def parse_distribution(*texts):
@@ -54,55 +61,111 @@ def parse_distribution(*texts):
     return p
 
 
-def find_file(name, *folders):
-    """The first of these folders' files of this name, or None."""
-    return next((f / name for f in folders if (f / name).is_file()), None)
+def find_file(name, *folders, needed=True):
+    """The first of these folders' files of this name, wherever RAF-ML and RAF-AU keep labels."""
+    for folder in folders:
+        for place in (folder, folder / "EmoLabel", folder / "RAF-AU"):
+            if (place / name).is_file():
+                return place / name
+    if needed:
+        raise InputError(f"{folders[0]}: no {name} there; give the folder as it is distributed")
+    return None
 
 
-def needed_file(name, given, inner):
-    path = find_file(name, given / inner, given)
-    if path is None:
-        raise InputError(f"{given}: no {name} there; give the folder as it is distributed")
-    return path
+def find_images(*folders):
+    """{stem: path} of the images of all folders: a crop before an original, then in order."""
+    paths = [item for folder in folders for item in image_index(folder).items()]
+    index = {}
+    for key, path in sorted(paths, key=lambda item: not is_aligned(item[1])):
+        index.setdefault(key, path)
+    return index
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to fill, within the new folder `out`; its content moves up once it is complete, so
+    that a call that was stopped can be repeated."""
+    out = Path(out)
+    part = out / ".part"
+    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part.name}):
+        raise InputError(f"{out}: not empty; name a new folder")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in list(part.iterdir()):
+            path.rename(out / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def join_labels(raf_ml, raf_au):
+    """Rows of the images in both with a compound expression. -> names, y_emo, AU strings, notes"""
+    ml = read_labels(find_file("distribution.txt", raf_ml), parse_distribution, 6)
+    au_path = find_file("RAFAU_label.txt", raf_au)
+    au = read_labels(au_path, str)
+    y_emo = {name: compound(ml[name][1]) for name in au if name in ml}
+    discarded = collections.Counter(k for k in y_emo.values() if isinstance(k, str))
+    names = [name for name, k in y_emo.items() if not isinstance(k, str)]
+    if not names:
+        raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
+    for name in names:
+        number, text = au[name]
+        try:
+            parse_aus(text)
+        except ValueError as error:
+            raise InputError(f"{au_path}:{number}: {error}; mend this row") from None
+    one_image_a_row({name: au[name] for name in names}, au_path)
+    notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
+             *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
+    return names, [y_emo[name] for name in names], [au[name][1] for name in names], notes
+
+
+def find_partition(names, y_emo, seed, *folders):
+    """The official partition, if a folder holds it, else one drawn. -> codes, where it is from"""
+    official = find_file(LABEL_FILES[1], *folders, needed=False)
+    if not official:
+        return split_faces(y_emo, seed), f"drawn, seed {seed}"
+    rows = read_labels(official, parse_code(2))
+    missing = [name for name in names if name not in rows]
+    if missing:
+        raise InputError(f"{official}: {len(missing)} of the {len(names)} compound images have no "
+                         f"row, {missing[0]} the first; take the published file, or none")
+    return [rows[name][1] for name in names], str(official)
+
+
+def place_images(keys, index, out, copy):
+    """Link or copy images into `out`: crops into its aligned/, an original beside it, so that
+    it never passes for a crop. -> numbers of crops, originals and images that are not there"""
+    placed = collections.Counter(None if key not in index else is_aligned(index[key])
+                                 for key in keys)
+    for key in progress([key for key in keys if key in index], "images"):
+        source = index[key]
+        target = (out / "aligned" / f"{key}_aligned{source.suffix}" if is_aligned(source) else
+                  out / f"{key}{source.suffix}")
+        try:
+            shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
+        except OSError as error:
+            remedy = "mend it or take it away" if copy else "--copy copies the images"
+            raise InputError(f"{source}: cannot be {'copied' if copy else 'linked'} "
+                             f"({error.strerror or error}); {remedy}") from None
+    return placed[True], placed[False], placed[None]
 
 
 def build_rafce(raf_ml, raf_au, out, seed, copy):
     """Make RAF-CE in `out`; returns what to say of it."""
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; name a new folder")
-    ml = read_labels(needed_file("distribution.txt", raf_ml, "EmoLabel"), parse_distribution, 6)
-    au_path = needed_file("RAFAU_label.txt", raf_au, "RAF-AU")
-    au = read_labels(au_path, str)
-    shared = [name for name in au if name in ml]
-    y_emo = {name: compound(ml[name][1]) for name in shared}
-    names = [name for name in shared if y_emo[name] is not None]
-    if len({stem(name) for name in names}) < len(names):
-        raise InputError(f"{au_path}: two rows of one image under different endings; keep one")
-    for name in names:
-        try:
-            parse_aus(au[name][1])
-        except ValueError as error:
-            raise InputError(f"{au_path}:{au[name][0]}: {error}; mend this row") from None
-    if not names:
-        raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
-    official = find_file(LABEL_FILES[1], raf_ml, raf_au, raf_ml / "EmoLabel")
-    if official:
-        rows = read_labels(official, parse_code(2))
-        same_images({n: au[n] for n in names}, au_path, rows, official)
-        split = [rows[name][1] for name in names]
-    else:
-        split = split_faces([y_emo[name] for name in names], seed)
-    index = {**image_index(raf_ml / "Image"), **image_index(raf_ml), **image_index(raf_au)}
-    found = [(index[stem(n)], stem(n)) for n in names if stem(n) in index]
-    write_labels(out, names, [y_emo[n] for n in names], split, [au[n][1] for n in names])
-    (out / "aligned").mkdir()
-    for source, key in found:
-        target = out / "aligned" / f"{key}_aligned{source.suffix}"
-        shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
-    return (f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(shared)} in both\n"
-            f"discarded {len(shared) - len(names)} whose two most probable emotions make none of "
-            f"the 14\nkept {len(names)}, {len(names) - len(found)} of them without an image file\n"
-            f"partition: {official or f'drawn, seed {seed}'}")
+    names, y_emo, aus, notes = join_labels(raf_ml, raf_au)
+    split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
+    index = find_images(raf_au, raf_ml, raf_ml / "Image")
+    with new_folder(out) as part:
+        write_labels(part, names, y_emo, split, aus)
+        (part / "aligned").mkdir()
+        crops, originals, without = place_images(list(map(stem, names)), index, part, copy)
+    if originals:
+        click.echo(f"Warning: {originals} of {crops + originals} images are originals, not crops "
+                   "called or in `aligned`; a net should see one kind alone", err=True)
+    return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
+                      f"partition: {origin}"])
 
 
 def split_faces(y_emo, seed):
@@ -131,9 +194,9 @@ def write_labels(folder, names, *columns):
 @click.option("--seed", default=0, type=SEED, help="Of a partition drawn here.")
 @click.option("--copy", is_flag=True, help="Copy the images; else they are linked.")
 def command(raf_ml, raf_au, out, seed, copy):
-    """Make RAF-CE from RAF-ML and RAF-AU (Sec. 3.1).
+    """Make RAF-CE from RAF-ML and RAF-AU (Section 3.1).
 
-    An official RAFCE_partition.txt beside either is used if it is there.
+    An official RAFCE_partition.txt beside the labels of either is used if it is there.
     """
     click.echo(build_rafce(raf_ml, raf_au, out, seed, copy))
     click.echo(describe(load_labels(out), out))

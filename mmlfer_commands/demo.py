@@ -7,6 +7,7 @@ import numpy as np
 
 from mmlfer import (
     FOLDER,
+    LABEL_FILES,
     TEST,
     Config,
     check_folder,
@@ -25,8 +26,8 @@ DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005
 
 
 def best_by_aus(y_au, y_emo, table):
-    """Accuracy of a perfect reader of the AUs, who knows `table` and the commonness of each
-    expression: argmax_k p(k) prod_j p(y_j | k). y_au (N, J), y_emo (N,), table (K, J)."""
+    """Accuracy of a perfect reader of the AUs, who knows `table` and how common each expression
+    is: argmax_k p(k) prod_j p(y_j | k). y_au (N, J), y_emo (N,), table (K, J) -> a fraction."""
     p = table.clip(1e-3, 1 - 1e-3)
     log_p = y_au @ np.log(p).T + (1 - y_au.astype(float)) @ np.log(1 - p).T
     log_p += np.log(np.array(counts(y_emo)) / len(y_emo) + 1e-9)
@@ -34,13 +35,14 @@ def best_by_aus(y_au, y_emo, table):
 
 
 @click.command("demo")
-@click.option("--out", default="runs/demo", type=FOLDER, help="Folder.")
+@click.option("--out", default="runs/demo", type=FOLDER, help="Folder of the faces and the run.")
 @device_option
 def command(out, device):
-    """Draw stand-in faces, train on them with mml and evaluate: minutes on a laptop."""
+    """Draw stand-in faces, train on them and test, in minutes."""
     started, data = time.perf_counter(), out / "faces"
     check_folder(out, hint="give another --out, or `mmlfer train --resume --out` it")
-    synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
+    if not (data / LABEL_FILES[0]).exists():  # else drawn by a demo that was stopped after that
+        synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
     numbers = fit(Config(data=str(data.resolve()), device=device, **DEMO), out)["best"]
     click.echo("\n" + report(numbers))
     faces = load_labels(data)

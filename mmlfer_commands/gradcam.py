@@ -1,14 +1,18 @@
 """mmlfer gradcam: where a checkpoint looks (Fig. 4)."""
 
+import functools
+import textwrap
 from pathlib import Path
 
 import click
+import numpy as np
 
 from mmlfer import (
     AUS,
     EMOTIONS,
     FOLDER,
     InputError,
+    check_output,
     decode,
     device_option,
     image_index,
@@ -35,9 +39,11 @@ def gradcam(net, x, k=None):
     finally:
         hook.remove()
     k = z_emo.argmax(1) if k is None else k
-    gradient = torch.autograd.grad(z_emo.gather(1, k[:, None]).sum(), stage)[0]  # (B, C, h, w)
-    maps = (gradient.mean((2, 3), keepdim=True) * stage[0]).sum(1, keepdim=True).relu()
-    maps = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="bilinear")[:, 0].detach()
+    z_k = z_emo.gather(1, k[:, None]).sum()
+    gradient = torch.autograd.grad(z_k, stage)[0]  # (B, C, h, w)
+    a = gradient.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+    maps = (a * stage[0]).sum(1, keepdim=True).relu().detach()  # (B, 1, h, w)
+    maps = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="bilinear")[:, 0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
     return maps, z_emo.detach(), z_au.detach()
 
@@ -54,37 +60,77 @@ def known_truths(paths, data):
     return [None if k is None else EMOTIONS[k] for k in truths]
 
 
-def plot_gradcam(ckpts, paths, out, device):
-    """Fig. 4: a row an image; the face, then each checkpoint's attention, prediction and AUs."""
+def read_all(paths, size):
+    """The images as arrays (S, S, 3); the first that cannot be read is an error."""
+    images = list(decode(paths, size))
+    for image in images:
+        if isinstance(image, str):
+            raise InputError(f"cannot be read as an image: {image}")
+    return images
+
+
+def look(net, images, batch=16):
+    """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N images (S, S, 3), all as arrays."""
+    device = next(net.parameters()).device
+    parts = [gradcam(net, x.to(device)) for x in as_batch(images).split(batch)]
+    maps, z_emo, z_au = (torch.cat(part) for part in zip(*parts))
+    return [t.cpu().numpy() for t in (maps, z_emo.softmax(1), z_au.sigmoid())]
+
+
+def prediction_lines(p_emo, p_au, trained_aus):
+    """What the net says of one face, from p_emo (K,) and p_au (J,): two lines."""
+    aus = " ".join(str(au) for au, p in zip(AUS, p_au) if p > 0.5) or "none"
+    return [f"{EMOTIONS[int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
+            f"AUs: {aus if trained_aus else 'not trained'}"]
+
+
+def compute_columns(ckpts, paths, device):
+    """A column for each checkpoint: its images, maps (N, S, S), what it says of each face, and
+    each face's truth by the data that it was trained on."""
+    read = functools.cache(functools.partial(read_all, paths))  # once for each size
+    find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
+    columns = []
+    for ckpt in ckpts:
+        net, state = load_net(ckpt, device)
+        config = state["config"]
+        images = read(config["size"])
+        maps, p_emo, p_au = look(net, images)
+        if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
+            raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
+                             "another checkpoint")
+        trained = [trains_aus(config)] * len(paths)
+        columns.append({"head": f"{config['method']} ({ckpt})", "images": images, "maps": maps,
+                        "said": list(map(prediction_lines, p_emo, p_au, trained)),
+                        "truths": find_truths(config["data"])})
+    return columns
+
+
+def set_title(axis, lines):
+    """A title of plain text, long lines broken, so that neighbours do not overlap."""
+    lines = [line.encode(errors="replace").decode() for line in lines]
+    axis.set_title("\n".join(textwrap.fill(line, 42) for line in lines), fontsize=8,
+                   parse_math=False)
+
+
+def draw_columns(columns, paths, out):
+    """Figure 4: a row an image; the face, then each checkpoint's attention, prediction and AUs."""
     plt = pyplot()
-    if len(paths) > 100:
-        raise InputError(f"{len(paths)} images are too many for one figure; give at most 100")
-    figure, axes = plt.subplots(len(paths), 1 + len(ckpts), squeeze=False, layout="constrained",
-                                figsize=(2.9 * (1 + len(ckpts)), 3.3 * len(paths)))
+    figure, axes = plt.subplots(len(paths), 1 + len(columns), squeeze=False, layout="constrained",
+                                figsize=(2.9 * (1 + len(columns)), 3.3 * len(paths)))
+    for row, path in enumerate(paths):
+        truths = {column["truths"][row] for column in columns} - {None}
+        own = len(truths) > 1  # data sets that differ: each checkpoint has its own truth
+        axes[row, 0].imshow(columns[0]["images"][row])
+        set_title(axes[row, 0], [path.name] + [f"true: {''.join(truths) or 'unknown'}"] * (not own))
+        for axis, column in zip(axes[row, 1:], columns):
+            axis.imshow(column["images"][row])
+            axis.imshow(column["maps"][row], cmap="jet", alpha=0.45, vmin=0, vmax=1)
+            set_title(axis, [column["head"]] * (row == 0) + column["said"][row]
+                      + [f"true by its data: {column['truths'][row] or 'unknown'}"] * own)
     for axis in axes.flat:
         axis.axis("off")
-    for column, ckpt in enumerate(ckpts, 1):
-        net, state = load_net(ckpt, device)
-        size, name = state["config"]["size"], f"{state['config']['method']} ({ckpt})"
-        images = list(decode(paths, size))
-        bad = [image for image in images if isinstance(image, str)]
-        if bad:
-            raise InputError(f"cannot be read as an image: {bad[0]}")
-        x = as_batch(images).to(next(net.parameters()).device)
-        maps, z_emo, z_au = (t.cpu() for t in gradcam(net, x))
-        truths = known_truths(paths, state["config"]["data"])
-        for row, path in enumerate(paths):
-            axes[row, 0].imshow(images[row])
-            true = truths[row] or "unknown"
-            axes[row, 0].set_title(f"{Path(path).name}\ntrue: {true}", fontsize=8)
-            axes[row, column].imshow(images[row])
-            axes[row, column].imshow(maps[row], cmap="jet", alpha=0.45, vmin=0, vmax=1)
-            p, aus = z_emo[row].softmax(0), [a for a, z in zip(AUS, z_au[row]) if z > 0]
-            seen = " ".join(map(str, aus)) or "none"
-            if not trains_aus(state["config"]["method"]):
-                seen = "not trained"
-            title = f"{EMOTIONS[int(p.argmax())]}, {100 * float(p.max()):.0f} %\nAUs: {seen}"
-            axes[row, column].set_title((f"{name}\n" if row == 0 else "") + title, fontsize=8)
+    figure.supxlabel("Grad-CAM: what speaks for the predicted expression, from blue (nothing) to "
+                     "red (most)", fontsize=8)
     save_figure(plt, figure, out)
 
 
@@ -95,6 +141,13 @@ def plot_gradcam(ckpts, paths, out, device):
 @click.argument("images", nargs=-1, required=True, type=FOLDER)
 @device_option
 def command(ckpts, out, images, device):
-    """Fig. 4: where each checkpoint looks in these images, what it predicts and the AUs it sees."""
-    plot_gradcam(ckpts, images, out, device)
+    """Draw where checkpoints look in these images (Figure 4).
+
+    Each column also says what its checkpoint predicts and which AUs it sees.
+    """
+    if len(images) > 100:
+        raise InputError(f"{len(images)} images are too many for one figure; give at most 100")
+    check_output(out, *ckpts, *images)
+    pyplot()  # complains before the work
+    draw_columns(compute_columns(ckpts, images, device), images, out)
     click.echo(out)

@@ -1,4 +1,4 @@
-"""mmlfer plot: Fig. 5 and the confusion matrix of a run."""
+"""mmlfer plot: the curves of a run (Fig. 5) and its confusion matrix."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import EMOTIONS, FOLDER, InputError, write_whole
+from mmlfer import EMOTIONS, FOLDER, InputError, brief, write_whole
 
 
 def pyplot():
@@ -25,37 +25,48 @@ def pyplot():
 
 
 def save_figure(plt, figure, path):
+    """Write a figure whole, in the format that its name ends in, with nothing cut off."""
+    kind, known = Path(path).suffix[1:].lower() or "png", figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(f"{path}: no format of a figure ({', '.join(known)}); name it like "
+                         "figure.png")
     buffer = io.BytesIO()
-    try:
-        figure.savefig(buffer, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; name it like figure.png") from None
+    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
     plt.close(figure)
     write_whole(path, buffer.getvalue())
 
 
 def plot_curves(log, steps, path):
-    """Fig. 5: accuracy over iterations, and the mean weights of each epoch."""
+    """Figure 5: accuracy over iterations, and the mean weights of each epoch.
+
+    log: {column of log.csv: a number an epoch}; steps of an epoch.
+    """
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    x = [int(row["epoch"]) * steps for row in log]
+    x = steps * log["epoch"]
     for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
-        left.plot(x, [100 * float(row[key]) for row in log], ".-", label=f"validation {name}")
-    left.set(xlabel="iteration", ylabel="%", title="(a) accuracy", ylim=(0, 100))
+        left.plot(x, 100 * log[key], ".-", label=f"validation {name}")
+    left.set(ylabel="%", title="(a) accuracy", ylim=(0, 100))
     for key, name in (("w_au", r"$\omega^{AU}$"), ("w_am", r"$\omega^{AM}$")):
-        right.plot(x, [float(row[key]) for row in log], ".-", label=f"mean {name}")
-    right.set(xlabel="iteration", ylabel="weight", title="(b) weights, mean of each epoch",
-              ylim=(-0.02, 1.02))
+        right.plot(x, log[key], ".-", label=f"mean {name}")
+    top = max(1, log["w_au"].max(), log["w_am"].max())  # rho may be above 1
+    right.set(ylabel="weight", title="(b) weights, mean of each epoch",
+              ylim=(-0.02 * top, 1.02 * top))
     for axis in (left, right):
+        axis.set(xlabel="iteration", xlim=(0, 1.02 * x[-1]))
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend()
     save_figure(plt, figure, path)
 
 
 def plot_confusion(numbers, path):
-    """The confusion matrix, each row as shares of its images, with counts."""
+    """The confusion matrix: colours are shares of each row's images, numbers are counts.
+
+    numbers: those of one checkpoint in test.json.
+    """
     plt = pyplot()
-    confusion = np.array(numbers["confusion"])
+    confusion = np.array(numbers["confusion"])  # (K, K)
     n = confusion.sum(1)
     figure, axis = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
     share = 100 * confusion / np.maximum(n, 1)[:, None]
@@ -66,25 +77,72 @@ def plot_confusion(numbers, path):
         if count:
             axis.text(j, k, count, ha="center", va="center", fontsize=8,
                       color="white" if share[k, j] > 50 else "black")
-    axis.set(xlabel="predicted", ylabel="true (images)", title=f"test, Acc. "
-             f"{100 * numbers['accuracy']:.2f} %, Diag. {100 * numbers['diag']:.2f} %")
+    title = (f"{n.sum()} test images, Acc. {100 * numbers['accuracy']:.2f} %, "
+             f"Diag. {100 * numbers['diag']:.2f} %")
+    axis.set(xlabel="predicted", ylabel="true (images)", title=title)
     figure.colorbar(picture, ax=axis, label="% of the row", shrink=0.8)
     save_figure(plt, figure, path)
+
+
+def read_part(path, parse):
+    """What parse makes of a file of a run; whatever it stumbles over is named in one line."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; give the folder of a run of `train`") from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
+            yaml.YAMLError) as error:
+        raise InputError(f"{path}: not as `train` writes it ({brief(error)})") from None
+
+
+def parse_log(text):
+    """log.csv's columns that the curves need, as arrays."""
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows:
+        raise ValueError("no epoch in it")
+    columns = ("epoch", "val_acc", "val_diag", "w_au", "w_am")
+    log = {key: np.array([float(row[key]) for row in rows]) for key in columns}
+    if not all(np.isfinite(values).all() for values in log.values()):
+        raise ValueError("a number that is not finite")
+    return log
+
+
+def parse_steps(text):
+    steps = yaml.safe_load(text)["steps_per_epoch"]
+    if type(steps) is not int or not 0 < steps < 2**31:
+        raise ValueError("steps_per_epoch is no count")
+    return steps
+
+
+def parse_numbers(text):
+    """The numbers of the best epoch in test.json."""
+    numbers = json.loads(text)["best"]
+    confusion, k = numbers["confusion"], len(EMOTIONS)
+    counts = [n for row in confusion for n in row]
+    whole = len(confusion) == k and all(len(row) == k for row in confusion)
+    if not whole or not all(type(n) is int and 0 <= n < 2**31 for n in counts):
+        raise ValueError(f"confusion is not {k} rows of {k} counts")
+    if not all(0 <= numbers[key] <= 1 for key in ("accuracy", "diag")):
+        raise ValueError("accuracy and diag are no fractions")
+    return numbers
 
 
 @click.command("plot")
 @click.argument("run", type=FOLDER)
 def command(run):
-    """Fig. 5 and the confusion matrix of a run: RUN/curves.png and RUN/confusion.png."""
-    try:
-        log = list(csv.DictReader((run / "log.csv").read_text().splitlines()))
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        numbers = json.loads((run / "test.json").read_text())["best"]
-        plot_curves(log, int(config["steps_per_epoch"]), run / "curves.png")
+    """Draw the curves (Figure 5) and the confusion matrix of a run.
+
+    Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone.
+    """
+    log = read_part(run / "log.csv", parse_log)
+    steps = read_part(run / "config.yaml", parse_steps)
+    tested = (run / "test.json").exists()
+    numbers = read_part(run / "test.json", parse_numbers) if tested else None
+    plot_curves(log, steps, run / "curves.png")
+    click.echo(run / "curves.png")
+    if tested:
         plot_confusion(numbers, run / "confusion.png")
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{run}: not a finished run of `train` ({why})") from None
-    click.echo(f"{run}/curves.png\n{run}/confusion.png")
+        click.echo(run / "confusion.png")
+    else:
+        click.echo(f"{run}: not tested yet (no test.json), and so no confusion.png; "
+                   "`mmlfer train --resume` finishes it", err=True)

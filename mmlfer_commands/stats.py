@@ -14,6 +14,7 @@ from mmlfer import (
     PROTOTYPICAL,
     SPLITS,
     InputError,
+    check_output,
     counts,
     describe,
     load_labels,
@@ -39,42 +40,48 @@ def au_sums(p):
     return [float(x.mean()) for x in (prototypical, observed - prototypical, observed)]
 
 
-def table_1(p, n, there):
+def cell(p):
+    """A cell of Table 1: percent if the AU is observed, in bold if it is prototypical."""
+    if not p >= OBSERVED:
+        return ""
+    return f"**{100 * p:.0f}**" if p >= PROTOTYPICAL else f"{100 * p:.0f}"
+
+
+def table_1(p, n, reference):
     """Table 1 in Markdown: p (K, J) of n images each, and, starred, what to compare with."""
     rows = [(f"{e} ({c})", row) for e, c, row in zip(EMOTIONS, n, p)]
-    if there is not None:
-        starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, there)]
+    if reference is not None:
+        starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, reference)]
         rows = [row for pair in zip(rows, starred) for row in pair]
-    columns = [j for j in range(len(AUS)) if any(row[j] >= OBSERVED for _, row in rows)]
-    def cell(value):
-        if not value >= OBSERVED:
-            return ""
-        return f"**{100 * value:.0f}**" if value >= PROTOTYPICAL else f"{100 * value:.0f}"
-
+    columns = np.flatnonzero(np.any([row >= OBSERVED for _, row in rows], 0))
     return markdown(["expression (images)", *(f"AU {AUS[j]}" for j in columns)],
                     [[name, *(cell(row[j]) for j in columns)] for name, row in rows])
 
 
-def observations(p, there):
-    """The paper's three observations as numbers, here and there."""
-    def some(table):
-        return {AUS[j] for j in np.flatnonzero((table >= OBSERVED).any(0))}
+def observed_aus(p):
+    """The numbers of the AUs that any expression shows, and of how many expressions show each."""
+    shown = (p >= OBSERVED).sum(0)
+    return {au: int(k) for au, k in zip(AUS, shown) if k}
 
-    def numbers(name, table):
-        of = {au: int((table[:, AUS.index(au)] >= OBSERVED).sum()) for au in (12, 25)}
-        sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(table))
-        return (f"{name}: {len(some(table))} observed AUs; AU 12 in {of[12]} and AU 25 in {of[25]} "
-                f"expressions; mean activated AUs {sums}")
 
-    lines = [numbers("here", p)]
-    if there is not None:
-        for name, aus in (("here", some(p) - some(there)), ("there", some(there) - some(p))):
+def observation(name, p):
+    aus = observed_aus(p)
+    sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
+    return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
+            f"{aus.get(25, 0)} expressions; mean activated AUs {sums}")
+
+
+def observations(p, n, reference):
+    """The paper's three observations as numbers, of p (K, J) here and of a reference there."""
+    lines = [observation("here", p)]
+    if reference is not None:
+        here, there = set(observed_aus(p)), set(observed_aus(reference))
+        for name, aus in (("here", here - there), ("there", there - here)):
             lines.append(f"observed {name} only: AU {', '.join(map(str, sorted(aus))) or 'none'}")
-        lines.append(numbers("there", there))
-    few = (p >= OBSERVED).sum(1) == 0
-    if few.any():
-        lines.append("no observed AU, and so not for --stats: " +
-                     ", ".join(e for e, f in zip(EMOTIONS, few) if f))
+        lines.append(observation("there", reference))
+    bare = [f"{e} ({c} images)" for e, c, row in zip(EMOTIONS, n, p) if not (row >= OBSERVED).any()]
+    if bare:
+        lines.append(f"no observed AU, and so not for --stats: {', '.join(bare)}")
     return "\n".join(lines)
 
 
@@ -88,19 +95,19 @@ def write_stats(p, n, source, path):
     write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
-def plot_stats(p, there, path):
-    """Fig. 2's content: expression x AU, here above and there below (where given)."""
+def plot_stats(tables, path):
+    """Figure 2's content, expression by AU: a heat map for each (title, row names, p (K, J)), all
+    with the same columns."""
     plt = pyplot()
-    tables = [("here", p)] + ([("there", there)] if there is not None else [])
-    columns = [j for j in range(len(AUS)) if any((t[:, j] >= OBSERVED).any() for _, t in tables)]
+    columns = np.flatnonzero(np.any([(p >= OBSERVED).any(0) for *_, p in tables], 0))
     figure, axes = plt.subplots(len(tables), 1, figsize=(8.5, 4.6 * len(tables)), squeeze=False,
                                 layout="constrained")
-    for axis, (name, table) in zip(axes[:, 0], tables):
-        shown = np.where(table >= OBSERVED, 100 * table, np.nan)[:, columns]
+    for axis, (title, names, p) in zip(axes[:, 0], tables):
+        shown = np.where(p >= OBSERVED, 100 * p, np.nan)[:, columns]
         picture = axis.imshow(shown, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axis.set_xticks(range(len(columns)), [f"AU {AUS[j]}" for j in columns], rotation=60)
-        axis.set_yticks(range(len(EMOTIONS)), EMOTIONS)
-        axis.set_title(f"{name}: observed AUs (20 % or more)")
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(f"{title}: observed AUs (20 % or more)", parse_math=False)
         for (k, j), value in np.ndenumerate(shown):
             if value == value:
                 axis.text(j, k, f"{value:.0f}", ha="center", va="center", fontsize=7,
@@ -112,21 +119,31 @@ def plot_stats(p, there, path):
 @click.command("stats")
 @click.option("--data", required=True, type=FOLDER, help="Folder with the three label files.")
 @click.option("--split", default="all", type=click.Choice(["all", *SPLITS]), help="Which images.")
-@click.option("--out", type=FOLDER, help="Write YAML that --stats takes.")
+@click.option("--out", type=FOLDER, help="Write YAML that --stats takes; - is standard output, and "
+              "the table then goes to standard error.")
 @click.option("--against", help="Compare with wild, lab or a YAML file.")
 @click.option("--plot", type=FOLDER, help="Write a heat map, e.g. stats.png (extra `plot`).")
 def command(data, split, out, against, plot):
-    """The AU analysis (Sec. 3.2): Table 1 for these labels, and the observations as numbers."""
+    """Count AUs by expression: Table 1 and Figure 2 for these labels.
+
+    The paper's observations (Section 3.2) follow as numbers.
+    """
+    piped = "-" in map(str, (out, plot))
+    for path in filter(None, (out, plot)):
+        check_output(path, data, *([against] if against else []))
     faces = load_labels(data)
-    there = load_stats(against) if against else None
+    reference = load_stats(against) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.names:
         raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
+    source = f"{' '.join(Path(data).resolve().name.split())} ({split})"
     click.echo(describe(faces, data), err=True)
     p, n = au_frequencies(faces), counts(faces.y_emo)
-    click.echo(table_1(p, n, there))
-    click.echo("\n" + observations(p, there))
+    click.echo(f"{table_1(p, n, reference)}\n\n{observations(p, n, reference)}", err=piped)
     if out:
-        write_stats(p, n, f"{Path(data).name} ({split})", out)
+        write_stats(p, n, source, out)
     if plot:
-        plot_stats(p, there, plot)
+        tables = [(source, [f"{e} ({c})" for e, c in zip(EMOTIONS, n)], p)]
+        if against:
+            tables.append((Path(against).name, EMOTIONS, reference))
+        plot_stats(tables, plot)

@@ -5,6 +5,8 @@ import io
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import click
@@ -20,7 +22,6 @@ from mmlfer import (
     RAFCE_TOTALS,
     SEED,
     SIZE,
-    InputError,
     describe,
     load_labels,
     load_stats,
@@ -29,7 +30,7 @@ from mmlfer import (
     read_labels,
     stem,
 )  # fmt: skip
-from mmlfer_commands.build import split_faces, write_labels
+from mmlfer_commands.build import new_folder, split_faces, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.
 
@@ -295,11 +296,13 @@ def expose(c, rng, size):
 
 
 def strengths(aus, rng):
-    """{AU: (right, left)} of parsed AU tokens: a side moves its half of the face alone."""
+    """{AU: (right, left)} of parsed AU tokens: a side moves its half of the face alone; of an AU
+    named twice, as in L12+R12, each side moves by the stronger."""
     moved = {}
     for number, letters in aus:
         amount, one = rng.uniform(0.6, 1.15), letters.strip("TB")
-        moved[number] = (amount * (one != "L"), amount * (one != "R"))
+        right, left = moved.get(number, (0.0, 0.0))
+        moved[number] = (max(right, amount * (one != "L")), max(left, amount * (one != "R")))
     return moved
 
 
@@ -325,55 +328,68 @@ def draw_labels(n, table, seed):
     return [f"{i:04d}.jpg" for i in range(1, n + 1)], y_emo, aus
 
 
-def check_new(out):
-    """The folder to draw into, which must be empty."""
-    out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out}: not empty; name a new folder")
-    return out
+def end_with_parent():
+    """In a worker process: do not outlive the program, however it was ended."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def synthesize(out, n, stats, labels, size, seed):
-    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
-    out = check_new(out)
-    if labels:
-        load_labels(labels)  # complains
-        names = list(read_labels(Path(labels) / LABEL_FILES[0], str))
-        aus = {k: v for k, (_, v) in read_labels(Path(labels) / LABEL_FILES[2], str).items()}
-        aus = [aus[name] for name in names]
-    else:
-        names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
-    (out / "aligned").mkdir(parents=True, exist_ok=True)
-    draw_all([(str(out / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
-              for i, (name, row) in enumerate(zip(names, aus))])
-    if labels:
-        for file in LABEL_FILES:
-            shutil.copyfile(Path(labels) / file, out / file)
-    else:
-        write_labels(out, names, y_emo, split_faces(y_emo, seed), aus)
-
-
-def synthesize_people(out, people, per_person, stats, size, seed):
-    """Write a folder of faces for each of some drawn people, as `pretrain` reads them."""
-    out = check_new(out)
-    _, _, aus = draw_labels(people * per_person, load_stats(stats), seed)
-    jobs = []
-    for i, row in enumerate(aus):
-        person, face = divmod(i, per_person)
-        folder = out / f"{person + 1:05d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        jobs.append((str(folder / f"{face + 1:03d}.jpg"), row, size, [seed, 2, i],
-                     [seed, 4, person]))
-    draw_all(jobs)
+def in_processes(workers, function, jobs, chunk=1, **options):
+    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
+        done = pool.map(function, jobs, chunksize=chunk)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from done
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def draw_all(jobs):
     """write_face for each job, on all cores."""
-    with concurrent.futures.ProcessPoolExecutor(
-        min(os.cpu_count(), 1 + len(jobs) // 200), multiprocessing.get_context("spawn")
-    ) as pool:
-        done = pool.map(write_face, jobs, chunksize=16)
-        list(progress(done, "drawing", len(jobs), unit=" faces"))
+    workers = min(os.cpu_count(), 1 + len(jobs) // 200)  # a process takes a second to start
+    for _ in progress(in_processes(workers, write_face, jobs, 4), "drawing", len(jobs),
+                      unit=" faces"):
+        pass
+
+
+def read_rows(folder):
+    """The names and AU strings of a folder's label files."""
+    load_labels(folder)  # complains
+    names = list(read_labels(Path(folder) / LABEL_FILES[0], str))
+    aus = read_labels(Path(folder) / LABEL_FILES[2], str)
+    return names, [aus[name][1] for name in names]
+
+
+def synthesize(out, n, stats, labels, size, seed):
+    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
+    with new_folder(out) as part:
+        if labels:
+            names, aus = read_rows(labels)
+            for file in LABEL_FILES:
+                shutil.copyfile(Path(labels) / file, part / file)
+        else:
+            names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
+            write_labels(part, names, y_emo, split_faces(y_emo, seed), aus)
+        (part / "aligned").mkdir()
+        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
+                  for i, (name, row) in enumerate(zip(names, aus))])
+
+
+def synthesize_people(out, people, per_person, stats, size, seed):
+    """Write a folder of faces for each of some drawn people, as `pretrain` reads them."""
+    with new_folder(out) as part:
+        _, _, aus = draw_labels(people * per_person, load_stats(stats), seed)
+        jobs = []
+        for i, row in enumerate(aus):
+            person, face = divmod(i, per_person)
+            folder = part / f"{person + 1:05d}"
+            folder.mkdir(exist_ok=True)
+            jobs.append((str(folder / f"{face + 1:03d}.jpg"), row, size, [seed, 2, i],
+                         [seed, 4, person]))
+        draw_all(jobs)
 
 
 @click.command("synth")

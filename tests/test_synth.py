@@ -1,10 +1,15 @@
 """Stand-in faces drawn from AUs."""
 
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
-from conftest import invoke, write_labels_as
+from conftest import ROOT, invoke, run_program, write_labels_as
 from PIL import Image
 
 import mmlfer
@@ -66,3 +71,97 @@ def test_names_that_say_aligned_already(tmp_path):
     assert invoke("synth", tmp_path / "out", "--labels", source, "--size", 32).exit_code == 0
     faces = mmlfer.load_images(mmlfer.load_labels(tmp_path / "out"), tmp_path / "out", 32)
     assert len(faces.images) == 1 and (tmp_path / "out/aligned/0007_aligned.jpg").exists()
+
+
+@pytest.mark.parametrize("text,right,left", [("12", 1, 1), ("L12", 0, 1), ("12R", 1, 0), ("LT12", 0, 1), ("T12", 1, 1)])
+def test_a_side_moves_alone(text, right, left):
+    a = np.random.default_rng(0).uniform(0.6, 1.15)
+    assert synth.strengths(mmlfer.parse_aus(text), np.random.default_rng(0)) == {12: (a * right, a * left)}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_an_au_named_twice_the_stronger_moves_each_side(seed):
+    a, b, c = np.random.default_rng(seed).uniform(0.6, 1.15, 3)  # the draws of the tokens, in their order
+    for text, right, left in (("L12+R12", b, a), ("R12+L12", a, b), ("12+L12", a, max(a, b)), ("L12+12", b, max(a, b)),
+                              ("L12+L12+12", c, max(a, b, c)), ("4+L12+R12", c, b)):  # fmt: skip
+        moved = synth.strengths(mmlfer.parse_aus(text), np.random.default_rng(seed))
+        assert moved[12] == (right, left), text
+    assert moved[4] == (a, a)
+
+
+def test_both_sides_of_l12_r12_are_drawn(tmp_path):
+    def changed(aus):
+        synth.write_face((tmp_path / "f.png", aus, 112, 7))
+        return np.asarray(Image.open(tmp_path / "f.png").convert("L"), int)
+
+    for aus in ("L1+R1", "R1+L1"):
+        one, both = changed(aus[:2]), changed(aus)
+        half = slice(0, 50) if aus[0] == "L" else slice(62, 112)  # of the picture: the side that aus[:2] leaves
+        assert (np.abs(both - one)[:, half] > 24).sum() > 30, aus
+
+
+def test_a_face_is_of_its_row_and_seed_alone(tmp_path):
+    """The drawing's own recipe, restated: strengths first, then everything else from one stream."""
+    source = tmp_path / "labels"
+    source.mkdir()
+    write_labels_as(source, "9.jpg 5\n2.jpg 1\n", "2.jpg 0\n9.jpg 1\n", "2.jpg null\n9.jpg L12+43\n")
+    for seed in (0, 5):
+        invoke("synth", tmp_path / str(seed), "--labels", source, "--size", 48, "--seed", seed)
+        for i, (name, numbers) in enumerate((("9", (12, 43)), ("2", ()))):
+            rng = np.random.default_rng([seed, 2, i])
+            amounts = {n: rng.uniform(0.6, 1.15) for n in numbers}
+            face = synth.draw_face({n: (a * (n != 12), a) for n, a in amounts.items()}, rng, 48)
+            face.save(tmp_path / "f.jpg", quality=92)
+            assert (tmp_path / f"{seed}/aligned/{name}_aligned.jpg").read_bytes() == (tmp_path / "f.jpg").read_bytes()
+    drawn = {p.read_bytes() for p in tmp_path.glob("[05]/aligned/*")}
+    assert len(drawn) == 4
+
+
+def test_many_faces_by_several_processes_without_standard_error(tmp_path):
+    """As `python mmlfer.py`, with standard error closed: the bytes that one process draws here."""
+    out = tmp_path / "faces"
+    command = [sys.executable, ROOT / "mmlfer.py", "synth", out, "--n", "230", "--size", "32", "--stats", "lab", "--seed", "3"]
+    result = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], capture_output=True, text=True)
+    assert result.returncode == 0 and f"{out}: 230 images" in result.stdout and not result.stderr
+    rows = [line.split() for line in (out / AU).read_text().splitlines()]
+    assert [name for name, _ in rows] == [f"{i:04d}.jpg" for i in range(1, 231)]
+    assert len(list((out / "aligned").iterdir())) == 230 and sorted(p.name for p in out.iterdir()) == [*sorted(mmlfer.LABEL_FILES), "aligned"]
+    for i in (0, 1, 4, 199, 200, 201, 229):
+        synth.write_face((tmp_path / "one.jpg", rows[i][1], 32, [3, 2, i]))
+        assert (out / f"aligned/{i + 1:04d}_aligned.jpg").read_bytes() == (tmp_path / "one.jpg").read_bytes(), i
+
+
+def test_jobs_come_back_in_order_from_several_processes():
+    assert list(synth.in_processes(2, abs, range(-300, 0), 7)) == list(range(300, 0, -1))
+    with pytest.raises(TypeError):
+        list(synth.in_processes(2, abs, [1, None, 2]))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_drawing_can_be_repeated_and_leaves_no_process(tmp_path, number):
+    out = tmp_path / "faces"
+    command = [sys.executable, ROOT / "mmlfer.py", "synth", out, "--n", "2000", "--size", "96"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".part/aligned/*")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: to the program and its processes
+    else:
+        process.send_signal(number)
+    _, error = process.communicate(timeout=60)  # ends once no process holds its standard error
+    if number == signal.SIGINT:
+        assert (process.returncode, error) == (130, "stopped\n") and not list(out.iterdir())
+    else:
+        assert process.returncode == -number and not (out / AU).exists()
+    result = run_program("synth", out, "--n", 2, "--size", 32)
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in out.rglob("*")) == sorted([*mmlfer.LABEL_FILES, "aligned", "0001_aligned.jpg", "0002_aligned.jpg"])
+
+
+def test_synth_refuses_a_folder_in_use_and_bad_labels(tmp_path, faces_folder):
+    result = invoke("synth", faces_folder, "--n", 3)
+    assert result.exit_code == 1 and result.stderr == f"Error: {faces_folder}: not empty; name a new folder\n"
+    result = invoke("synth", tmp_path / "new", "--labels", tmp_path)
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/RAFCE_emolabel.txt: No such file")
