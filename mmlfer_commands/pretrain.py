@@ -58,9 +58,12 @@ class Files:
         self.root, self.labels = str(root), np.array(labels)
         self.names = np.array([os.fsencode(name) for name in names])  # one block, not N objects
 
+    def name(self, i):
+        return os.fsdecode(self.names[i])
+
     def read(self, i, size):
         """Image i as a (size, size, 3) array, or the reason why not."""
-        return try_read(os.path.join(self.root, os.fsdecode(self.names[i])), size)
+        return try_read(os.path.join(self.root, self.name(i)), size)
 
 
 class Records:
@@ -69,13 +72,16 @@ class Records:
     def __init__(self, path, keys, offsets, labels):
         self.path, self.names, self.offsets, self.labels = str(path), keys, offsets, labels
 
+    def name(self, i):
+        return f"record {self.names[i]}"
+
     def read(self, i, size):
         try:
             with open(self.path, "rb") as file:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
             return read_image(io.BytesIO(image), size)
         except Exception as error:  # Pillow's plugins raise many kinds
-            return f"{self.path}: record {self.names[i]}: {' '.join(str(error).split())[:120]}"
+            return f"{self.path}: {self.name(i)}: {' '.join(str(error).split())[:120]}"
 
 
 def digest(source):
@@ -99,12 +105,12 @@ def read_people(folder):
         source, notes = read_records(folder / "train.rec")
     else:
         source, notes = read_folders(folder)
-    n_people, counts = np.unique(source.labels, return_counts=True)
-    if len(n_people) < 2:
-        raise InputError(f"{folder}: {len(n_people)} people with images; expected a folder of "
+    counts = np.bincount(source.labels)
+    if len(counts) < 2:
+        raise InputError(f"{folder}: {len(counts)} people with images; expected a folder of "
                          "images for each of two or more, or train.rec and train.idx")
-    single = n_people[counts == 1]
-    notes += [f"people with one image, never held out: {some(single)}"] if len(single) else []
+    single = [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]
+    notes += [f"people with one image, never held out: {some(single)}"] if single else []
     return source, notes
 
 
@@ -600,8 +606,8 @@ def prepare(opt, world):
     source, notes = read_people(opt.faces)
     train, held = split_people(source.labels, opt.holdout, opt.seed)
     people, labels = np.unique(source.labels[train], return_inverse=True)
-    world.say(f"{opt.faces}: {len(source.labels)} images of {len(np.unique(source.labels))} "
-              f"people; {len(train)} images of {len(people)} people to train on")
+    world.say(f"{opt.faces}: {len(source.labels)} images of {source.labels.max() + 1} people; "
+              f"{len(train)} images of {len(people)} people to train on")
     for note in notes:
         world.say(f"Warning: {note}", err=True)
     if len(train) < opt.batch_size:
@@ -620,7 +626,21 @@ def prepare(opt, world):
 
 
 def run_paths(out):
+    if out.suffix not in (".pth", ".pt") or out.is_dir():
+        raise InputError(f"{out}: expected a file name that ends in .pth or .pt")
     return {"out": out, "csv": out.with_suffix(".csv"), "last": out.with_suffix(".last.pt")}
+
+
+def new_options(paths, options, overwrite):
+    """The options of a new run, whose files may stand only if they are to be replaced."""
+    for path in paths.values():
+        check_output(path, options["faces"])
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: exists; --resume goes on with a stopped run, --overwrite "
+                             "replaces it")
+    if options["margin"] is None:
+        options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
+    return types.SimpleNamespace(**options)
 
 
 def resumed_options(paths, given):
@@ -653,6 +673,9 @@ def fit(opt, paths, state, world):
     if state:
         run.restore(state)
         world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+    elif world.rank == 0:
+        for path in paths.values():
+            path.unlink(missing_ok=True)
     pretrain_epochs(run, images, tests, paths, source_digest)
     if world.rank == 0:
         save_checkpoint(backbone_state(run), paths["out"])
@@ -702,25 +725,17 @@ def command(ctx, out, resume, overwrite, **options):
     if bool(options["pairs"]) != bool(options["pairs_root"]):
         raise click.UsageError("--pairs and --pairs-root go together.")
     paths, state = run_paths(out), None
+    if resume and out.exists():
+        click.echo(f"{out}: complete, nothing to do")
+        return
     if resume and paths["last"].exists():
         explicit = click.core.ParameterSource.COMMANDLINE
         given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
         opt, state = resumed_options(paths, given)
-        if state["epoch"] == opt.epochs and out.exists():
-            click.echo(f"{out}: complete, nothing to do")
-            return
     elif not options["faces"]:
         raise click.UsageError("Missing option '--faces'.")
     else:
-        standing = [path for path in paths.values() if path.exists()]
-        if standing and not overwrite:
-            raise InputError(f"{standing[0]}: exists; --resume goes on with a stopped run, "
-                             "--overwrite replaces it")
-        if options["margin"] is None:
-            options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
-        opt = types.SimpleNamespace(**options)
-    for path in paths.values():
-        check_output(path, opt.faces)
+        opt = new_options(paths, options, overwrite)
     world = join_world(opt.device)
     try:
         fit(opt, paths, state, world)

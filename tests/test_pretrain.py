@@ -1,0 +1,602 @@
+"""Identity pre-training: faces of people, the loss, verification, whole runs, two processes."""
+
+import csv
+import io
+import math
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, invoke
+from PIL import Image
+
+import mmlfer
+from mmlfer_commands import pretrain, synth
+
+SMALL = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device", "cpu",
+         "--lr", 1, "--warmup", 1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """8 drawn people of 5 faces, 32x32."""
+    out = tmp_path_factory.mktemp("people") / "people"
+    synth.synthesize_people(out, 8, 5, "lab", 32, 0)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(people, tmp_path_factory):
+    """A run of four epochs on them: its weights' path and what was printed."""
+    out = tmp_path_factory.mktemp("weights") / "resnet18_people.pth"
+    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL)
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def refused(*args):
+    """The one line of an error."""
+    result = invoke("pretrain", *args)
+    assert result.exit_code == 1 and result.stdout.count("\n") <= 1, result.output
+    return [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
+
+
+# ---------------------------------------------------------------- drawn people
+
+
+def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
+    synth.synthesize_people(tmp_path / "again", 8, 5, "lab", 32, 0)
+    faces = {}
+    for folder in sorted(people.iterdir()):
+        assert [p.name for p in sorted(folder.iterdir())] == [f"{i:03d}.jpg" for i in range(1, 6)]
+        for path in folder.iterdir():
+            assert path.read_bytes() == (tmp_path / "again" / folder.name / path.name).read_bytes()
+        faces[folder.name] = np.array([mmlfer.read_image(p).astype(float) for p in sorted(folder.iterdir())])
+    assert list(faces) == [f"{i:05d}" for i in range(1, 9)]
+    middle = {name: f[:, 16:19, 8:24].mean((1, 2)) for name, f in faces.items()}  # skin beside the nose: (5, 3)
+    within = np.mean([m.std(0).mean() for m in middle.values()])
+    between = np.std([m.mean(0) for m in middle.values()], axis=0).mean()
+    assert between > 1.3 * within
+    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
+    assert corners.std(1).mean() > 30
+    options = ("synth", tmp_path / "x", "--people", 2)
+    assert "--people and --labels exclude each other" in invoke(*options, "--labels", people).stderr
+    assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
+    assert "not empty" in invoke(*options).stderr
+
+
+def test_synth_draws_one_face_from_one_generator_as_ever():
+    """With the person's generator left out all is drawn from one, in the order of the drawing."""
+    aus = {12: (1, 1), 25: (0.7, 0.7)}
+    one, two = np.random.default_rng(3), np.random.default_rng(3)
+    assert synth.draw_face(aus, one, 32).tobytes() == synth.draw_face(aus, two, 32, two).tobytes()
+    assert one.random() == two.random()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
+    faces = tmp_path / "faces"
+    for name, n in (("zoe", 3), ("abe", 2), ("one", 1), ("lone", 1)):
+        (faces / name).mkdir(parents=True)
+        for i in range(n):
+            shutil.copy(people / f"00001/00{i + 1}.jpg", faces / name / f"{9 - i}.JPG")
+    for name in ("e1", "e2", "e3", "e4"):
+        (faces / name).mkdir()
+    (faces / "abe/notes.txt").write_text("x")
+    shutil.copy(people / "00001/001.jpg", faces / "loose.jpg")
+    (faces / "link").symlink_to(faces / "abe")
+    source, notes = pretrain.read_people(faces)
+    assert [n.decode() for n in source.names] == ["abe/8.JPG", "abe/9.JPG", "link/8.JPG", "link/9.JPG", "lone/9.JPG",
+                                                  "one/9.JPG", "zoe/7.JPG", "zoe/8.JPG", "zoe/9.JPG"]  # fmt: skip
+    assert source.labels.tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 4]
+    assert notes == ["folders without an image, left out: 4 (e1, e2, e3, ...)",
+                     "images outside a person's folder, left out: 1",
+                     "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]  # fmt: skip
+    assert np.array_equal(source.read(8, 16), mmlfer.read_image(faces / "zoe/9.JPG", 16))
+    train, held = pretrain.split_people(source.labels, 0.5, 0)
+    assert set(source.labels[held]) < {0, 1, 4} and not set(source.labels[held]) & set(source.labels[train])
+    assert len(train) + len(held) == 9
+
+
+# ---------------------------------------------------------------- train.rec
+
+
+def part(data, kind=0):
+    return struct.pack("<II", 0xCED7230A, kind << 29 | len(data)) + data + bytes(-len(data) % 4)
+
+
+def record(image, label, i):
+    if isinstance(label, list):
+        return struct.pack("<IfQQ", len(label), 0, i, 0) + struct.pack(f"<{len(label)}f", *label) + image
+    return struct.pack("<IfQQ", 0, label, i, 0) + image
+
+
+def png(i, extra=b""):
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue() + extra
+
+
+def write_rec(folder, first=(7.0, 9.0)):
+    """Six images of three people; image 4 holds the magic number twice and lies in three parts; after
+    them, as insightface has it, a record for each person."""
+    folder.mkdir()
+    magic = struct.pack("<I", 0xCED7230A)
+    labels = [5.0, [5.0, 99.0], 11.0, 11.0, [2.0, 98.0], 2.0]
+    images = [png(i) for i in range(6)]
+    images[3] += b"middle" + b"end!"
+    blob, index = b"", []
+    for key, label in enumerate([list(first), *labels, [1.0, 3.0], [3.0, 5.0]]):
+        index.append(f"{key}\t{len(blob)}\n")
+        if key == 4:
+            a = record(png(3), label, key)
+            blob += part(a, 1) + part(b"middle", 2) + part(b"end!", 3)
+        else:
+            blob += part(record(images[key - 1] if 1 <= key <= 6 else b"", label, key))
+    (folder / "train.rec").write_bytes(blob)
+    (folder / "train.idx").write_text("".join(index[i] for i in (3, 0, 8, 1, 2, 4, 7, 6, 5)))  # in an odd order
+    return [png(3) + magic + b"middle" + magic + b"end!" if i == 3 else image for i, image in enumerate(images)]
+
+
+def test_records_are_read_as_insightface_writes_them(tmp_path):
+    images = write_rec(tmp_path / "rec")
+    source, notes = pretrain.read_people(tmp_path / "rec")
+    assert source.names.tolist() == [1, 2, 3, 4, 5, 6] and notes == []
+    assert source.labels.tolist() == [1, 1, 2, 2, 0, 0]
+    for i, image in enumerate(images):
+        assert np.array_equal(source.read(i, 32), np.asarray(Image.open(io.BytesIO(image)))), i
+    with open(tmp_path / "rec/train.rec", "rb") as file:
+        data = pretrain.read_record(file, int(source.offsets[3]))
+    assert pretrain.parse_record(data) == ((11.0,), images[3])
+
+
+def test_without_an_end_in_record_0_every_other_record_is_an_image(tmp_path):
+    write_rec(tmp_path / "rec", first=(3.0,))
+    assert pretrain.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 9))
+
+
+def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
+    write_rec(tmp_path / "rec")
+    rec = tmp_path / "rec/train.rec"
+    source, _ = pretrain.read_records(rec)
+    whole = rec.read_bytes()
+    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # amid the fifth image
+    source, notes = pretrain.read_records(rec)
+    assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
+    rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
+    source, notes = pretrain.read_records(rec)
+    assert notes == ["records cut off or not there: 2 (5, 6)"]
+    assert source.read(3, 32).startswith(f"{rec}: record 4: ")
+    lines = refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)
+    assert lines == [f"Error: {rec.parent}: 4 training images, fewer than --batch-size 8"] or "holdout" in lines[0]
+    rec.write_bytes(whole[:10])
+    lines = refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)
+    assert lines == [f"Error: {rec}: record 0: cut off; fetch the file again"]
+
+
+def test_an_index_that_is_missing_or_damaged(tmp_path):
+    write_rec(tmp_path / "rec")
+    args = ("--faces", tmp_path / "rec", "--out", tmp_path / "w.pth", *SMALL)
+    index = tmp_path / "rec/train.idx"
+    index.write_text("0\t0\n1 x\n")
+    assert refused(*args) == [f"Error: {index}:2: expected a key and an offset; take the file that came with train.rec"]
+    index.unlink()
+    assert refused(*args) == [f"Error: {index}: No such file or directory; it belongs beside train.rec"]
+
+
+# ---------------------------------------------------------------- loss
+
+
+@pytest.mark.parametrize("loss,margin", [("cosface", 0.35), ("arcface", 0.5)])
+def test_margins_match_a_naive_loop(loss, margin):
+    cosines = torch.rand(140, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.98 - 0.99
+    y = torch.arange(140) % 7
+    moved = pretrain.with_margin(cosines, y, loss, margin)
+    for i in range(140):
+        for j in range(7):
+            c = float(cosines[i, j])
+            if j == y[i]:
+                t = math.acos(c) + margin
+                c = c - margin if loss == "cosface" else math.cos(t) if t <= math.pi else -2 - math.cos(t)
+            assert float(moved[i, j]) == pytest.approx(c, abs=1e-9)
+    assert (cosines.gather(1, y[:, None]).acos() + margin > math.pi).sum() > 2  # ArcFace's far side is met
+
+
+def test_arcface_falls_as_the_angle_grows_and_its_gradient_is_finite_at_the_ends():
+    cosines = torch.linspace(1, -1, 201, dtype=torch.float64)[:, None].requires_grad_()
+    moved = pretrain.with_margin(cosines, torch.zeros(201, dtype=torch.long), "arcface", 0.5)
+    assert (moved[1:] < moved[:-1]).all()
+    assert torch.autograd.grad(moved.sum(), cosines)[0].isfinite().all()
+
+
+# ---------------------------------------------------------------- verification
+
+
+def test_pairs_are_of_who_they_say_and_none_twice():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 9))
+    pairs, same, fold = pretrain.draw_pairs(labels, 3, n=400)
+    assert len(pairs) == 800 and same.sum() == 400 and np.bincount(fold).tolist() == [80] * 10
+    assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
+    assert (pairs[:, 0] != pairs[:, 1]).all() and len({tuple(sorted(p)) for p in pairs.tolist()}) == 800
+    assert all(20 < same[fold == k].sum() < 60 for k in range(10))
+    assert len(set(labels[pairs[same]].ravel())) == 40
+    again, other = (pretrain.draw_pairs(labels, seed, n=400)[0] for seed in (3, 4))
+    assert np.array_equal(again, pairs) and not np.array_equal(other, pairs)
+    pairs, same, _ = pretrain.draw_pairs(np.array([0, 1, 0, 1, 1]), 0)  # as many as there are
+    assert len(pairs) == 8 and sorted(map(sorted, pairs[same].tolist())) == [[0, 2], [1, 3], [1, 4], [3, 4]]
+
+
+def test_best_threshold_beats_every_other():
+    rng = np.random.default_rng(0)
+    for n in (2, 5, 30, 300):
+        similarity, same = np.round(rng.normal(size=n), 1), rng.random(n) < 0.5
+        similarity[same] += 0.5
+        found = np.mean((similarity >= pretrain.best_threshold(similarity, same)) == same)
+        tried = max(np.mean((similarity >= t) == same) for t in similarity)
+        assert found == tried
+
+
+def test_each_fold_is_judged_by_the_threshold_of_the_others():
+    similarity = np.array([0.9, 0.1, 0.9, 0.1, 0.4, 0.2])
+    same = np.array([True, False, True, False, False, False])
+    fold = np.array([0, 0, 1, 1, 2, 2])
+    assert pretrain.fold_accuracies(similarity, same, fold).tolist() == [1, 1, 1]
+    similarity[4] = 0.6  # its own fold's threshold, 0.75, would be right; the others' is 0.5
+    assert pretrain.fold_accuracies(similarity, same, fold).tolist() == [1, 1, 0.5]
+
+
+def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(people):
+    source, _ = pretrain.read_people(people)
+    torch.manual_seed(0)
+    net = pretrain.people_net_class()("resnet18", 3, False)
+    net.neck.running_mean.fill_(0.3)
+    rows = np.arange(0, 40, 3)
+    images = pretrain.Images(source, rows, rows, 32)
+    e, bad = pretrain.embed(net, images, types.SimpleNamespace(workers=0, size=32), set())
+    x = torch.stack([torch.from_numpy(source.read(i, 32).copy()).permute(2, 0, 1) for i in rows]).float()
+    net.eval()
+    with torch.no_grad():
+        f = [net.neck(net.backbone((part / 255 - 0.5) / 0.5)) for part in (x, x.flip(3))]
+    expected = sum(v / v.norm(dim=1, keepdim=True) for v in f)
+    assert np.allclose(e, expected / expected.norm(dim=1, keepdim=True), atol=1e-5) and not bad.any()
+
+
+def write_lfw(root):
+    rows = ["2\t2"]
+    for fold in ("ab", "cd"):
+        for name in fold:
+            (root / name).mkdir(parents=True)
+            for i in (1, 2):
+                Image.new("RGB", (32, 32), (ord(name), 40 * i, 0)).save(root / name / f"{name}_000{i}.{'png' if i == 1 else 'jpg'}")
+            rows.append(f"{name}\t1\t2")
+        rows += [f"{fold[0]}\t{i}\t{fold[1]}\t{i}" for i in (1, 2)]
+    (root / "pairs.txt").write_text("\n".join(rows) + "\n")
+    return root / "pairs.txt"
+
+
+def test_lfws_own_pairs(tmp_path):
+    path = write_lfw(tmp_path)
+    source, pairs, same, fold = pretrain.read_pairs(path, tmp_path)
+    names = [[source.names[i].decode() for i in pair] for pair in pairs]
+    assert names[:4] == [["a/a_0001.png", "a/a_0002.jpg"], ["b/b_0001.png", "b/b_0002.jpg"],
+                         ["a/a_0001.png", "b/b_0001.png"], ["a/a_0002.jpg", "b/b_0002.jpg"]]  # fmt: skip
+    assert same.tolist() == [True, True, False, False] * 2 and fold.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize("text,message", [
+    ("", ": not LFW's pairs.txt, which begins with `10 300` (list index out of range)"),
+    ("hello\n", ": not LFW's pairs.txt, which begins with `10 300` (invalid literal for int() with base 10: 'hello')"),
+    ("2 2\na 1 2\n", ": 1 pairs, and its first row says 8"),
+    ("1 1\na 1\na 1 b 1\n", ":2: expected `name i j` or `name i name j`"),
+    ("1 1\na 1 2\na 1 b x\n", ":3: expected `name i j` or `name i name j`"),
+    ("1 1\na 1 3\na 1 b 1\n", ":2: no image {root}/a/a_0003.jpg")])  # fmt: skip
+def test_pairs_that_cannot_be_used(tmp_path, text, message):
+    path = write_lfw(tmp_path)
+    path.write_text(text)
+    with pytest.raises(mmlfer.InputError) as error:
+        pretrain.read_pairs(path, tmp_path)
+    assert str(error.value) == f"{path}{message.format(root=tmp_path)}"
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def test_a_run_writes_what_it_promises(run, people):
+    out, result = run
+    assert sorted(p.name for p in out.parent.iterdir()) == [
+        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]  # fmt: skip
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    assert list(rows[0]) == ["epoch", "loss", "train_acc", "lr", "seconds", "images_per_second", "bad_images",
+                             "holdout_acc", "holdout_sd"]  # fmt: skip
+    assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]
+    rate = 1 * 8 / 512  # --lr, scaled with the batch; a tenth at half and at three quarters
+    assert [float(r["lr"]) for r in rows] == pytest.approx([rate, rate, rate / 10, rate / 100])
+    assert all(float(r["loss"]) > 0 and 0 <= float(r["holdout_acc"]) <= 1 for r in rows)
+    assert f"{people}: 40 images of 8 people; 30 images of 6 people to train on\n" in result.stdout
+    assert len(re.findall(r"^epoch \d: loss [\d.]+, [\d.]+% right, holdout [\d.]+% ± [\d.]+%, \d+ images/s, 0 bad images$",
+                          result.stdout, re.M)) == 4  # fmt: skip
+    assert result.stdout.endswith(f"{out}: resnet18, for: mmlfer train --arch resnet18 --weights {out}\n")
+    assert invoke("pretrain", "--out", out, "--resume").stdout == f"{out}: complete, nothing to do\n"
+
+
+def test_train_takes_the_file_with_its_normalisation(run):
+    state = load(run[0])
+    net, origin = mmlfer.start_base_net(str(run[0]), "resnet18")
+    assert origin == f"took 120 tensors from {run[0]}"
+    assert all(torch.equal(v, state["state_dict"][k]) for k, v in net.backbone.state_dict().items())
+    trained = load(run[0].with_suffix(".last.pt"))["net"]
+    assert torch.equal(net.backbone.layer4[1].bn2.running_var, trained["backbone.layer4.1.bn2.running_var"])
+    assert int(net.backbone.bn1.num_batches_tracked) == 4 * 3
+    assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
+    assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
+    assert state["accuracy"].keys() == {"train_acc", "holdout_acc", "holdout_sd"}
+    with pytest.raises(mmlfer.InputError, match="it is a resnet18: --arch resnet18"):
+        mmlfer.start_base_net(str(run[0]))
+
+
+def assert_same_run(one, other):
+    """Two runs' checkpoints and weights equal bit for bit, but for the times in them."""
+    for name in ("net", "sgd", "schedule", "log", "totals", "state_dict"):
+        for path in (".pth", ".last.pt"):
+            a, b = (load(out.with_suffix(path)).get(name) for out in (one, other))
+            assert same(a, b), (name, path)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "images_per_second"))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("step", [2, 6])  # amid the first epoch; at the end of the second
+def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path, monkeypatch, step):
+    out, taken, whole_step = tmp_path / "w.pth", [], pretrain.pretrain_step
+
+    def stopped(*args):
+        taken.append(1)
+        if len(taken) == step:
+            signal.raise_signal(signal.SIGINT)
+        return whole_step(*args)
+
+    monkeypatch.setattr(pretrain, "pretrain_step", stopped)
+    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL)
+    assert result.exit_code == 130 and len(taken) == step and not out.exists()
+    assert result.stderr == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
+                             f"mmlfer pretrain --out {out} --resume\n")  # fmt: skip
+    state = load(tmp_path / "w.last.pt")
+    assert (state["epoch"], state["step"]) == ((0, 2) if step == 2 else (2, 0))
+    moved = tmp_path / "moved"
+    shutil.copytree(people, moved)
+    result = invoke("pretrain", "--out", out, "--resume", "--faces", moved, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "going on after epoch" in result.stdout
+    assert_same_run(run[0], out)
+
+
+def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
+    source, _ = pretrain.read_people(people)
+    images = pretrain.Images(source, np.arange(40), source.labels, 32)
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=0.1, momentum=0.9,
+                                weight_decay=0, epochs=2, workers=0)  # fmt: skip
+    world, seen = pretrain.World(0, 1, torch.device("cpu")), {}
+    for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+        opt.seed = seed
+        run = pretrain.Pretraining(opt, 8, 40, world)
+        run.epoch = epoch
+        batches = list(pretrain.epoch_batches(run, images))
+        assert len(batches) == 5 and all(len(b[0]) == 8 for b in batches)
+        assert sorted(torch.cat([b[1] for b in batches]).tolist()) == sorted(source.labels.tolist())
+        seen[seed, epoch] = [torch.cat([b[i].float() for b in batches]).tolist() for i in (1, 3)]
+        seen[seed, epoch].append(run.net.centres[0, :9].tolist())
+        assert 5 < sum(seen[seed, epoch][1]) < 35
+    a, b, c = seen.values()
+    assert a[0] != b[0] and a[1] != b[1] and a[2] == b[2]
+    assert a[0] != c[0] and a[1] != c[1] and a[2] != c[2]
+
+
+def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
+    """Against the loss written out, on the same net."""
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
+                                weight_decay=0.01, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)  # fmt: skip
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
+    flip = torch.arange(8) % 3 == 0
+    for epoch, margin in ((0, 0), (1, 0.35)):
+        run = pretrain.Pretraining(opt, 8, 40, pretrain.World(0, 1, torch.device("cpu")))
+        start, run.epoch = run.net.centres.detach().clone(), epoch
+        turned = torch.stack([image.flip(2) if f else image for image, f in zip(x, flip)])
+        e = run.net.embed(turned)
+        centres = start.clone().requires_grad_()
+        z = 16 * (e.detach() @ (centres / centres.norm(dim=1, keepdim=True)).T - margin * torch.eye(8))
+        loss = -(z.diagonal() - z.exp().sum(1).log()).mean()
+        gradient = torch.autograd.grad(loss, centres)[0]
+        numbers = pretrain.pretrain_step(run, x, y, flip)
+        assert numbers[0].item() == pytest.approx(loss.item(), rel=1e-4)
+        stepped = start - 6.4 * 8 / 512 * (gradient + 0.01 * start)
+        assert torch.allclose(run.net.centres, stepped, atol=1e-4)
+
+
+def test_bf16_runs(people, tmp_path):
+    result = invoke("pretrain", "--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, "--precision", "bf16",
+                    "--loss", "arcface", *SMALL)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    state = load(tmp_path / "w.pth")
+    assert {v.dtype for v in state["state_dict"].values()} == {torch.float32, torch.int64}
+    assert state["options"]["margin"] == 0.5
+
+
+def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkeypatch):
+    step, taken = pretrain.pretrain_step, []
+
+    def diverged(*args):
+        taken.append(1)
+        return step(*args) * (torch.nan if len(taken) == 5 else 1)
+
+    monkeypatch.setattr(pretrain, "pretrain_step", diverged)
+    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
+    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
+                     "start anew (--overwrite) with a lower --lr or a longer --warmup"]  # fmt: skip
+    assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
+
+
+def refused_after_epochs(*args):
+    result = invoke("pretrain", *args)
+    assert result.exit_code == 1
+    return result.stderr.splitlines()
+
+
+def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
+    faces, out = tmp_path / "faces", tmp_path / "w.pth"
+    shutil.copytree(people, faces)
+    broken = [faces / f"0000{i}/003.jpg" for i in range(1, 9)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:50])
+    lines = refused("--faces", faces, "--out", out, "--epochs", 1, *SMALL)
+    assert len(lines) == 1 and lines[0].endswith("; --skip-bad-images goes on without such images")
+    assert any(str(path) in lines[0] for path in broken)
+    result = invoke("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL)
+    assert result.exit_code == 0, result.output
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning: left out ")]
+    named = {path for path in broken if any(str(path) in line for line in warnings)}
+    held = {path for path in broken if int(path.parent.name) - 1 in held_people(faces)}
+    assert len(warnings) == len(named) and held <= named and len(held) == 2
+    row = next(csv.DictReader(out.with_suffix(".csv").open()))
+    assert int(row["bad_images"]) == len(named - held) > 2
+    source, _ = pretrain.read_people(faces)
+    images = pretrain.Images(source, np.array([3, 2, 4]), np.array([0, 1, 0]), 32)
+    x, y, bad = images[1]
+    assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
+
+
+def held_people(faces):
+    source, _ = pretrain.read_people(faces)
+    return set(source.labels[pretrain.split_people(source.labels, 0.3, 0)[1]])
+
+
+def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
+    path = write_lfw(tmp_path / "lfw")
+    out = tmp_path / "w.pth"
+    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 1, "--pairs", path, "--pairs-root", path.parent,
+                    *SMALL)  # fmt: skip
+    assert result.exit_code == 0 and ", pairs " in result.stdout, result.output
+    row = next(csv.DictReader(out.with_suffix(".csv").open()))
+    assert 8 * float(row["pairs_acc"]) % 1 == 0 and "holdout_acc" in row
+
+
+def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
+    out, w = run[0], tmp_path / "w.pth"
+    (tmp_path / "one/a").mkdir(parents=True)
+    shutil.copy(people / "00001/001.jpg", tmp_path / "one/a")
+    (tmp_path / "d.pth").mkdir()
+    (tmp_path / "x.pth").write_text("mine")
+    expected = {
+        (tmp_path / "no", w): f"{tmp_path}/no: no such folder; expected one with a folder of images for each person, or "
+                              "with train.rec and train.idx; `mmlfer synth OUT --people 60` draws people",
+        (tmp_path / "one", w): f"{tmp_path}/one: 1 people with images; expected a folder of images for each of two or "
+                               "more, or train.rec and train.idx",
+        (people, w, "--holdout", 0.9): "--holdout 0.9: 7 of 8 people to hold out, of whom 8 have two images; give more "
+                                       "people, or --holdout 0",
+        (people, w, "--batch-size", 31): f"{people}: 30 training images, fewer than --batch-size 31",
+        (people, tmp_path / "w.csv"): f"{tmp_path}/w.csv: expected a file name that ends in .pth or .pt",
+        (people, tmp_path / "d.pth"): f"{tmp_path}/d.pth: expected a file name that ends in .pth or .pt",
+        (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with a stopped run, --overwrite replaces it",
+        (people, out): f"{out}: exists; --resume goes on with a stopped run, --overwrite replaces it"}  # fmt: skip
+    for (faces, path, *more), message in expected.items():
+        assert refused("--faces", faces, "--out", path, *SMALL, *more) == [f"Error: {message}"]
+    assert (tmp_path / "x.pth").read_text() == "mine" and not w.exists()
+    result = invoke("pretrain", "--out", w)
+    assert result.exit_code == 2 and "Missing option '--faces'" in result.stderr
+    result = invoke("pretrain", "--out", w, "--faces", people, "--pairs", "x")
+    assert result.exit_code == 2 and "--pairs and --pairs-root go together" in result.stderr
+    result = invoke("pretrain", "--out", w, "--faces", people, "--resume", "--overwrite")
+    assert result.exit_code == 2 and "exclude each other" in result.stderr
+
+
+def test_a_resumed_run_keeps_its_options_and_its_images(run, people, tmp_path):
+    out, faces = tmp_path / "w.pth", tmp_path / "faces"
+    shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+    assert refused("--out", out, "--resume", "--weight-decay", 0.1) == [
+        f"Error: {tmp_path}/w.last.pt: its run has --weight-decay 0.0005, not 0.1; a resumed run keeps its options"]  # fmt: skip
+    shutil.copytree(people, faces)
+    (faces / "00008/005.jpg").unlink()
+    lines = refused("--out", out, "--resume", "--faces", faces)
+    assert lines == [f"Error: {faces}: not the images that {tmp_path}/w.last.pt was trained on"]
+    torch.save({"net": {}}, tmp_path / "w.last.pt")
+    assert refused("--out", out, "--resume") == [f"Error: {tmp_path}/w.last.pt: not a run of `mmlfer pretrain`"]
+
+
+# ---------------------------------------------------------------- two processes
+
+PLAIN_NET = """
+import sys, types
+import numpy as np
+import torch
+from mmlfer_commands import pretrain
+
+def small(arch):  # without BatchNorm: its statistics are each process's own on the CPU
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512), torch.nn.Tanh())
+
+pretrain.make_backbone = small
+torch.nn.BatchNorm1d = lambda features: torch.nn.Identity()
+opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=1.0, momentum=0.9, epochs=2,
+                            weight_decay=0.01, warmup=0, loss="cosface", margin=0.35, scale=16.0, workers=0,
+                            size=32, skip_bad_images=False)
+world = pretrain.join_world("cpu")
+source, _ = pretrain.read_people(sys.argv[1])
+images = pretrain.Images(source, np.arange(40), source.labels, 32)
+run = pretrain.Pretraining(opt, 8, 40, world)
+class Calm: number = 0
+pretrain.pretrain_epoch(run, images, Calm)
+state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
+torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
+"""
+
+
+def torchrun(*args, cwd, processes=2):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
+    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300,
+                          env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
+    script = tmp_path / "plain.py"
+    script.write_text(PLAIN_NET)
+    for processes in (1, 2):
+        result = torchrun(script, people, tmp_path, cwd=tmp_path, processes=processes)
+        assert result.returncode == 0, result.stderr
+    alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    assert same(first["net"], second["net"]) and same(first["totals"], second["totals"])
+    for a, b in zip(alone["grad"], first["grad"]):
+        assert a.norm() > 0 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+    assert all(torch.allclose(v, first["net"][k], rtol=1e-3, atol=1e-5) for k, v in alone["net"].items())
+    assert first["totals"][0] / 2 == pytest.approx(float(alone["totals"][0]), rel=1e-3)
+
+
+def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
+    out = tmp_path / "w.pth"
+    result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", out, "--epochs", 2, *SMALL[:-6],
+                      "--workers", 1, cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [str(people), "epoch 1", "epoch 2", str(out)]
+    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
+    assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
+    result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", tmp_path / "b.pth", "--batch-size", 9,
+                      *SMALL[:4], cwd=tmp_path)  # fmt: skip
+    assert result.returncode != 0 and "Error: --batch-size 9: not a multiple of torchrun's 2 processes" in result.stderr
