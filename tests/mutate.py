@@ -367,7 +367,7 @@ def run_tests(tests, folder):
     tempfile.tempdir = str(folder)
     with open(folder / "output", "w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
-    sys.exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])))
+    sys.exit(int(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests])))
 
 
 def try_tests(tree, tests, fault=None):
