@@ -366,8 +366,9 @@ def synthesize(out, n, stats, labels, size, seed):
         jobs = [(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
                 for i, (name, row) in enumerate(zip(names, aus))]
         workers = min(os.cpu_count(), 1 + len(jobs) // 200)  # a process takes a second to start
-        for _ in progress(in_processes(workers, write_face, jobs, 4), "drawing", len(jobs),
-                          unit=" faces"):
+        faces = (in_processes(workers, write_face, jobs, 4) if workers > 1 else
+                 map(write_face, jobs))
+        for _ in progress(faces, "drawing", len(jobs), unit=" faces"):
             pass
 
 
