@@ -100,6 +100,8 @@ def plot_stats(tables, path):
     with the same columns."""
     plt = pyplot()
     columns = np.flatnonzero(np.any([(p >= OBSERVED).any(0) for *_, p in tables], 0))
+    if not len(columns):
+        raise InputError(f"{path}: nothing to draw, no AU is at 20 % or more")
     figure, axes = plt.subplots(len(tables), 1, figsize=(8.5, 4.6 * len(tables)), squeeze=False,
                                 layout="constrained")
     for axis, (title, names, p) in zip(axes[:, 0], tables):

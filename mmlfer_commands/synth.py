@@ -350,8 +350,8 @@ def in_processes(workers, function, jobs, chunk=1, **options):
 def draw_all(jobs):
     """write_face for each job, on all cores."""
     workers = min(os.cpu_count(), 1 + len(jobs) // 200)  # a process takes a second to start
-    for _ in progress(in_processes(workers, write_face, jobs, 4), "drawing", len(jobs),
-                      unit=" faces"):
+    faces = in_processes(workers, write_face, jobs, 4) if workers > 1 else map(write_face, jobs)
+    for _ in progress(faces, "drawing", len(jobs), unit=" faces"):
         pass
 
 

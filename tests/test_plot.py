@@ -1,52 +1,154 @@
 """Figures of a run."""
 
-import shutil
+import csv
+import json
+import sys
 
 import numpy as np
 import pytest
+import yaml
 from conftest import invoke
 from PIL import Image
 
+import mmlfer
 from mmlfer_commands import plot
 
 
-def test_figures_of_a_run(trained, faces_folder, tmp_path):
-    out, _ = trained
-    assert invoke("plot", out).output.split() == [f"{out}/curves.png", f"{out}/confusion.png"]
-    faces = sorted((faces_folder / "aligned").iterdir())[:2]
-    result = invoke("gradcam", "--ckpt", out / "best.pt", *faces, "--out", tmp_path / "g.foo")
-    assert result.exit_code == 1 and "name it like figure.png" in result.stderr
-    result = invoke("gradcam", "--ckpt", out / "best.pt", "--ckpt", out / "last.pt", *faces, "--out", tmp_path / "g.png")
-    assert result.exit_code == 0, result.output
-    for path in (out / "curves.png", out / "confusion.png", tmp_path / "g.png"):
-        picture = np.asarray(Image.open(path).convert("L"))
-        assert min(picture.shape) > 500 and picture.std() > 10
-        path.unlink()
+@pytest.fixture
+def run(tmp_path):
+    """A folder as `train` leaves it: three epochs of 169 steps, 40 test images."""
+    out = tmp_path / "run"
+    out.mkdir()
+    confusion = np.zeros((14, 14), int)
+    confusion[0, [0, 1]], confusion[1, [0, 1, 2]], confusion[13, 13] = (15, 5), (4, 2, 4), 10
+    numbers = {"confusion": confusion.tolist(), "accuracy": 27 / 40, "diag": (15 / 20 + 2 / 10 + 1) / 3}
+    (out / "test.json").write_text(json.dumps({"best": numbers, "last": {}}))
+    (out / "config.yaml").write_text(yaml.safe_dump({"method": "mml", "steps_per_epoch": 169}))
+    with open(out / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "train_loss_emo", "val_acc", "val_diag", "w_au", "w_am", "lr"])
+        writer.writeheader()
+        for epoch, w_au in ((1, 0.5), (2, 0.4), (3, 0.3)):
+            writer.writerow({"epoch": epoch, "train_loss_emo": 2, "val_acc": epoch / 4, "val_diag": 0.1 * epoch,
+                             "w_au": w_au, "w_am": 0.2, "lr": 0.001})  # fmt: skip
+    return out
 
 
-@pytest.mark.parametrize("name,text", [("config.yaml", "a: [1"), ("config.yaml", "text"), ("test.json", "[]"),
-                                       ("log.csv", "a,b\n1,2\n")])  # fmt: skip
-def test_plot_refuses_what_is_no_run(trained, tmp_path, name, text):
-    for file in ("config.yaml", "test.json", "log.csv"):
-        shutil.copy(trained[0] / file, tmp_path)
-    (tmp_path / name).write_text(text)
-    result = invoke("plot", tmp_path)
-    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}: not a finished run")
+@pytest.fixture
+def kept(monkeypatch):
+    """{file name: figure} of what is drawn; nothing is written."""
+    figures = {}
+    monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: figures.setdefault(path.name, figure))
+    yield figures
+    plot.pyplot().close("all")
 
 
-def test_curves_have_the_right_axes(tmp_path, monkeypatch):
-    kept = []
-    monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: kept.append(figure))
-    log = [{"epoch": e, "val_acc": e / 4, "val_diag": 0.1, "w_au": 0.5, "w_am": 0.2} for e in (1, 2, 3)]
-    plot.plot_curves(log, 169, tmp_path / "c.png")
-    left, right = kept[0].axes
-    assert left.get_xlabel() == right.get_xlabel() == "iteration" and right.get_ylabel() == "weight"
-    assert left.lines[0].get_xdata().tolist() == [169, 338, 507]
-    assert left.lines[0].get_ydata().tolist() == [25, 50, 75]
-    assert [line.get_ydata()[0] for line in right.lines] == [0.5, 0.2]
+def check_picture(path):
+    """Large enough, not empty, and white all around: nothing is cut off."""
+    picture = np.asarray(Image.open(path).convert("L"))
+    assert min(picture.shape) > 500 and picture.std() > 10
+    assert all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
 
 
-def test_without_matplotlib_a_line_says_how_to_get_it(trained, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    result = invoke("plot", trained[0])
-    assert result.stderr == "Error: figures need matplotlib: pip install -e '.[plot]'\n"
+def test_figures_of_a_run(run):
+    result = invoke("plot", run)
+    assert (result.stdout, result.stderr) == (f"{run}/curves.png\n{run}/confusion.png\n", "")
+    for name in ("curves.png", "confusion.png"):
+        check_picture(run / name)
+    assert invoke("plot", run).exit_code == 0  # again, over its own
+
+
+def test_curves_are_the_log(run, kept):
+    invoke("plot", run)
+    left, right = kept["curves.png"].axes
+    assert left.get_xlabel() == right.get_xlabel() == "iteration"
+    assert (left.get_ylabel(), right.get_ylabel()) == ("%", "weight")
+    drawn = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for a in (left, right) for line in a.lines}
+    x = [169, 338, 507]
+    assert {k: xs for k, (xs, _) in drawn.items()} == dict.fromkeys(drawn, x)
+    for name, y in (("validation Acc.", [25, 50, 75]), ("validation Diag.", [10, 20, 30]),
+                    (r"mean $\omega^{AU}$", [0.5, 0.4, 0.3]), (r"mean $\omega^{AM}$", [0.2] * 3)):  # fmt: skip
+        assert drawn.pop(name)[1] == pytest.approx(y)
+    assert not drawn
+    for axis in (left, right):
+        assert axis.get_legend() and axis.get_xlim()[0] <= 169 and axis.get_xlim()[1] >= 507
+        assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_weights_above_1_are_within_the_picture(run, kept):
+    text = (run / "log.csv").read_text()
+    (run / "log.csv").write_text(text.replace(",0.3,0.2,", ",5.0,0.2,"))
+    invoke("plot", run)
+    low, high = kept["curves.png"].axes[1].get_ylim()
+    assert low < 0 and high > 5
+
+
+def test_confusion_is_shown_as_shares_of_each_row(run, kept):
+    invoke("plot", run)
+    axis = kept["confusion.png"].axes[0]
+    share = axis.images[0].get_array()
+    assert share.shape == (14, 14)
+    rows = {(k, j): float(v) for (k, j), v in np.ndenumerate(share) if v}
+    assert rows == {(0, 0): 75, (0, 1): 25, (1, 0): 40, (1, 1): 20, (1, 2): 40, (13, 13): 100}
+    counts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axis.texts}
+    assert counts == {(0, 0): "15", (0, 1): "5", (1, 0): "4", (1, 1): "2", (1, 2): "4", (13, 13): "10"}
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true (images)")
+    assert [t.get_text() for t in axis.get_xticklabels()] == list(mmlfer.EMOTIONS)
+    n = dict(zip(mmlfer.EMOTIONS, [20, 10, *[0] * 11, 10]))
+    assert [t.get_text() for t in axis.get_yticklabels()] == [f"{e} ({c})" for e, c in n.items()]
+    assert axis.get_title() == "40 test images, Acc. 67.50 %, Diag. 65.00 %"
+
+
+def test_of_an_unfinished_run_the_curves(run):
+    (run / "test.json").unlink()
+    result = invoke("plot", run)
+    assert (result.exit_code, result.stdout) == (0, f"{run}/curves.png\n")
+    assert result.stderr == (f"{run}: not tested yet (no test.json), and so no confusion.png; `mmlfer train --resume` "
+                             "finishes it\n")  # fmt: skip
+    assert not (run / "confusion.png").exists()
+
+
+HEADER = "epoch,val_acc,val_diag,w_au,w_am\n"
+ROWS = "[" + ",".join(["[" + ",".join(["0"] * 14) + "]"] * 14) + "]"
+
+
+def best(confusion=ROWS, accuracy="0", diag="0"):
+    return f'{{"best": {{"confusion": {confusion}, "accuracy": {accuracy}, "diag": {diag}}}}}'
+
+
+
+@pytest.mark.parametrize("name,text", [
+    ("config.yaml", "a: [1"), ("config.yaml", "text"), ("config.yaml", ""), ("config.yaml", "steps_per_epoch: 1.5"),
+    ("config.yaml", "steps_per_epoch: 0"), ("config.yaml", "steps_per_epoch: true"), ("config.yaml", "steps_per_epoch: 1" + 400 * "0"),
+    ("config.yaml", "[" * 3000), ("config.yaml", "!!python/object/apply:os.system ['true']"), ("config.yaml", b"\xff\xfe\0"),
+    ("log.csv", "a,b\n1,2\n"), ("log.csv", ""), ("log.csv", HEADER), ("log.csv", HEADER + "1,x,0,0,0\n"), ("log.csv", HEADER + "1,0.1\n"),
+    ("log.csv", HEADER + "1,nan,0,0,0\n"), ("log.csv", HEADER + "1,0,0,1e999,0\n"), ("log.csv", b"\xff" + HEADER.encode()),
+    ("test.json", "[]"), ("test.json", "{"), ("test.json", "[" * 100000), ("test.json", '{"best": null}'),
+    ("test.json", '{"best": {"confusion": null}}'), ("test.json", '{"best": {"confusion": [[1, 2]]}}'),
+    ("test.json", best('"text"')), ("test.json", best(accuracy='"x"')), ("test.json", best(accuracy="NaN")),
+    ("test.json", best(diag="1e400")), ("test.json", best(diag="null")), ("test.json", best(ROWS.replace("0", "-1", 1))),
+    ("test.json", best(ROWS.replace("0", "1" + 400 * "0", 1))), ("test.json", best(ROWS.replace("0", "null", 1))),
+    ("test.json", best(ROWS.replace("0", '"a"', 1))), ("test.json", best(ROWS.replace("0", "[]", 1))),
+])  # fmt: skip
+def test_a_file_that_train_does_not_write_is_named(run, name, text):
+    (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = invoke("plot", run)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and len(result.stderr) < 400
+    assert result.stderr.startswith(f"Error: {run}/{name}: not as `train` writes it (")
+    assert not list(run.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["log.csv", "config.yaml"])
+def test_a_folder_that_is_no_run(run, name):
+    (run / name).unlink()
+    assert invoke("plot", run).stderr == f"Error: {run}/{name}: not there; give the folder of a run of `train`\n"
+
+
+def test_a_picture_that_cannot_be_written(run):
+    (run / "curves.png").mkdir()
+    result = invoke("plot", run)
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {run}/curves.png: cannot be written (Is a directory)")
+
+
+def test_without_matplotlib_a_line_says_how_to_get_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert invoke("plot", run).stderr == "Error: figures need matplotlib: pip install -e '.[plot]'\n"

@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 import yaml
-from conftest import invoke
+from conftest import invoke, write_labels_as
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import build, stats
+from mmlfer_commands import build, plot, stats
 
 
 def naive_frequencies(folder):
@@ -52,13 +52,101 @@ def test_statistics_written_are_statistics_read(tmp_path):
 
 def test_lab_against_wild_gives_the_papers_observations():
     lab, wild = mmlfer.load_stats("lab"), mmlfer.load_stats("wild")
-    text = stats.observations(wild, lab)
-    assert "observed here only: AU 16, 27" in text
-    assert "observed there only: AU 7, 15, 17" not in text and "AU 7, 15, 20, 24" in text
-    assert "AU 12 in 4 and AU 25 in 11" in text
+    assert stats.observations(wild, [1] * 14, lab).splitlines() == [
+        "here: 13 observed AUs; AU 12 in 10 and AU 25 in 14 expressions; mean activated AUs 0.73 prototypical + 2.12 "
+        "variant = 2.85 observed",
+        "observed here only: AU 16, 27", "observed there only: AU 7, 15, 20, 24",
+        "there: 15 observed AUs; AU 12 in 4 and AU 25 in 11 expressions; mean activated AUs "
+        "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*stats.au_sums(lab))]  # fmt: skip
+    for (low, high), table in (((0.2, 0.7), wild), ((0.2, 0.7), lab)):
+        sums = [sum(p for p in row if p >= high) for row in table], [sum(p for p in row if low <= p < high) for row in table]
+        assert stats.au_sums(table) == pytest.approx([np.mean(sums[0]), np.mean(sums[1]), np.mean(sums[0]) + np.mean(sums[1])])
 
 
-def test_heat_map_has_both_tables(faces_folder, tmp_path):
+def test_expressions_without_images_or_aus_are_named(tmp_path):
+    rows = [f"{i}.jpg" for i in range(30)]  # expressions 0..11; of 3 every AU is below 20 %, 12 and 13 have no image
+    build.write_labels(tmp_path, rows, [i % 12 for i in range(30)], [0] * 30, ["null" if i % 12 == 3 else "12" for i in range(30)])
+    result = invoke("stats", "--data", tmp_path, "--plot", tmp_path / "h.png", "--out", tmp_path / "s.yaml")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1] == ("no observed AU, and so not for --stats: sadly angry (3 images), happily fearful "
+                                              "(0 images), happily sad (0 images)")  # fmt: skip
+    assert "mean activated AUs 0.92 prototypical" in result.stdout and "nan" not in result.output.lower()
+    with pytest.raises(mmlfer.InputError, match="sadly angry: no AU of 0.2 or more"):
+        mmlfer.load_stats(str(tmp_path / "s.yaml"))
+
+
+def test_statistics_of_labels_without_any_au(tmp_path):
+    write_labels_as(tmp_path, "1.jpg 0\n", "1.jpg 0\n", "1.jpg null\n")
+    result = invoke("stats", "--data", tmp_path, "--plot", tmp_path / "h.png")
+    assert result.exit_code == 1 and result.stderr.endswith(f"Error: {tmp_path}/h.png: nothing to draw, no AU is at 20 % or more\n")
+    assert "here: 0 observed AUs; AU 12 in 0 and AU 25 in 0 expressions" in result.stdout
+    result = invoke("stats", "--data", tmp_path, "--split", "val")
+    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/RAFCE_partition.txt: no val images\n"
+
+
+def test_statistics_of_one_partition(faces_folder, tmp_path):
+    labels = mmlfer.load_labels(faces_folder)
+    for split, code in (("train", 0), ("test", 1), ("val", 2)):
+        result = invoke("stats", "--data", faces_folder, "--split", split)
+        n = [int(((labels.split == code) & (labels.y_emo == k)).sum()) for k in range(14)]
+        assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:16]] == [
+            f"{e} ({c})" for e, c in zip(mmlfer.EMOTIONS, n)]  # fmt: skip
+
+
+def test_yaml_on_standard_output_stands_alone(faces_folder, tmp_path):
+    assert invoke("stats", "--data", faces_folder, "--out", tmp_path / "s.yaml").exit_code == 0
+    result = invoke("stats", "--data", faces_folder, "--out", "-")
+    assert result.exit_code == 0 and result.stdout == (tmp_path / "s.yaml").read_text()
+    assert "| happily surprised" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+@pytest.mark.parametrize("name", [*mmlfer.LABEL_FILES, "aligned/0001_aligned.jpg", "mine.yaml"])
+def test_outputs_over_inputs_are_refused(faces_folder, tmp_path, option, name):
+    data = tmp_path / "rafce"
+    shutil.copytree(faces_folder, data)
+    shutil.copy(mmlfer.HERE / "stats/wild.yaml", data / "mine.yaml")
+    before = (data / name).read_bytes()
+    result = invoke("stats", "--data", data, "--against", data / "mine.yaml", option, data / name)
+    assert result.exit_code == 1 and result.stderr == (
+        f"Error: {data / name}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+    assert (data / name).read_bytes() == before and not result.stdout
+
+
+def test_a_folders_name_stays_within_its_comment(faces_folder, tmp_path):
+    data = tmp_path / "odd\nname: {12: 1.0}"
+    shutil.copytree(faces_folder, data)
+    assert invoke("stats", "--data", data, "--out", tmp_path / "s.yaml").exit_code == 0
+    assert list(yaml.safe_load((tmp_path / "s.yaml").read_text())) == list(mmlfer.EMOTIONS)
+
+
+def test_heat_map_shows_both_tables(faces_folder, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(stats, "save_figure", lambda plt, figure, path: kept.append(figure))
     result = invoke("stats", "--data", faces_folder, "--against", "lab", "--plot", tmp_path / "h.png")
     assert result.exit_code == 0, result.output
-    assert Image.open(tmp_path / "h.png").size[0] > 800
+    here, there = [axis for axis in kept[0].axes if axis.images]
+    naive = naive_frequencies(faces_folder)
+    lab = yaml.safe_load((mmlfer.HERE / "stats/lab.yaml").read_text())
+    aus = [int(label.get_text().removeprefix("AU ")) for label in here.get_xticklabels()]
+    for axis, p_of, title in ((here, lambda e, au: naive.get((e, au), 0), f"{faces_folder.name} (all)"),
+                              (there, lambda e, au: lab[e].get(au, 0), "lab")):  # fmt: skip
+        assert axis.get_title() == f"{title}: observed AUs (20 % or more)"
+        shown = axis.images[0].get_array().filled(0)
+        wanted = [[100 * p if (p := p_of(e, au)) >= 0.2 else 0 for au in aus] for e in mmlfer.EMOTIONS]
+        assert np.allclose(shown, wanted)
+        written = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axis.texts}
+        assert written == {(k, j): f"{v:.0f}" for (k, j), v in np.ndenumerate(wanted) if v}
+        assert [t.get_text().split(" (")[0] for t in axis.get_yticklabels()] == list(mmlfer.EMOTIONS)
+    everywhere = {au for (_, au), p in naive.items() if p >= 0.2} | {au for row in lab.values() for au, p in row.items() if p >= 0.2}
+    assert aus == sorted(everywhere - {11})
+
+
+def test_heat_map_is_a_picture_with_nothing_cut_off(tmp_path):
+    table = mmlfer.load_stats("wild")
+    stats.plot_stats([("a" * 60, mmlfer.EMOTIONS, table), ("$x$_^", mmlfer.EMOTIONS, table)], tmp_path / "h.png")
+    picture = np.asarray(Image.open(tmp_path / "h.png").convert("L"))
+    assert picture.std() > 30 and all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
+    with pytest.raises(mmlfer.InputError, match="h.foo: no format of a figure .* name it like figure.png"):
+        stats.plot_stats([("a", mmlfer.EMOTIONS, table)], tmp_path / "h.foo")
+    plot.pyplot().close("all")
