@@ -32,6 +32,7 @@ PAPER = {  # Acc. / Diag. by method and statistics
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
 }  # fmt: skip
 SEARCHED = ("rho", "rho_am")
+OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
 DRAWS = 10_000  # of the bootstrap
 
 # ---------------------------------------------------------------- finished runs
@@ -177,19 +178,22 @@ def gather(runs):
     return rows
 
 
+def differs(trait, row, rows):
+    """Whether other rows have another value: those of the row's name in what methods have of
+    their own, such as what is searched for each; all rows in everything else."""
+    if trait == "options":  # unknown here; known elsewhere?
+        return any(trait not in other.traits for other in rows)
+    age = "options" in row.traits
+    peers = [other.traits for other in rows if ("options" in other.traits) == age
+             and (other.name == row.name or (trait in other.traits and trait not in OWN))]
+    return any(traits.get(trait, (None,))[0] != row.traits[trait][0] for traits in peers)
+
+
 def title(row, rows):
-    """A row's name and the traits that tell it from other rows: from those of its name in what
-    methods have of their own, from all in everything else."""
-    parts, old = [row.name], "options" in row.traits
-    for trait, (value, shown) in row.traits.items():
-        own = trait in ("form", "statistics", *SEARCHED)
-        peers = [other for other in rows if ("options" in other.traits) == old
-                 and (other.name == row.name or (trait in other.traits and not own))]
-        others = {other.traits.get(trait, (None,))[0]
-                  for other in (rows if trait == "options" else peers)}
-        if others != {value}:
-            parts.append(f"{trait.replace('_', '-')} {shown}")
-    return ", ".join(parts)
+    """A row's name, and the traits that tell it from others."""
+    traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
+              if differs(trait, row, rows)]
+    return ", ".join([row.name, *traits])
 
 
 def read_rows(folder):

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from conftest import invoke, run_program
+from conftest import invoke
 
 import mmlfer
 from mmlfer_commands import table
@@ -128,10 +128,10 @@ def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
 
 
 def test_a_pipe_named_test_json_is_passed_over(tmp_path):
-    fake_run(tmp_path, "stl", "wild", 0, [0], [0])
+    run = fake_run(tmp_path, "stl", "wild", 0, [0], [0])
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe/test.json")
-    assert run_program("table", tmp_path, "--out", "-", timeout=60).returncode == 0
+    assert table.find_files(tmp_path, "test.json") == [run / "test.json"]
 
 
 def test_table_refuses_what_it_cannot_put_in_one_table(tmp_path):
@@ -283,6 +283,14 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     assert lines[2].startswith("| mml wild - stl | 2 | +45.00 [+") and lines[2].count("**signal**") == 2
     assert lines[2].endswith(" | 20:0 p<0.001, 16:0 p<0.001 |")
     assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")
+
+
+def test_each_measure_has_its_own_bootstrap(tmp_path):
+    for seed in (0, 1):  # alike: the first case of test_interval_by_hand
+        fake_run(tmp_path, "mml", "wild", seed, [0, 0, 1, 2], [0, 0, 1, 1])
+        fake_run(tmp_path, "stl", "wild", seed, [2, 2, 2, 2], [0, 0, 1, 1])
+    assert table_of(tmp_path).endswith(
+        "| mml wild - stl | 2 | +75.00 [+25.00, +100.00] **signal** | +75.00 [+50.00, +100.00] **signal** | 3:0 p=0.250, 3:0 p=0.250 |\n\n")
 
 
 def test_a_loss_is_signal_as_well(tmp_path):
