@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import os
 import re
 import shutil
 import signal
@@ -212,7 +213,7 @@ def test_margins_match_a_naive_loop(loss, margin):
                 t = math.acos(c) + margin
                 c = c - margin if loss == "cosface" else math.cos(t) if t <= math.pi else -2 - math.cos(t)
             assert float(moved[i, j]) == pytest.approx(c, abs=1e-9)
-    assert (cosines.gather(1, y[:, None]).acos() + margin > math.pi).sum() > 2  # ArcFace's far side is met
+    assert (cosines.gather(1, y[:, None]).acos() + 0.5 > math.pi).sum() > 2  # ArcFace's far side is met
 
 
 def test_arcface_falls_as_the_angle_grows_and_its_gradient_is_finite_at_the_ends():
@@ -569,18 +570,21 @@ torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
 """
 
 
-def torchrun(*args, cwd, processes=2):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
-    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300,
-                          env={**__import__("os").environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})  # fmt: skip
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(*args, cwd):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
+                          env=ENVIRONMENT)  # fmt: skip
 
 
 def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(PLAIN_NET)
-    for processes in (1, 2):
-        result = torchrun(script, people, tmp_path, cwd=tmp_path, processes=processes)
-        assert result.returncode == 0, result.stderr
+    subprocess.run([sys.executable, script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
+    result = torchrun(script, people, tmp_path, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
     assert same(first["net"], second["net"]) and same(first["totals"], second["totals"])
     for a, b in zip(alone["grad"], first["grad"]):
@@ -597,6 +601,10 @@ def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [str(people), "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
     assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
-    result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", tmp_path / "b.pth", "--batch-size", 9,
-                      *SMALL[:4], cwd=tmp_path)  # fmt: skip
-    assert result.returncode != 0 and "Error: --batch-size 9: not a multiple of torchrun's 2 processes" in result.stderr
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(people):
+    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32)
+    with pytest.raises(mmlfer.InputError) as error:
+        pretrain.prepare(opt, pretrain.World(1, 2, torch.device("cpu")))
+    assert str(error.value) == "--batch-size 9: not a multiple of torchrun's 2 processes"

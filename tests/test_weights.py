@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_safetensors(source, tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(mmlfer.InputError, match=re.escape(f"{path}: not a checkpoint that can be read safely")):
         mmlfer.start_base_net(str(path))
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.start_base_net(str(path))
     assert str(error.value) == f"{path}: reading it takes: pip install safetensors"
