@@ -101,6 +101,7 @@ METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta
     "am": (1.0, "rho", "rho_am"),  # Eq. 10
     "mml": (1.0, "meta", "meta"),  # Eq. 11
 }
+LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"  # the remedy for divergence
 
 
 class InputError(ValueError):
@@ -662,14 +663,6 @@ def read_labels(path, parse, fields=1):
     return rows
 
 
-def same_images(one, path_one, other, path_other):
-    """Complain of the first row of one label file that the other lacks."""
-    for name, (number, _) in one.items():
-        if name not in other:
-            raise InputError(f"{path_one}:{number}: {name} is not in {path_other}; "
-                             "the label files must list the same images")
-
-
 def one_image_a_row(rows, path):
     """Complain of two rows that share an image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
     seen = {}
@@ -689,10 +682,13 @@ def load_labels(folder):
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
     parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
-    emo, split, aus = (read_labels(path, parse) for path, parse in zip(paths, parsers))
-    for other, path in ((split, paths[1]), (aus, paths[2])):
-        same_images(emo, paths[0], other, path)
-        same_images(other, path, emo, paths[0])
+    files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
+    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
+        for name, (number, _) in files[i].items():
+            if name not in files[j]:
+                raise InputError(f"{paths[i]}:{number}: {name} is not in {paths[j]}; "
+                                 "the label files must list the same images")
+    emo, split, aus = files
     one_image_a_row(emo, paths[0])
     names = list(emo)
     y_au = np.zeros((len(names), len(AUS)), np.uint8)
@@ -788,8 +784,7 @@ def decode(paths, size, desc="decoding"):
     bar = progress(total=len(paths), desc=desc, unit=" faces")
     with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), AHEAD):
-            chunk = paths[start : start + AHEAD]
-            for image in pool.map(lambda path: try_read(path, size), chunk):
+            for image in pool.map(lambda path: try_read(path, size), paths[start : start + AHEAD]):
                 bar.update()
                 yield image
 
@@ -1013,7 +1008,7 @@ def predict_faces(net, images, batch=64):
     p_emo, p_au = torch.cat([z for z, _ in outputs]).softmax(1), torch.cat([z for _, z in outputs])
     if not (p_emo.isfinite().all() and p_au.isfinite().all()):
         raise InputError("the net's outputs are not finite: its training diverged; train anew with "
-                         "lower --lr-backbone, --lr-heads or --lr-meta")
+                         f"{LOWER_RATES}")
     return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
@@ -1031,9 +1026,8 @@ def evaluate(net, faces, config):
     p_emo, p_au = predict_faces(net, faces.images)
     pred = p_emo.argmax(1)
     numbers = expression_metrics(confusion_matrix(faces.y_emo, pred))
-    aus = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
-    if trains_aus(config):
-        aus = au_metrics(faces.y_au, p_au > 0.5)
+    untrained = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
+    aus = au_metrics(faces.y_au, p_au > 0.5) if trains_aus(config) else untrained
     return {**numbers, **aus, "pred": pred.tolist()}
 
 
@@ -1066,6 +1060,9 @@ def report(numbers):
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
 
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
+              "template")  # a checkpoint's, beside the parts' and the trace
+
     def __init__(self, cfg, steps, state=None):
         """A new run of so many steps an epoch, or the run whose last.pt's content is given."""
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
@@ -1073,15 +1070,10 @@ class Run:
         self.form = {"auto": "lab" if cfg.stats == "lab" else "wild"}.get(cfg.form, cfg.form)
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        if state:
-            self.net, self.origin = make_base_net(cfg.arch), ""
-        else:
-            self.net, self.origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr,
-                                                   cfg.weights_norm)
+        start = cfg.weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm
+        self.net, self.origin = (make_base_net(cfg.arch), "") if state else start_base_net(*start)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
-        if self.meta:
-            self.meta.to(self.device)
         if self.meta:
             self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
@@ -1099,15 +1091,14 @@ class Run:
     def state(self):
         """Everything that a resumed run needs."""
         parts = {name: part.state_dict() for name, part in self.parts().items()}
-        return {**inference_state(self), **parts, "trace": self.trace.cpu(),
-                **{name: getattr(self, name) for name in ("step", "elapsed", "log", "hypergrad")}}
+        values = {name: getattr(self, name) for name in self.VALUES}
+        return {**inference_state(self), **parts, **values, "trace": self.trace.cpu()}
 
     def restore(self, state):
         """Go on where a checkpoint stands."""
         for name, part in self.parts().items():
             part.load_state_dict(state[name])
-        for name in ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
-                     "template"):
+        for name in self.VALUES:
             setattr(self, name, state[name])
         self.trace.copy_(state["trace"])
 
@@ -1172,7 +1163,7 @@ def check_weights(net, where):
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
             raise InputError(f"{where}: {name} is not finite: training diverged; train anew with "
-                             "lower --lr-backbone, --lr-heads or --lr-meta")
+                             f"{LOWER_RATES}")
 
 
 def save_checkpoint(state, path):
@@ -1239,25 +1230,22 @@ def check_finite(run, upto):
     bad = ~torch.isfinite(run.trace[:upto].cpu())
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
-        raise InputError(
-            f"epoch {run.epoch + 1}, step {step + 1}: {STEP[column]} is not finite. The last "
-            "checkpoint is as it was; start anew (--overwrite) with lower --lr-backbone, "
-            "--lr-heads or --lr-meta")
+        where = f"epoch {run.epoch + 1}, step {step + 1}"
+        raise InputError(f"{where}: {STEP[column]} is not finite. The last checkpoint is as it "
+                         f"was; start anew (--overwrite) with {LOWER_RATES}")
 
 
 def train_epoch(run, batches, interrupts, out):
     """The rest of one epoch; returns early, its checkpoint written, when interrupted."""
     every = 1 if run.device.type == "cpu" else FETCH
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    bar = progress(total=run.steps, initial=run.step, unit=" steps",
-                   desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}")
-    with bar:
+    desc = f"epoch {run.epoch + 1}/{run.cfg.epochs}"
+    with progress(total=run.steps, initial=run.step, unit=" steps", desc=desc) as bar:
         for i in range(run.step, run.steps):
             index, flip, val_index, val_flip = plan[i]
-            batch, val = batches.take(index, flip), None
-            if run.meta:
-                val = batches.take(val_index, val_flip)
-                run.hypergrad = choose_hypergrad(run, batch, val)
+            batch = batches.take(index, flip)
+            val = batches.take(val_index, val_flip) if run.meta else None
+            run.hypergrad = choose_hypergrad(run, batch, val)
             run.trace[i] = torch.stack(train_step(run, batch, val))
             if run.scheduler:
                 run.scheduler.step()
@@ -1514,11 +1502,6 @@ def config_options(command):
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 json_option = click.option("--json", "as_json", is_flag=True,
                            help="Print JSON and nothing else on standard output.")
-skip_option = click.option("--skip-bad-images", "skip_bad", is_flag=True,
-                           help="Go on without images that cannot be read.")
-
-
-KEYWORDS = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
 
 
 @main.command(cls=Grouped, epilog="""\b
@@ -1541,8 +1524,9 @@ def train(ctx, out, resume, overwrite, **options):
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
-    for name, keywords in KEYWORDS.items():  # paths hold wherever the run is resumed from
-        if options[name] and options[name] not in keywords and Path(options[name]).exists():
+    keywords = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+    for name, words in keywords.items():  # paths hold wherever the run is resumed from
+        if options[name] and options[name] not in words and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     if not (resume or overwrite):
         check_folder(out)
@@ -1567,7 +1551,8 @@ def train(ctx, out, resume, overwrite, **options):
 @click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
 @json_option
 @device_option
-@skip_option
+@click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
+              "cannot be read.")
 def eval_command(ckpt, data, split, as_json, device, skip_bad):
     """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device)

@@ -157,7 +157,7 @@ FAULTS = [
     Fault("byte-order-mark", M, 'encoding="utf-8-sig"', 'encoding="utf-8"', "labels"),
     Fault("doubled-rows", M, "if rows.get(parts[0], (0, value))[1] != value:", "if False:",
           "data::test_broken_label_files_end_in_one_line[twice]"),
-    Fault("missing-rows", M, "        same_images(other, path, emo, paths[0])\n", "",
+    Fault("missing-rows", M, "for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):", "for i, j in ((0, 1), (0, 2)):",
           "data::test_broken_label_files_end_in_one_line[extra row]"),
     Fault("code-too-high", M, "int(text) > top", "int(text) > top + 1",
           "data::test_broken_label_files_end_in_one_line[partition 3]"),
