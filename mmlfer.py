@@ -65,12 +65,10 @@ def lazy_import(name):
 torch = lazy_import("torch")
 
 HERE = Path(__file__).resolve().parent
-EMOTIONS = (
-    "happily surprised", "happily disgusted", "sadly fearful", "sadly angry", "sadly surprised",
-    "sadly disgusted", "fearfully angry", "fearfully surprised", "fearfully disgusted",
-    "angrily surprised", "angrily disgusted", "disgustedly surprised", "happily fearful",
-    "happily sad",
-)
+EMOTIONS = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
+            "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
+            "fearfully disgusted", "angrily surprised", "angrily disgusted",
+            "disgustedly surprised", "happily fearful", "happily sad")
 AU_NAMES = {
     1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser",
     6: "cheek raiser", 7: "lid tightener", 9: "nose wrinkler", 10: "upper lip raiser",
@@ -101,7 +99,8 @@ METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta
     "am": (1.0, "rho", "rho_am"),  # Eq. 10
     "mml": (1.0, "meta", "meta"),  # Eq. 11
 }
-LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"  # the remedy for divergence
+LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"
+DIVERGED = f"diverged; train anew with {LOWER_RATES}"
 
 
 class InputError(ValueError):
@@ -469,15 +468,14 @@ def train_step(run, batch, val):
 # ---------------------------------------------------------------- the nets and their weights
 
 
-@functools.cache
-def base_net_class():
-    """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
+def make_base_net(arch="resnet34", norm=NORMS["half"]):
+    """theta: backbone, FE and AU classifier. The normalisation belongs to the backbone's weights,
+    so the net carries it as two buffers."""
 
-    class BaseNet(torch.nn.Module):
-        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au. The
-        normalisation belongs to the backbone's weights, so the net carries it as two buffers."""
+    class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
+        """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
-        def __init__(self, arch, norm):
+        def __init__(self):
             super().__init__()
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
@@ -489,11 +487,7 @@ def base_net_class():
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
-    return BaseNet
-
-
-def make_base_net(arch="resnet34", norm=NORMS["half"]):
-    return base_net_class()(arch, norm)
+    return BaseNet()
 
 
 def make_backbone(arch):
@@ -642,14 +636,13 @@ def read_labels(path, parse, fields=1):
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
-        parts = line.split()
+        parts, where = line.split(), f"{path}:{number}"
         if not parts:
             continue
-        where = f"{path}:{number}"
         if len(parts) != fields + 1:
-            raise InputError(f"{where}: expected an image name and {fields} "
-                             f"value{'s' * (fields > 1)}, got {len(parts)} "
-                             f"field{'s' * (len(parts) > 1)}; mend this row")
+            values, got = f"value{'s' * (fields > 1)}", f"field{'s' * (len(parts) > 1)}"
+            raise InputError(f"{where}: expected an image name and {fields} {values}, got "
+                             f"{len(parts)} {got}; mend this row")
         try:
             value = parse(*parts[1:])
         except ValueError as error:
@@ -667,10 +660,10 @@ def one_image_a_row(rows, path):
     """Complain of two rows that share an image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
     seen = {}
     for name, (number, _) in rows.items():
-        first = seen.setdefault(stem(name), (name, number))
-        if first[0] != name:
-            raise InputError(f"{path}:{number}: {name} is the same image as {first[0]} of row "
-                             f"{first[1]}: both are looked for as {stem(name)}; rename one")
+        first, row = seen.setdefault(stem(name), (name, number))
+        if first != name:
+            raise InputError(f"{path}:{number}: {name} is the same image as {first} of row {row}: "
+                             f"both are looked for as {stem(name)}; rename one")
 
 
 def load_labels(folder):
@@ -1007,8 +1000,7 @@ def predict_faces(net, images, batch=64):
     net.train(mode)
     p_emo, p_au = torch.cat([z for z, _ in outputs]).softmax(1), torch.cat([z for _, z in outputs])
     if not (p_emo.isfinite().all() and p_au.isfinite().all()):
-        raise InputError("the net's outputs are not finite: its training diverged; train anew with "
-                         f"{LOWER_RATES}")
+        raise InputError(f"the net's outputs are not finite: its training {DIVERGED}")
     return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
@@ -1056,6 +1048,9 @@ def report(numbers):
 
 # ---------------------------------------------------------------- training
 
+FORMAT = "mmlfer checkpoint 1"
+RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
+
 
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
@@ -1077,30 +1072,23 @@ class Run:
         if self.meta:
             self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
+        parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
+        self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
         self.data_sha256, self.train_names, self.template = "", [], None
         self.trace = torch.zeros(steps, len(STEP), device=self.device)  # the epoch's Steps
         if state:
-            self.restore(state)
-
-    def parts(self):
-        """What has a state_dict, by its name in a checkpoint."""
-        named = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
-        return {name: part for name, part in named.items() if part}
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            for name in self.VALUES:
+                setattr(self, name, state[name])
+            self.trace.copy_(state["trace"])
 
     def state(self):
         """Everything that a resumed run needs."""
-        parts = {name: part.state_dict() for name, part in self.parts().items()}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
         values = {name: getattr(self, name) for name in self.VALUES}
         return {**inference_state(self), **parts, **values, "trace": self.trace.cpu()}
-
-    def restore(self, state):
-        """Go on where a checkpoint stands."""
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        for name in self.VALUES:
-            setattr(self, name, state[name])
-        self.trace.copy_(state["trace"])
 
 
 def theta_optimizer(net, cfg, steps):
@@ -1113,9 +1101,6 @@ def theta_optimizer(net, cfg, steps):
         return opt, None
     return opt, torch.optim.lr_scheduler.OneCycleLR(
         opt, [cfg.lr_backbone, cfg.lr_heads], cfg.epochs * steps, cycle_momentum=False)
-
-
-FORMAT = "mmlfer checkpoint 1"
 
 
 def inference_state(run):
@@ -1162,8 +1147,7 @@ def check_weights(net, where):
     """Refuse a net with a number that is not finite: before it is written, and when it is read."""
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
-            raise InputError(f"{where}: {name} is not finite: training diverged; train anew with "
-                             f"{LOWER_RATES}")
+            raise InputError(f"{where}: {name} is not finite: training {DIVERGED}")
 
 
 def save_checkpoint(state, path):
@@ -1222,9 +1206,6 @@ class Interrupts:
             signal.signal(number, handler)
 
 
-FETCH = 50  # steps between looks at the losses on a GPU: each look waits for it
-
-
 def check_finite(run, upto):
     """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
     bad = ~torch.isfinite(run.trace[:upto].cpu())
@@ -1236,8 +1217,8 @@ def check_finite(run, upto):
 
 
 def train_epoch(run, batches, interrupts, out):
-    """The rest of one epoch; returns early, its checkpoint written, when interrupted."""
-    every = 1 if run.device.type == "cpu" else FETCH
+    """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
+    every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
     desc = f"epoch {run.epoch + 1}/{run.cfg.epochs}"
     with progress(total=run.steps, initial=run.step, unit=" steps", desc=desc) as bar:
@@ -1255,11 +1236,11 @@ def train_epoch(run, batches, interrupts, out):
                 means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
             bar.update()
-            if interrupts.number and run.step < run.steps:
-                run.elapsed = time.perf_counter() - start
-                save_checkpoint(run.state(), out / "last.pt")
-                return
+            if interrupts.number:
+                break
     run.elapsed = time.perf_counter() - start
+    if run.step < run.steps:
+        save_checkpoint(run.state(), out / "last.pt")
 
 
 def log_row(run, val):
@@ -1332,14 +1313,10 @@ def test_run(run, faces, out):
     net, state = load_net(out / "best.pt", run.cfg.device)
     result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
     write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
-    for name in ("best", "last"):
-        numbers = result[name]
+    for name, numbers in (("best", result["best"]), ("last", result["last"])):
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
                    f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
     return result
-
-
-RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 
 
 def check_folder(out, hint="--resume goes on with it, --overwrite replaces it"):
@@ -1466,21 +1443,21 @@ class Program(click.Group):
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""
-        commands = ((name, self.get_command(ctx, name)) for name in COMMANDS)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(limit=200)) for name, c in commands])
+            formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(limit=200))
+                                for name in COMMANDS])
 
 
 class Grouped(click.Command):
     """Shows its options under HEADINGS in --help."""
 
     def format_options(self, ctx, formatter):
-        groups = []
+        groups = {}
         for option in self.get_params(ctx):
             if option.name in HEADINGS:
-                groups.append((HEADINGS[option.name], []))
-            groups[-1][1].append(option.get_help_record(ctx))
-        for heading, rows in groups:
+                rows = groups[HEADINGS[option.name]] = []
+            rows.append(option.get_help_record(ctx))
+        for heading, rows in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
@@ -1493,9 +1470,8 @@ def main():
 def config_options(command):
     """An option for each field of Config."""
     for field in reversed(dataclasses.fields(Config)):
-        kind = {"is_flag": True} if field.type is bool else {"type": field.metadata["type"]}
         command = click.option("--" + field.name.replace("_", "-"), default=field.default,
-                               help=field.metadata["help"], **kind)(command)
+                               is_flag=field.type is bool, **field.metadata)(command)
     return command
 
 
