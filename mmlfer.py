@@ -65,12 +65,10 @@ def lazy_import(name):
 torch = lazy_import("torch")
 
 HERE = Path(__file__).resolve().parent
-EMOTIONS = (
-    "happily surprised", "happily disgusted", "sadly fearful", "sadly angry", "sadly surprised",
-    "sadly disgusted", "fearfully angry", "fearfully surprised", "fearfully disgusted",
-    "angrily surprised", "angrily disgusted", "disgustedly surprised", "happily fearful",
-    "happily sad",
-)  # fmt: skip
+EMOTIONS = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
+            "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
+            "fearfully disgusted", "angrily surprised", "angrily disgusted",
+            "disgustedly surprised", "happily fearful", "happily sad")
 AU_NAMES = {
     1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser",
     6: "cheek raiser", 7: "lid tightener", 9: "nose wrinkler", 10: "upper lip raiser",
@@ -80,7 +78,7 @@ AU_NAMES = {
     25: "lips part", 26: "jaw drop", 27: "mouth stretch", 28: "lip suck", 29: "jaw thrust",
     30: "jaw sideways", 32: "lip bite", 33: "cheek blow", 34: "cheek puff", 35: "cheek suck",
     39: "nostril compressor", 43: "eyes closed",
-}  # fmt: skip
+}
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
@@ -101,6 +99,8 @@ METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta
     "am": (1.0, "rho", "rho_am"),  # Eq. 10
     "mml": (1.0, "meta", "meta"),  # Eq. 11
 }
+LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"
+DIVERGED = f"diverged; train anew with {LOWER_RATES}"
 
 
 class InputError(ValueError):
@@ -468,15 +468,14 @@ def train_step(run, batch, val):
 # ---------------------------------------------------------------- the nets and their weights
 
 
-@functools.cache
-def base_net_class():
-    """The class of theta, made at its first use: `import mmlfer` must not load torch.nn."""
+def make_base_net(arch="resnet34", norm=NORMS["half"]):
+    """theta: backbone, FE and AU classifier. The normalisation belongs to the backbone's weights,
+    so the net carries it as two buffers."""
 
-    class BaseNet(torch.nn.Module):
-        """Backbone, FE and AU classifier: x (B, 3, S, S) uint8 -> f (B, F), z_emo, z_au. The
-        normalisation belongs to the backbone's weights, so the net carries it as two buffers."""
+    class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
+        """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
-        def __init__(self, arch, norm):
+        def __init__(self):
             super().__init__()
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
@@ -488,11 +487,7 @@ def base_net_class():
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
-    return BaseNet
-
-
-def make_base_net(arch="resnet34", norm=NORMS["half"]):
-    return base_net_class()(arch, norm)
+    return BaseNet()
 
 
 def make_backbone(arch):
@@ -534,89 +529,14 @@ def torch_load(path):
         raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
 
 
-WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
-            "backbone", "ema")
-PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
-            "encoder_q", "feature", "features")
-SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
-OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
-
-
-def read_backbone(path):
-    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
-    and {"mean": .., "std": ..} if the file is of mmlfer."""
-    content = state = torch_load(path)
-    for _ in WRAPPERS:  # one in another
-        if isinstance(state, dict):
-            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
-    found, left, norm = {}, [], {}
-    for key, value in state.items():
-        match = TENSOR.fullmatch(str(key))
-        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
-        if name in found:
-            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
-        if name and isinstance(value, torch.Tensor):
-            found[name] = key, value
-        else:
-            left.append(str(key))
-    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
-    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
-        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
-                         "`mmlfer pretrain` makes one that fits")
-    if str(content.get("format")).startswith("mmlfer"):
-        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
-    return found, [key for key in left if key not in norm], norm
-
-
-def misfits(found, own):
-    """What keeps the tensors of a file from being all of a net's."""
-    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
-    for name, tensor in own.items():
-        key, given = found.get(name, (name, None))
-        if given is None:
-            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
-        elif given.shape != tensor.shape:
-            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
-        elif not given.to_dense().isfinite().all():
-            wrong.append(f"{key} not finite")
-    return wrong
-
-
-def load_backbone(path, arch, bgr, norm):
-    """The base net with all of a file's backbone, and a line on what was taken."""
-    found, left, own_norm = read_backbone(path)
-    if own_norm and bgr:
-        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
-    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
-    if wrong := misfits(found, net.backbone.state_dict()):
-        with torch.device("meta"):
-            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
-        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
-                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
-                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
-    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
-    if bgr:
-        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
-    net.backbone.load_state_dict(taken, strict=False)
-    try:
-        for name, values in own_norm.items() if norm == "auto" else ():
-            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
-    return net, f"took {len(taken)} tensors from {path}" + (
-        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
-
-
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
     casia = Path("weights") / f"{arch}_casia.pth"
     if weights == "auto":
         weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
     if weights not in ("none", "imagenet"):
-        return load_backbone(weights, arch, bgr, norm)
+        pretrain = importlib.import_module("mmlfer_commands.pretrain")
+        return pretrain.load_backbone(weights, arch, bgr, norm)
     if bgr:
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
     usual = "half" if weights == "none" else "imagenet"
@@ -716,14 +636,13 @@ def read_labels(path, parse, fields=1):
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
-        parts = line.split()
+        parts, where = line.split(), f"{path}:{number}"
         if not parts:
             continue
-        where = f"{path}:{number}"
         if len(parts) != fields + 1:
-            raise InputError(f"{where}: expected an image name and {fields} "
-                             f"value{'s' * (fields > 1)}, got {len(parts)} "
-                             f"field{'s' * (len(parts) > 1)}; mend this row")
+            values, got = f"value{'s' * (fields > 1)}", f"field{'s' * (len(parts) > 1)}"
+            raise InputError(f"{where}: expected an image name and {fields} {values}, got "
+                             f"{len(parts)} {got}; mend this row")
         try:
             value = parse(*parts[1:])
         except ValueError as error:
@@ -737,22 +656,14 @@ def read_labels(path, parse, fields=1):
     return rows
 
 
-def same_images(one, path_one, other, path_other):
-    """Complain of the first row of one label file that the other lacks."""
-    for name, (number, _) in one.items():
-        if name not in other:
-            raise InputError(f"{path_one}:{number}: {name} is not in {path_other}; "
-                             "the label files must list the same images")
-
-
 def one_image_a_row(rows, path):
     """Complain of two rows that share an image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
     seen = {}
     for name, (number, _) in rows.items():
-        first = seen.setdefault(stem(name), (name, number))
-        if first[0] != name:
-            raise InputError(f"{path}:{number}: {name} is the same image as {first[0]} of row "
-                             f"{first[1]}: both are looked for as {stem(name)}; rename one")
+        first, row = seen.setdefault(stem(name), (name, number))
+        if first != name:
+            raise InputError(f"{path}:{number}: {name} is the same image as {first} of row {row}: "
+                             f"both are looked for as {stem(name)}; rename one")
 
 
 def load_labels(folder):
@@ -764,10 +675,13 @@ def load_labels(folder):
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
     parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
-    emo, split, aus = (read_labels(path, parse) for path, parse in zip(paths, parsers))
-    for other, path in ((split, paths[1]), (aus, paths[2])):
-        same_images(emo, paths[0], other, path)
-        same_images(other, path, emo, paths[0])
+    files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
+    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
+        for name, (number, _) in files[i].items():
+            if name not in files[j]:
+                raise InputError(f"{paths[i]}:{number}: {name} is not in {paths[j]}; "
+                                 "the label files must list the same images")
+    emo, split, aus = files
     one_image_a_row(emo, paths[0])
     names = list(emo)
     y_au = np.zeros((len(names), len(AUS)), np.uint8)
@@ -863,8 +777,7 @@ def decode(paths, size, desc="decoding"):
     bar = progress(total=len(paths), desc=desc, unit=" faces")
     with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), AHEAD):
-            chunk = paths[start : start + AHEAD]
-            for image in pool.map(lambda path: try_read(path, size), chunk):
+            for image in pool.map(lambda path: try_read(path, size), paths[start : start + AHEAD]):
                 bar.update()
                 yield image
 
@@ -1087,8 +1000,7 @@ def predict_faces(net, images, batch=64):
     net.train(mode)
     p_emo, p_au = torch.cat([z for z, _ in outputs]).softmax(1), torch.cat([z for _, z in outputs])
     if not (p_emo.isfinite().all() and p_au.isfinite().all()):
-        raise InputError("the net's outputs are not finite: its training diverged; train anew with "
-                         "lower --lr-backbone, --lr-heads or --lr-meta")
+        raise InputError(f"the net's outputs are not finite: its training {DIVERGED}")
     return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
@@ -1106,9 +1018,8 @@ def evaluate(net, faces, config):
     p_emo, p_au = predict_faces(net, faces.images)
     pred = p_emo.argmax(1)
     numbers = expression_metrics(confusion_matrix(faces.y_emo, pred))
-    aus = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
-    if trains_aus(config):
-        aus = au_metrics(faces.y_au, p_au > 0.5)
+    untrained = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
+    aus = au_metrics(faces.y_au, p_au > 0.5) if trains_aus(config) else untrained
     return {**numbers, **aus, "pred": pred.tolist()}
 
 
@@ -1137,9 +1048,15 @@ def report(numbers):
 
 # ---------------------------------------------------------------- training
 
+FORMAT = "mmlfer checkpoint 1"
+RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
+
 
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
+
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
+              "template")  # a checkpoint's, beside the parts' and the trace
 
     def __init__(self, cfg, steps, state=None):
         """A new run of so many steps an epoch, or the run whose last.pt's content is given."""
@@ -1148,43 +1065,30 @@ class Run:
         self.form = {"auto": "lab" if cfg.stats == "lab" else "wild"}.get(cfg.form, cfg.form)
         self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
         torch.manual_seed(cfg.seed)
-        if state:
-            self.net, self.origin = make_base_net(cfg.arch), ""
-        else:
-            self.net, self.origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr,
-                                                   cfg.weights_norm)
+        start = cfg.weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm
+        self.net, self.origin = (make_base_net(cfg.arch), "") if state else start_base_net(*start)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
             self.meta.to(self.device)
-        if self.meta:
-            self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
+        parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
+        self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
         self.data_sha256, self.train_names, self.template = "", [], None
         self.trace = torch.zeros(steps, len(STEP), device=self.device)  # the epoch's Steps
         if state:
-            self.restore(state)
-
-    def parts(self):
-        """What has a state_dict, by its name in a checkpoint."""
-        named = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
-        return {name: part for name, part in named.items() if part}
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+            for name in self.VALUES:
+                setattr(self, name, state[name])
+            self.trace.copy_(state["trace"])
 
     def state(self):
         """Everything that a resumed run needs."""
-        parts = {name: part.state_dict() for name, part in self.parts().items()}
-        return {**inference_state(self), **parts, "trace": self.trace.cpu(),
-                **{name: getattr(self, name) for name in ("step", "elapsed", "log", "hypergrad")}}
-
-    def restore(self, state):
-        """Go on where a checkpoint stands."""
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
-        for name in ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
-                     "template"):
-            setattr(self, name, state[name])
-        self.trace.copy_(state["trace"])
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        values = {name: getattr(self, name) for name in self.VALUES}
+        return {**inference_state(self), **parts, **values, "trace": self.trace.cpu()}
 
 
 def theta_optimizer(net, cfg, steps):
@@ -1197,9 +1101,6 @@ def theta_optimizer(net, cfg, steps):
         return opt, None
     return opt, torch.optim.lr_scheduler.OneCycleLR(
         opt, [cfg.lr_backbone, cfg.lr_heads], cfg.epochs * steps, cycle_momentum=False)
-
-
-FORMAT = "mmlfer checkpoint 1"
 
 
 def inference_state(run):
@@ -1246,8 +1147,7 @@ def check_weights(net, where):
     """Refuse a net with a number that is not finite: before it is written, and when it is read."""
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
-            raise InputError(f"{where}: {name} is not finite: training diverged; train anew with "
-                             "lower --lr-backbone, --lr-heads or --lr-meta")
+            raise InputError(f"{where}: {name} is not finite: training {DIVERGED}")
 
 
 def save_checkpoint(state, path):
@@ -1306,33 +1206,27 @@ class Interrupts:
             signal.signal(number, handler)
 
 
-FETCH = 50  # steps between looks at the losses on a GPU: each look waits for it
-
-
 def check_finite(run, upto):
     """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
     bad = ~torch.isfinite(run.trace[:upto].cpu())
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
-        raise InputError(
-            f"epoch {run.epoch + 1}, step {step + 1}: {STEP[column]} is not finite. The last "
-            "checkpoint is as it was; start anew (--overwrite) with lower --lr-backbone, "
-            "--lr-heads or --lr-meta")
+        where = f"epoch {run.epoch + 1}, step {step + 1}"
+        raise InputError(f"{where}: {STEP[column]} is not finite. The last checkpoint is as it "
+                         f"was; start anew (--overwrite) with {LOWER_RATES}")
 
 
 def train_epoch(run, batches, interrupts, out):
-    """The rest of one epoch; returns early, its checkpoint written, when interrupted."""
-    every = 1 if run.device.type == "cpu" else FETCH
+    """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
+    every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    bar = progress(total=run.steps, initial=run.step, unit=" steps",
-                   desc=f"epoch {run.epoch + 1}/{run.cfg.epochs}")
-    with bar:
+    desc = f"epoch {run.epoch + 1}/{run.cfg.epochs}"
+    with progress(total=run.steps, initial=run.step, unit=" steps", desc=desc) as bar:
         for i in range(run.step, run.steps):
             index, flip, val_index, val_flip = plan[i]
-            batch, val = batches.take(index, flip), None
-            if run.meta:
-                val = batches.take(val_index, val_flip)
-                run.hypergrad = choose_hypergrad(run, batch, val)
+            batch = batches.take(index, flip)
+            val = batches.take(val_index, val_flip) if run.meta else None
+            run.hypergrad = choose_hypergrad(run, batch, val)
             run.trace[i] = torch.stack(train_step(run, batch, val))
             if run.scheduler:
                 run.scheduler.step()
@@ -1342,11 +1236,11 @@ def train_epoch(run, batches, interrupts, out):
                 means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
             bar.update()
-            if interrupts.number and run.step < run.steps:
-                run.elapsed = time.perf_counter() - start
-                save_checkpoint(run.state(), out / "last.pt")
-                return
+            if interrupts.number:
+                break
     run.elapsed = time.perf_counter() - start
+    if run.step < run.steps:
+        save_checkpoint(run.state(), out / "last.pt")
 
 
 def log_row(run, val):
@@ -1419,14 +1313,10 @@ def test_run(run, faces, out):
     net, state = load_net(out / "best.pt", run.cfg.device)
     result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
     write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
-    for name in ("best", "last"):
-        numbers = result[name]
+    for name, numbers in (("best", result["best"]), ("last", result["last"])):
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
                    f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
     return result
-
-
-RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 
 
 def check_folder(out, hint="--resume goes on with it, --overwrite replaces it"):
@@ -1553,21 +1443,21 @@ class Program(click.Group):
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""
-        commands = ((name, self.get_command(ctx, name)) for name in COMMANDS)
         with formatter.section("Commands"):
-            formatter.write_dl([(name, c.get_short_help_str(limit=200)) for name, c in commands])
+            formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(limit=200))
+                                for name in COMMANDS])
 
 
 class Grouped(click.Command):
     """Shows its options under HEADINGS in --help."""
 
     def format_options(self, ctx, formatter):
-        groups = []
+        groups = {}
         for option in self.get_params(ctx):
             if option.name in HEADINGS:
-                groups.append((HEADINGS[option.name], []))
-            groups[-1][1].append(option.get_help_record(ctx))
-        for heading, rows in groups:
+                rows = groups[HEADINGS[option.name]] = []
+            rows.append(option.get_help_record(ctx))
+        for heading, rows in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
@@ -1580,20 +1470,14 @@ def main():
 def config_options(command):
     """An option for each field of Config."""
     for field in reversed(dataclasses.fields(Config)):
-        kind = {"is_flag": True} if field.type is bool else {"type": field.metadata["type"]}
         command = click.option("--" + field.name.replace("_", "-"), default=field.default,
-                               help=field.metadata["help"], **kind)(command)
+                               is_flag=field.type is bool, **field.metadata)(command)
     return command
 
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 json_option = click.option("--json", "as_json", is_flag=True,
                            help="Print JSON and nothing else on standard output.")
-skip_option = click.option("--skip-bad-images", "skip_bad", is_flag=True,
-                           help="Go on without images that cannot be read.")
-
-
-KEYWORDS = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
 
 
 @main.command(cls=Grouped, epilog="""\b
@@ -1616,8 +1500,9 @@ def train(ctx, out, resume, overwrite, **options):
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
-    for name, keywords in KEYWORDS.items():  # paths hold wherever the run is resumed from
-        if options[name] and options[name] not in keywords and Path(options[name]).exists():
+    keywords = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+    for name, words in keywords.items():  # paths hold wherever the run is resumed from
+        if options[name] and options[name] not in words and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     if not (resume or overwrite):
         check_folder(out)
@@ -1642,7 +1527,8 @@ def train(ctx, out, resume, overwrite, **options):
 @click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
 @json_option
 @device_option
-@skip_option
+@click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
+              "cannot be read.")
 def eval_command(ckpt, data, split, as_json, device, skip_bad):
     """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device)

@@ -10,6 +10,7 @@ import torchvision
 from conftest import SMALL, invoke
 
 import mmlfer
+from mmlfer_commands import pretrain
 
 STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
@@ -140,7 +141,7 @@ def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
     reference.fc = torch.nn.Identity()
     with torch.no_grad():
         assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
-    result = mmlfer.load_backbone(path, "resnet34", False, "auto")[0]
+    result = pretrain.load_backbone(path, "resnet34", False, "auto")[0]
     assert_backbone(result, source)
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.start_base_net("none", bgr=True)
