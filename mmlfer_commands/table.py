@@ -256,13 +256,13 @@ def resample(right, truth, by_expression):
     right (R, N) bool, truth (N,) -> (DRAWS, R). Each draw takes N images, by_expression as many
     of each expression as there are, with the same images for all runs.
     """
-    rng = np.random.default_rng([0, 0])
+    rng = np.random.RandomState(0)  # its numbers are the same in every version of numpy
     groups = [truth == k for k in np.unique(truth)] if by_expression else [truth >= 0]
     shares = np.zeros((DRAWS, len(right)))
     for group in groups:
         n = group.sum()
-        for part in np.array_split(shares, 10):  # a view; for the memory's sake
-            times = rng.multinomial(n, np.full(n, 1 / n), len(part))  # each image is drawn, (., n)
+        for part in np.array_split(shares, 10):  # views, for the memory's sake
+            times = rng.multinomial(n, np.full(n, 1 / n), len(part))  # of each image, (part, n)
             part += times.astype(float) @ right[:, group].T.astype(float) / (n * len(groups))
     return shares
 
@@ -270,7 +270,7 @@ def resample(right, truth, by_expression):
 def interval(differences):
     """95 % of the bootstrap's means over seeds, drawn as well. (DRAWS, seeds) -> low, high"""
     n = differences.shape[1]
-    times = np.random.default_rng([0, 1]).multinomial(n, np.full(n, 1 / n), len(differences))
+    times = np.random.RandomState(1).multinomial(n, np.full(n, 1 / n), len(differences))
     return np.percentile((times * differences).sum(1) / n, [2.5, 97.5])
 
 

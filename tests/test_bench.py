@@ -1,8 +1,15 @@
 """The cost of a step."""
 
 import json
+import resource
+import sys
+import time
 
+import pytest
+import torch
 from conftest import invoke
+
+from mmlfer_commands import bench
 
 
 def test_bench_prints_one_object():
@@ -13,4 +20,62 @@ def test_bench_prints_one_object():
     for row in rows.values():
         assert list(row) == ["seconds", "per_forward", "per_plain", "images_per_second", "peak_mb"]
         assert all(v > 0 for v in row.values())
-    assert rows["forward"]["per_forward"] == rows["plain"]["per_plain"] == 1
+        assert row["per_forward"] == pytest.approx(row["seconds"] / rows["forward"]["seconds"])
+        assert row["per_plain"] == pytest.approx(row["seconds"] / rows["plain"]["seconds"])
+        assert row["images_per_second"] == pytest.approx(2 / row["seconds"])
+        assert row["peak_mb"] > 100  # torch alone
+
+
+def test_the_first_round_is_not_counted():
+    order = []
+    calls = {name: lambda name=name: (order.append(name), time.sleep(0.3 if order.count(name) == 1 else 0)) for name in "ab"}
+    seconds = bench.time_calls(calls, 4)
+    assert order == ["a", "b"] * 5
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 4, "b": 4}
+    assert max(max(times) for times in seconds.values()) < 0.3
+
+
+@pytest.mark.parametrize("name,method,form", [("plain", "mtl", "create_graph"), ("create_graph", "mml", "create_graph"),
+                                              ("jvp", "mml", "jvp")])  # fmt: skip
+def test_each_call_is_one_step_of_its_method(monkeypatch, name, method, form):
+    steps = []
+    monkeypatch.setattr(bench, "train_step", lambda run, batch, val: steps.append((run, batch, val)))
+    call = bench.bench_call(name, 3, 40, "cpu")
+    assert not steps
+    call()
+    (run, (x, y_emo, y_au), (x_val, y_val, _)), = steps
+    assert (run.cfg.method, run.hypergrad, bool(run.meta)) == (method, form, method == "mml")
+    assert x.shape == x_val.shape == (3, 3, 40, 40) and x.dtype == torch.uint8 and not torch.equal(x, x_val)
+    assert y_emo.shape == y_val.shape == (3,) and y_au.shape == (3, 32) and 0 < y_au.mean() < 0.3
+
+
+def test_a_forward_pass_trains_nothing(monkeypatch):
+    made = []
+
+    class Run(bench.Run):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(self)
+
+    monkeypatch.setattr(bench, "Run", Run)
+    call = bench.bench_call("forward", 2, 32, "cpu")
+    before = [p.clone() for p in made[0].net.parameters()]
+    call()
+    assert all(map(torch.equal, before, made[0].net.parameters()))
+
+
+@pytest.mark.parametrize("platform,unit", [("linux", 1024), ("darwin", 1)])
+def test_peak_memory_is_in_the_systems_own_unit(monkeypatch, platform, unit):
+    monkeypatch.setattr(bench, "bench_call", lambda *job: lambda: calls.append(job))
+    monkeypatch.setattr(sys, "platform", platform)
+    calls, peak = [], 3 * 2**20 // unit
+    monkeypatch.setattr(resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": peak}))
+    assert bench.bench_peak(("plain", 2, 32, "cpu")) == 3
+    assert calls == [("plain", 2, 32, "cpu")] * 2
+
+
+def test_table_of_the_numbers():
+    row = {"seconds": 2.0, "per_forward": 1.0, "per_plain": 0.5, "images_per_second": 8.0, "peak_mb": 100.0}
+    lines = bench.bench_table(dict.fromkeys(bench.BENCH, row), 16, 112, "cpu").splitlines()
+    assert lines[0].startswith("batch 16, 112x112, ") and lines[2].split() == ["forward", "2.000", "1.00", "0.50", "8.0", "100"]
+    assert lines[-1] == f"60 epochs of RAF-CE's 169 steps, jvp: {60 * 169 * 2 / 3600:.2f} h (computed)"

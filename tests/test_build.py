@@ -221,11 +221,9 @@ def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
         (part / "a.txt").write_text("a")
         assert not (out / "a.txt").exists()
     assert [p.name for p in out.iterdir()] == ["a.txt"]
-    left = tmp_path / "killed/.part/aligned"
-    left.mkdir(parents=True)
-    (left / "old.jpg").touch()
+    (tmp_path / "killed/.part/aligned").mkdir(parents=True)
     with build.new_folder(tmp_path / "killed") as part:
-        assert not list((part / "aligned").iterdir())
+        assert not list(part.iterdir())
     (tmp_path / "file").touch()
     for taken in (out, tmp_path / "file"):
         with pytest.raises(mmlfer.InputError, match="not empty; name a new folder"), build.new_folder(taken):
