@@ -198,7 +198,27 @@ def test_standard_output_takes_one_of_three(ckpt, many):
         assert "standard output takes one of --json, --csv - and --jsonl -." in result.stderr
 
 
-def test_lines_come_as_they_are_known_and_a_pipe_may_close(ckpt, many):
+def fail_in_the_third_batch(monkeypatch):
+    calls = []
+
+    def fails(net, images):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise mmlfer.InputError("an output is not finite")
+        return mmlfer.predict_faces(net, images)
+
+    monkeypatch.setattr(predict, "predict_faces", fails)
+    return calls
+
+
+def test_lines_come_as_they_are_known(ckpt, many, monkeypatch):
+    fail_in_the_third_batch(monkeypatch)
+    result = invoke("predict", "--ckpt", ckpt, many, "--jsonl", "-")
+    assert result.exit_code == 1 and result.stdout.count("\n") == len(rows_of(result.stdout)) == 127
+    # of two whole batches: the last waits to see whether its image has more faces
+
+
+def test_a_pipe_may_close(ckpt, many):
     command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, "--jsonl", "-"]
     program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert json.loads(program.stdout.readline())["image"] == str(many / "a/1.png")
@@ -218,15 +238,7 @@ def test_devices_links_and_pipes_are_written_through(ckpt, many, tmp_path):
 
 
 def test_a_failure_leaves_no_half_file(ckpt, many, tmp_path, monkeypatch):
-    calls = []
-
-    def fails_in_the_third_batch(net, images):
-        calls.append(len(images))
-        if len(calls) == 3:
-            raise mmlfer.InputError("an output is not finite")
-        return mmlfer.predict_faces(net, images)
-
-    monkeypatch.setattr(predict, "predict_faces", fails_in_the_third_batch)
+    calls = fail_in_the_third_batch(monkeypatch)
     (tmp_path / "p.csv").write_text("what stood there\n")
     result = invoke("predict", "--ckpt", ckpt, many, "--json", "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: an output is not finite\n")
