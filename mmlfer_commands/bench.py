@@ -15,7 +15,9 @@ from mmlfer import (
     RAFCE_SPLITS,
     SIZE,
     Config,
+    InputError,
     Run,
+    brief,
     device_option,
     json_option,
     pick_device,
@@ -90,7 +92,11 @@ def command(batch_size, size, rounds, as_json, device):
     """
     job = (batch_size, size, device)
     peaks = in_processes(1, bench_peak, [(name, *job) for name in BENCH], max_tasks_per_child=1)
-    peak = dict(zip(BENCH, peaks))  # first: on Linux a child's peak is at least its parent's
+    try:  # before the timing: on Linux a child's peak is at least its parent's
+        peak = dict(zip(BENCH, peaks))
+    except (RuntimeError, MemoryError) as error:  # the kinds in which memory runs out
+        raise InputError(f"--batch-size {batch_size} --size {size}: cannot be run "
+                         f"({brief(error)}); take less") from None
     seconds = time_calls({name: bench_call(name, *job) for name in BENCH}, rounds)
     median = {name: float(np.median(times)) for name, times in seconds.items()}
     rows = {name: {"seconds": t, "per_forward": t / median["forward"],

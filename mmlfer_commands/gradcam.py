@@ -150,4 +150,5 @@ def command(ckpts, out, images, device):
     check_output(out, *ckpts, *images)
     pyplot()  # complains before the work
     draw_columns(compute_columns(ckpts, images, device), images, out)
-    click.echo(out)
+    if str(out) != "-":
+        click.echo(out)

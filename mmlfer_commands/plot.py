@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 
 import click
@@ -31,7 +32,9 @@ def save_figure(plt, figure, path):
         raise InputError(f"{path}: no format of a figure ({', '.join(known)}); name it like "
                          "figure.png")
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
+        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
     plt.close(figure)
     write_whole(path, buffer.getvalue())
 

@@ -138,7 +138,8 @@ def command(data, split, out, against, plot):
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.names:
         raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
-    source = f"{' '.join(Path(data).resolve().name.split())} ({split})"
+    name = " ".join(data.resolve().name.split()).encode(errors="replace").decode()
+    source = f"{name} ({split})"
     click.echo(describe(faces, data), err=True)
     p, n = au_frequencies(faces), counts(faces.y_emo)
     click.echo(f"{table_1(p, n, reference)}\n\n{observations(p, n, reference)}", err=piped)

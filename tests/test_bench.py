@@ -74,6 +74,16 @@ def test_peak_memory_is_in_the_systems_own_unit(monkeypatch, platform, unit):
     assert calls == [("plain", 2, 32, "cpu")] * 2
 
 
+def test_too_large_a_step_is_said_in_a_line(monkeypatch):
+    def run_out(*args, **options):
+        raise RuntimeError("can't allocate memory:\nyou tried 8 TB")
+        yield
+
+    monkeypatch.setattr(bench, "in_processes", run_out)
+    assert invoke("bench", "--batch-size", 9999).stderr == (
+        "Error: --batch-size 9999 --size 112: cannot be run (can't allocate memory: you tried 8 TB); take less\n")
+
+
 def test_table_of_the_numbers():
     row = {"seconds": 2.0, "per_forward": 1.0, "per_plain": 0.5, "images_per_second": 8.0, "peak_mb": 100.0}
     lines = bench.bench_table(dict.fromkeys(bench.BENCH, row), 16, 112, "cpu").splitlines()

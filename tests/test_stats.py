@@ -113,10 +113,12 @@ def test_outputs_over_inputs_are_refused(faces_folder, tmp_path, option, name):
     assert (data / name).read_bytes() == before and not result.stdout
 
 
-def test_a_folders_name_stays_within_its_comment(faces_folder, tmp_path):
-    data = tmp_path / "odd\nname: {12: 1.0}"
+@pytest.mark.parametrize("name", ["odd\nname: {12: 1.0}", "b\udcffc"])
+def test_a_folders_name_stays_within_its_comment(faces_folder, tmp_path, name):
+    data = tmp_path / name
     shutil.copytree(faces_folder, data)
-    assert invoke("stats", "--data", data, "--out", tmp_path / "s.yaml").exit_code == 0
+    result = invoke("stats", "--data", data, "--out", tmp_path / "s.yaml", "--plot", tmp_path / "h.png")
+    assert result.exit_code == 0, result.output
     assert list(yaml.safe_load((tmp_path / "s.yaml").read_text())) == list(mmlfer.EMOTIONS)
 
 
