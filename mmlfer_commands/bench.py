@@ -25,7 +25,7 @@ from mmlfer import (
     torch,
     train_step,
     versions,
-)  # fmt: skip
+)
 from mmlfer_commands.synth import in_processes
 
 BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}

@@ -30,11 +30,11 @@ from mmlfer import (
     read_labels,
     stem,
     write_whole,
-)  # fmt: skip
+)
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
-           "disgustedly": "disgusted"}  # fmt: skip
+           "disgustedly": "disgusted"}
 PAIRS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
          for k, (adverb, basic) in enumerate(name.split() for name in EMOTIONS)}
 

@@ -24,7 +24,7 @@ from mmlfer import (
     try_read,
     write_rows,
     write_whole,
-)  # fmt: skip
+)
 
 # A template says where the eyes and the middle of the mouth belong, (3, 2), in parts of the side.
 # Coordinates are x, y from the upper left corner of the upright image; right is the subject's.

@@ -18,7 +18,7 @@ from mmlfer import (
     load_stats,
     percent,
     report,
-)  # fmt: skip
+)
 from mmlfer_commands.synth import synthesize
 
 DEMO_FACES = 1400

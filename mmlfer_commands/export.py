@@ -20,7 +20,7 @@ from mmlfer import (
     trains_aus,
     versions,
     write_whole,
-)  # fmt: skip
+)
 
 OPSET = 18
 CLOSE = 1e-4  # between onnxruntime's probabilities and torch's
@@ -65,7 +65,7 @@ def metadata(ckpt, state):
         "method": cfg["method"], "stats": cfg["stats"], "epoch": state["epoch"],
         "test_accuracy": test_accuracy(ckpt, state),
         "versions": {**versions(), "onnx": onnx.__version__},
-    }  # fmt: skip
+    }
     return {name: json.dumps(value) for name, value in facts.items()}
 
 

@@ -21,7 +21,7 @@ from mmlfer import (
     stem,
     torch,
     trains_aus,
-)  # fmt: skip
+)
 from mmlfer_commands.plot import pyplot, save_figure
 from mmlfer_commands.predict import as_batch
 

@@ -33,7 +33,7 @@ from mmlfer import (
     torch,
     trains_aus,
     write_whole,
-)  # fmt: skip
+)
 from mmlfer_commands.crop import (
     FACE_COLUMNS,
     align,
@@ -45,7 +45,7 @@ from mmlfer_commands.crop import (
     output_names,
     photo_faces,
     shown,
-)  # fmt: skip
+)
 
 
 def as_batch(images):
@@ -105,7 +105,7 @@ def describe_prediction(path, told, p_emo, p_au, top, trained_aus):
                         for k in np.argsort(-p_emo, kind="stable")[:top]],
         "aus": [{"au": au, "name": AU_NAMES[au], "p": float(p)}
                 for au, p in zip(AUS, p_au) if p > 0.5] if trained_aus else None,
-    }  # fmt: skip
+    }
 
 
 def predict_images(net, items, paths, top, trained_aus):

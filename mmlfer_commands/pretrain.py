@@ -48,7 +48,7 @@ from mmlfer import (
     try_read,
     versions,
     write_rows,
-)  # fmt: skip
+)
 
 # ---------------------------------------------------------------- faces of people
 

@@ -20,7 +20,7 @@ from mmlfer import (
     load_labels,
     load_stats,
     write_whole,
-)  # fmt: skip
+)
 from mmlfer_commands.plot import pyplot, save_figure
 from mmlfer_commands.table import markdown
 

@@ -29,7 +29,7 @@ from mmlfer import (
     progress,
     read_labels,
     stem,
-)  # fmt: skip
+)
 from mmlfer_commands.build import new_folder, split_faces, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.

@@ -30,7 +30,7 @@ PAPER = {  # Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
     "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
-}  # fmt: skip
+}
 SEARCHED = ("rho", "rho_am")
 OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
 DRAWS = 10_000  # of the bootstrap

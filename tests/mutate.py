@@ -57,7 +57,7 @@ NEAREST = {  # short names of tests that many faults name
     "least": "details::test_least_numbers_of_images",
     "best": "details::test_best_is_the_first_epoch_of_the_highest_validation_accuracy",
     "tested": "details::test_best_and_last_of_the_test_are_those_checkpoints",
-}  # fmt: skip
+}
 
 FAULTS = [
     # the losses
@@ -428,7 +428,7 @@ FAULTS = [
           "weights::test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder"),
     Fault("misfits-not-finite", WEIGHTS, "elif not given.to_dense().isfinite().all():", "elif False:",
           "details::test_weights_that_are_not_finite_are_refused"),
-]  # fmt: skip
+]
 
 
 def paths_of(tests):
@@ -443,7 +443,7 @@ def paths_of(tests):
 def snapshot(folder):
     """Copy the checkout's files, as they are now, but for what git ignores: data, runs, weights."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True,
-                            capture_output=True, text=True).stdout  # fmt: skip
+                            capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -536,7 +536,7 @@ def main():
                     print(output)
                 found[verdict] += 1
     print(f"{len(faults)} faults: " + ", ".join(f"{n} {verdict}" for verdict, n in found.items()) +
-          f"; {time.perf_counter() - start:.0f} s")  # fmt: skip
+          f"; {time.perf_counter() - start:.0f} s")
     sys.exit(bool(found.keys() - {"killed", "equivalent"}))
 
 

@@ -16,7 +16,7 @@ ARCHS = ["resnet18", "resnet34", "resnet50"]
 def make_run(arch, hypergrad="create_graph", method="mml"):
     """A run in float64 whose meta net is away from its zeros."""
     run = mmlfer.Run(mmlfer.Config(data="-", arch=arch, method=method, size=32, batch_size=4, weights="none",
-                                   device="cpu", hypergrad=hypergrad), 1)  # fmt: skip
+                                   device="cpu", hypergrad=hypergrad), 1)
     run.net.double()
     run.table = run.table.double()
     run.meta.double()
@@ -61,7 +61,7 @@ def test_both_hypergradients_agree_and_match_finite_differences(arch):
 
 
 @pytest.mark.parametrize("arch,features,tensors", [("resnet18", 512, 120), ("resnet34", 512, 216),
-                                                   ("resnet50", 2048, 318)])  # fmt: skip
+                                                   ("resnet50", 2048, 318)])
 def test_features_and_tensors_of_each_size(arch, features, tensors):
     """The base net's features are those of torchvision's net of the name, its last layer off."""
     import torchvision
@@ -85,7 +85,7 @@ def test_features_and_tensors_of_each_size(arch, features, tensors):
 def test_a_run_of_another_size_is_trained_tested_and_predicted_with(faces_folder, tmp_path):
     out, image = tmp_path / "run", tmp_path / "face.png"
     result = invoke("train", "--data", faces_folder, "--out", out, "--arch", "resnet18", "--epochs", 1,
-                    "--method", "mal", "--hypergrad", "jvp", *SMALL)  # fmt: skip
+                    "--method", "mal", "--hypergrad", "jvp", *SMALL)
     assert result.exit_code == 0, result.output
     state = torch.load(out / "best.pt", weights_only=True)
     assert state["config"]["arch"] == "resnet18" and "backbone.layer3.2.conv1.weight" not in state["net"]

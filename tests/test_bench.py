@@ -36,7 +36,7 @@ def test_the_first_round_is_not_counted():
 
 
 @pytest.mark.parametrize("name,method,form", [("plain", "mtl", "create_graph"), ("create_graph", "mml", "create_graph"),
-                                              ("jvp", "mml", "jvp")])  # fmt: skip
+                                              ("jvp", "mml", "jvp")])
 def test_each_call_is_one_step_of_its_method(monkeypatch, name, method, form):
     steps = []
     monkeypatch.setattr(bench, "train_step", lambda run, batch, val: steps.append((run, batch, val)))

@@ -11,7 +11,7 @@ from conftest import random_batch
 import mmlfer
 
 CFG = mmlfer.Config(data="-", size=32, batch_size=4, weights="none", device="cpu", momentum=0.9,
-                    weight_decay=1e-3)  # fmt: skip
+                    weight_decay=1e-3)
 
 
 def make_run(method="mml", hypergrad="create_graph", batchnorm=True, seed=0):
@@ -109,11 +109,11 @@ def test_fixed_weights_are_the_methods():
 def test_weights_are_no_path_back_to_the_backbone():
     f = torch.randn(3, 512, requires_grad=True)
     assert torch.autograd.grad(mmlfer.loss_weights(mmlfer.make_meta_net("mml"), f, CFG).sum(), f,
-                               allow_unused=True) == (None,)  # fmt: skip
+                               allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("method,batchnorm", [("mml", True), ("mal", True), ("mal2", True),
-                                              ("mml", False)])  # fmt: skip
+                                              ("mml", False)])
 def test_jvp_equals_create_graph(method, batchnorm):
     runs = {form: make_run(method, form, batchnorm) for form in ("create_graph", "jvp")}
     one, other = (
@@ -170,7 +170,7 @@ LAYERS = {
     "BatchNorm": lambda: [torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True)],
     "one ReLU twice": lambda: [torch.nn.Conv2d(3, 8, 3), relu := torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), relu],
     "pooling": lambda: [torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(3, 2, 1, dilation=2, ceil_mode=True)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -197,7 +197,7 @@ def test_layers_without_a_rule_are_refused(layer):
     with pytest.raises(mmlfer.InputError) as error:
         taped.along({n: p.detach() for n, p in net.named_parameters()})
     assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
-                                "--hypergrad create_graph")  # fmt: skip
+                                "--hypergrad create_graph")
 
 
 def test_a_tape_entry_must_be_of_the_layer_that_asks():
@@ -232,7 +232,7 @@ def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
     for form in ("create_graph", "jvp"):
         run = make_run(hypergrad=form)
         steps = [mmlfer.train_step(run, batches.take(i, flip), batches.take(j, flip_j))
-                 for i, flip, j, flip_j in batches.epoch(0)]  # fmt: skip
+                 for i, flip, j, flip_j in batches.epoch(0)]
         records.append(torch.tensor(steps, dtype=torch.float64))
     assert len(records[0]) == batches.steps == 4
     assert (records[0][:, 4:6] - records[0][0, 4:6]).abs().max() > 1e-3  # the weights moved

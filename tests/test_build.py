@@ -45,7 +45,7 @@ def test_every_pair_of_the_14_and_no_other():
 OF_PAIR = {"Su Ha": "happily surprised", "Di Ha": "happily disgusted", "Fe Sa": "sadly fearful", "Sa An": "sadly angry",
            "Su Sa": "sadly surprised", "Di Sa": "sadly disgusted", "Fe An": "fearfully angry", "Su Fe": "fearfully surprised",
            "Fe Di": "fearfully disgusted", "Su An": "angrily surprised", "Di An": "angrily disgusted",
-           "Su Di": "disgustedly surprised", "Fe Ha": "happily fearful", "Ha Sa": "happily sad"}  # fmt: skip
+           "Su Di": "disgustedly surprised", "Fe Ha": "happily fearful", "Ha Sa": "happily sad"}
 
 
 def read_off(p):
@@ -81,7 +81,7 @@ def sources(tmp_path):
     (ml / "EmoLabel/distribution.txt").write_text("".join(lines))
     aus = ["l12+R25", "null", "T24", "4", "1+4", "12", "1+2+25", "5"]
     (au / "RAFAU_label.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, aus))
-                                         + "0300.jpg 6+12\n0301.jpg null\n0200.jpg 77")  # fmt: skip
+                                         + "0300.jpg 6+12\n0301.jpg null\n0200.jpg 77")
     for name in names[:6]:
         Image.new("RGB", (20, 20), "red").save(au / "aligned" / name.replace(".", "_aligned."))
     return ml, au
@@ -102,7 +102,7 @@ partition: drawn, seed 0
     faces = mmlfer.load_labels(out)
     assert [mmlfer.EMOTIONS[k] for k in faces.y_emo] == list(DISTRIBUTIONS)
     assert (out / "RAFCE_AUlabel.txt").read_text().splitlines()[:3] == ["0001.jpg l12+R25", "0002.jpg null",
-                                                                       "0003.jpg T24"]  # fmt: skip
+                                                                       "0003.jpg T24"]
     image = out / "aligned/0001_aligned.jpg"
     assert image.is_symlink() != copy and Image.open(image).size == (20, 20)
     assert sorted(p.name for p in out.iterdir()) == sorted(["aligned", *mmlfer.LABEL_FILES])
@@ -126,7 +126,7 @@ def test_build_takes_an_official_partition_wherever_labels_are(sources, tmp_path
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "p")
     assert result.exit_code == 1 and result.stderr == (
         f"Error: {official}: 6 of the 7 compound images have no row, 0002.jpg the first; take the published file, or "
-        "none\n")  # fmt: skip
+        "none\n")
 
 
 def test_the_seed_draws_the_partition(tmp_path):
@@ -138,13 +138,13 @@ def test_the_seed_draws_the_partition(tmp_path):
     splits = []
     for i, seed in enumerate((3, 3, 4)):
         assert f"drawn, seed {seed}" in invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / str(i),
-                                                   "--seed", seed).output  # fmt: skip
+                                                   "--seed", seed).output
         splits.append(mmlfer.load_labels(tmp_path / str(i)).split.tolist())
     assert splits[0] == splits[1] != splits[2] and np.bincount(splits[0]).tolist() == [24, 8, 8]
 
 
 CROPS = ("au/aligned/{}_aligned.jpg", "au/aligned/aligned/{}.png", "au/RAF-AU/aligned/{}_aligned.jpg", "au/{}_aligned.jpg",
-         "ml/Image/aligned/{}_aligned.jpg", "ml/aligned/{}.jpg")  # fmt: skip
+         "ml/Image/aligned/{}_aligned.jpg", "ml/aligned/{}.jpg")
 ORIGINALS = ("au/{}.jpg", "au/RAF-AU/{}.JPG", "ml/Image/{}.jpg", "ml/{}.png")
 
 
@@ -153,7 +153,7 @@ ORIGINALS = ("au/{}.jpg", "au/RAF-AU/{}.JPG", "ml/Image/{}.jpg", "ml/{}.png")
 def test_crops_win_over_originals(sources, tmp_path, crop, original):
     shutil.rmtree(sources[1] / "aligned")
     for pattern, number, color in ((original, "0001", "red"), (original, "0003", "red"), (crop, "0001", "blue"),
-                                   (crop, "0002", "blue")):  # fmt: skip
+                                   (crop, "0002", "blue")):
         path = tmp_path / pattern.format(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), color).save(path)
@@ -161,7 +161,7 @@ def test_crops_win_over_originals(sources, tmp_path, crop, original):
     result = invoke("build", "--raf-ml", sources[0], "--raf-au", sources[1], "--out", out)
     assert result.exit_code == 0, result.output
     assert result.stderr == ("Warning: 1 of 3 images are originals, not crops called or in `aligned`; a net should see "
-                             "one kind alone\n")  # fmt: skip
+                             "one kind alone\n")
     index = mmlfer.image_index(out)
     assert [mmlfer.read_image(index[k]).mean((0, 1)).argmax() for k in ("0001", "0002", "0003")] == [2, 2, 0]
     assert [index[k].parent == out / "aligned" for k in ("0001", "0002", "0003")] == [True, True, False]
@@ -204,7 +204,7 @@ def test_build_lists_images_once(sources, tmp_path):
     (ml / "EmoLabel/distribution.txt").write_text("0001.png .6 .4 0 0 0 0\n0001.jpg .6 .4 0 0 0 0\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert result.stderr == (f"Error: {labels}:2: 0001.png is the same image as 0001.jpg of row 1: both are looked for "
-                             "as 0001; rename one\n")  # fmt: skip
+                             "as 0001; rename one\n")
 
 
 def test_build_beside_or_within_its_sources(sources):
@@ -235,7 +235,7 @@ def test_build_complains_in_one_line(sources, tmp_path):
     (au / "RAFAU_label.txt").write_text("0001.jpg 12\n0002.jpg 77\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert result.stderr == (f"Error: {au}/RAFAU_label.txt:2: AU 77 is not one of the 32 AUs of RAF-CE; "
-                             "mend this row\n")  # fmt: skip
+                             "mend this row\n")
     (ml / "EmoLabel/distribution.txt").write_text("0001.jpg 1 2 3\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert "distribution.txt:1: expected an image name and 6 values, got 4 fields" in result.stderr

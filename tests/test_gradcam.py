@@ -125,7 +125,7 @@ def test_truths_come_from_the_data_of_each_checkpoint(ckpt, faces_folder, tmp_pa
         rows_ = titles(kept.pop())
         assert [row[0] for row in rows_] == [["0001_aligned.jpg"],
                                              ["0002_aligned.jpg", f"true: {mmlfer.EMOTIONS[int(rows['0002.jpg'])]}"],
-                                             ["stranger.jpg", "true: unknown"]]  # fmt: skip
+                                             ["stranger.jpg", "true: unknown"]]
         own = {str(ckpt): first_label, str(second): second_label}
         assert [column[-1] for column in rows_[0][1:]] == [f"true by its data: {own[str(c)]}" for c in ckpts]
         assert not any("true" in line for row in rows_[1:] for column in row[1:] for line in column)
@@ -175,7 +175,7 @@ def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_p
     torch.save(content, tmp_path / "huge.pt")
     result = invoke("gradcam", "--ckpt", tmp_path / "huge.pt", next((faces_folder / "aligned").iterdir()), "--out", tmp_path / "g.png")
     assert result.exit_code == 1 and result.stderr == (
-        f"Error: {tmp_path}/huge.pt: outputs that are not finite: its training diverged; take another checkpoint\n")  # fmt: skip
+        f"Error: {tmp_path}/huge.pt: outputs that are not finite: its training diverged; take another checkpoint\n")
     assert not (tmp_path / "g.png").exists()
 
 

@@ -22,7 +22,7 @@ def test_two_rows_of_one_image_are_an_error_that_names_both(tmp_path, one, other
     assert result.exit_code == 1
     stem = mmlfer.stem(one)
     assert result.stderr == (f"Error: {tmp_path}/RAFCE_emolabel.txt:3: {other} is the same image as {one} of row 2: "
-                             f"both are looked for as {stem}; rename one\n")  # fmt: skip
+                             f"both are looked for as {stem}; rename one\n")
 
 
 def paint(path, level):
@@ -33,7 +33,7 @@ def paint(path, level):
 # (loses, wins): what is called or lies in `aligned` wins, wherever the other lies
 RIVALS = [("0005.jpg", "RAF-AU/aligned/0005_aligned.jpg"), ("RAF-AU/0005.jpg", "0005_aligned.png"),
           ("0005.jpg", "0005_aligned.jpg"), ("0005.jpg", "aligned/0005.jpg"), ("RAF-AU/0005.png", "aligned/aligned/0005.bmp"),
-          ("0005.png", "RAF-AU/0005_aligned.JPG"), ("RAF-AU/aligned/0005_aligned.jpg", "aligned/0005_aligned.jpg")]  # fmt: skip
+          ("0005.png", "RAF-AU/0005_aligned.JPG"), ("RAF-AU/aligned/0005_aligned.jpg", "aligned/0005_aligned.jpg")]
 
 
 @pytest.mark.parametrize("loser,winner", RIVALS)
@@ -50,7 +50,7 @@ def test_a_mixture_of_aligned_and_other_images_is_warned_of(tmp_path, capsys):
     faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
     assert faces.images.float().mean((1, 2, 3)).tolist() == pytest.approx([30 * i for i in range(7)], abs=1)
     assert capsys.readouterr().err == (f"Warning: 5 aligned crops and 2 other images, such as {tmp_path}/0006.jpg: "
-                                       "faces should be cropped alike\n")  # fmt: skip
+                                       "faces should be cropped alike\n")
     paint(tmp_path / "aligned/0006.jpg", 0), paint(tmp_path / "aligned/0007.jpg", 0)
     mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
     assert capsys.readouterr().err == ""
@@ -143,7 +143,7 @@ def test_skip_bad_images_names_pipes_bombs_and_odd_formats(faces_folder, tmp_pat
     assert time.perf_counter() - start < 20 and result.exit_code == 1
     assert result.stderr.startswith(
         f"Error: 2 of 60 images cannot be read: {paths[0]}: no regular file; {paths[1].with_suffix('.png')}: not an "
-        "image that can be read (Image size (150000000 pixels) exceeds limit of 89478485 pixels")  # fmt: skip
+        "image that can be read (Image size (150000000 pixels) exceeds limit of 89478485 pixels")
     result = invoke("train", "--data", folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "stl",
                     "--skip-bad-images", *SMALL)
     assert result.exit_code == 0, result.output

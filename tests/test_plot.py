@@ -29,7 +29,7 @@ def run(tmp_path):
         writer.writeheader()
         for epoch, w_au in ((1, 0.5), (2, 0.4), (3, 0.3)):
             writer.writerow({"epoch": epoch, "train_loss_emo": 2, "val_acc": epoch / 4, "val_diag": 0.1 * epoch,
-                             "w_au": w_au, "w_am": 0.2, "lr": 0.001})  # fmt: skip
+                             "w_au": w_au, "w_am": 0.2, "lr": 0.001})
     return out
 
 
@@ -66,7 +66,7 @@ def test_curves_are_the_log(run, kept):
     x = [169, 338, 507]
     assert {k: xs for k, (xs, _) in drawn.items()} == dict.fromkeys(drawn, x)
     for name, y in (("validation Acc.", [25, 50, 75]), ("validation Diag.", [10, 20, 30]),
-                    (r"mean $\omega^{AU}$", [0.5, 0.4, 0.3]), (r"mean $\omega^{AM}$", [0.2] * 3)):  # fmt: skip
+                    (r"mean $\omega^{AU}$", [0.5, 0.4, 0.3]), (r"mean $\omega^{AM}$", [0.2] * 3)):
         assert drawn.pop(name)[1] == pytest.approx(y)
     assert not drawn
     for axis in (left, right):
@@ -103,7 +103,7 @@ def test_of_an_unfinished_run_the_curves(run):
     result = invoke("plot", run)
     assert (result.exit_code, result.stdout) == (0, f"{run}/curves.png\n")
     assert result.stderr == (f"{run}: not tested yet (no test.json), and so no confusion.png; `mmlfer train --resume` "
-                             "finishes it\n")  # fmt: skip
+                             "finishes it\n")
     assert not (run / "confusion.png").exists()
 
 
@@ -128,7 +128,7 @@ def best(confusion=ROWS, accuracy="0", diag="0"):
     ("test.json", best(diag="1e400")), ("test.json", best(diag="null")), ("test.json", best(ROWS.replace("0", "-1", 1))),
     ("test.json", best(ROWS.replace("0", "1" + 400 * "0", 1))), ("test.json", best(ROWS.replace("0", "null", 1))),
     ("test.json", best(ROWS.replace("0", '"a"', 1))), ("test.json", best(ROWS.replace("0", "[]", 1))),
-])  # fmt: skip
+])
 def test_a_file_that_train_does_not_write_is_named(run, name, text):
     (run / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     result = invoke("plot", run)

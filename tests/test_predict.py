@@ -66,7 +66,7 @@ def rows_of(text):
 
 def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
     result = invoke("predict", "--ckpt", ckpt, faces_folder / "aligned", "--top", 2, "--json",
-                    "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")  # fmt: skip
+                    "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     assert [r["image"] for r in rows] == [str(p) for p in sorted((faces_folder / "aligned").iterdir())]
@@ -133,7 +133,7 @@ def test_predict_skips_and_names_what_it_cannot_read(ckpt, faces_folder, tmp_pat
     (tmp_path / "empty").mkdir()
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "empty")
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {tmp_path}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there\n")  # fmt: skip
+        1, f"Error: {tmp_path}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there\n")
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "gone")
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/gone: no such file or folder\n")
 
@@ -254,7 +254,7 @@ def test_an_output_that_is_an_input_is_refused(ckpt, faces_folder, tmp_path, opt
         before = Path(output).read_bytes()
         result = invoke("predict", "--ckpt", copy, face, option, output)
         assert (result.exit_code, result.stderr) == (
-            1, f"Error: {output}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+            1, f"Error: {output}: is an input or lies among the inputs; name another output\n")
         assert Path(output).read_bytes() == before
 
 
@@ -319,7 +319,7 @@ def photos(faces_folder, tmp_path_factory):
 
 def test_faces_of_photographs_from_left_to_right(ckpt, photos, tmp_path):
     result = invoke("predict", "--ckpt", ckpt, "--photos", photos, "--json", "--csv", tmp_path / "p.csv",
-                    "--draw", tmp_path / "drawn")  # fmt: skip
+                    "--draw", tmp_path / "drawn")
     assert result.exit_code == 1  # for the text
     rows = json.loads(result.stdout)
     assert [(r["image"], r["face"]) for r in rows] == [(f"{photos}/{i}.png", face) for i in range(3) for face in (0, 1)]
@@ -355,7 +355,7 @@ def test_small_faces_are_marked(ckpt, faces_folder, tmp_path):
 def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
     image = np.full((90, 120, 3), 128, np.uint8)
     result = {"box": [30, 30, 40, 50], "expressions": [{"name": "sadly angry", "p": 0.714}],
-              "aus": [{"au": 4, "name": "brow lowerer", "p": 0.9}, {"au": 15, "name": "", "p": 0.8}]}  # fmt: skip
+              "aus": [{"au": 4, "name": "brow lowerer", "p": 0.9}, {"au": 15, "name": "", "p": 0.8}]}
     assert predict.label_of(result, 26) == "sadly angry 71 %\nAUs: 4 15"
     drawn = np.asarray(predict.draw_predictions(image, [result]), int)
     assert drawn.shape == (480, 640, 3)  # a small picture is enlarged
@@ -379,7 +379,7 @@ def test_drawing_among_the_inputs_is_refused(ckpt, photos):
     for inputs, out in (([photos], photos / "drawn"), ([photos / "0.png"], photos), ([photos], photos)):
         result = invoke("predict", "--ckpt", ckpt, "--photos", *inputs, "--draw", out)
         assert (result.exit_code, result.stderr) == (
-            1, f"Error: {out}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+            1, f"Error: {out}: is an input or lies among the inputs; name another output\n")
     assert not (photos / "drawn").exists()
     result = invoke("predict", "--ckpt", ckpt, photos, "--draw", photos / "drawn")
     assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr

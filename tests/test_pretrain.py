@@ -22,7 +22,7 @@ import mmlfer
 from mmlfer_commands import pretrain, synth
 
 SMALL = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device", "cpu",
-         "--lr", 1, "--warmup", 1)  # fmt: skip
+         "--lr", 1, "--warmup", 1)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,11 @@ def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
     (faces / "link").symlink_to(faces / "abe")
     source, notes = pretrain.read_people(faces)
     assert [n.decode() for n in source.names] == ["abe/8.JPG", "abe/9.JPG", "link/8.JPG", "link/9.JPG", "lone/9.JPG",
-                                                  "one/9.JPG", "zoe/7.JPG", "zoe/8.JPG", "zoe/9.JPG"]  # fmt: skip
+                                                  "one/9.JPG", "zoe/7.JPG", "zoe/8.JPG", "zoe/9.JPG"]
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 4]
     assert notes == ["folders without an image, left out: 4 (e1, e2, e3, ...)",
                      "images outside a person's folder, left out: 1",
-                     "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]  # fmt: skip
+                     "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]
     assert np.array_equal(source.read(8, 16), mmlfer.read_image(faces / "zoe/9.JPG", 16))
     train, held = pretrain.split_people(source.labels, 0.5, 0)
     assert set(source.labels[held]) < {0, 1, 4} and not set(source.labels[held]) & set(source.labels[train])
@@ -293,7 +293,7 @@ def test_lfws_own_pairs(tmp_path):
     source, pairs, same, fold = pretrain.read_pairs(path, tmp_path)
     names = [[source.names[i].decode() for i in pair] for pair in pairs]
     assert names[:4] == [["a/a_0001.png", "a/a_0002.jpg"], ["b/b_0001.png", "b/b_0002.jpg"],
-                         ["a/a_0001.png", "b/b_0001.png"], ["a/a_0002.jpg", "b/b_0002.jpg"]]  # fmt: skip
+                         ["a/a_0001.png", "b/b_0001.png"], ["a/a_0002.jpg", "b/b_0002.jpg"]]
     assert same.tolist() == [True, True, False, False] * 2 and fold.tolist() == [0] * 4 + [1] * 4
 
 
@@ -303,7 +303,7 @@ def test_lfws_own_pairs(tmp_path):
     ("2 2\na 1 2\n", ": 1 pairs, and its first row says 8"),
     ("1 1\na 1\na 1 b 1\n", ":2: expected `name i j` or `name i name j`"),
     ("1 1\na 1 2\na 1 b x\n", ":3: expected `name i j` or `name i name j`"),
-    ("1 1\na 1 3\na 1 b 1\n", ":2: no image {root}/a/a_0003.jpg")])  # fmt: skip
+    ("1 1\na 1 3\na 1 b 1\n", ":2: no image {root}/a/a_0003.jpg")])
 def test_pairs_that_cannot_be_used(tmp_path, text, message):
     path = write_lfw(tmp_path)
     path.write_text(text)
@@ -318,17 +318,17 @@ def test_pairs_that_cannot_be_used(tmp_path, text, message):
 def test_a_run_writes_what_it_promises(run, people):
     out, result = run
     assert sorted(p.name for p in out.parent.iterdir()) == [
-        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]  # fmt: skip
+        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert list(rows[0]) == ["epoch", "loss", "train_acc", "lr", "seconds", "images_per_second", "bad_images",
-                             "holdout_acc", "holdout_sd"]  # fmt: skip
+                             "holdout_acc", "holdout_sd"]
     assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]
     rate = 1 * 8 / 512  # --lr, scaled with the batch; a tenth at half and at three quarters
     assert [float(r["lr"]) for r in rows] == pytest.approx([rate, rate, rate / 10, rate / 100])
     assert all(float(r["loss"]) > 0 and 0 <= float(r["holdout_acc"]) <= 1 for r in rows)
     assert f"{people}: 40 images of 8 people; 30 images of 6 people to train on\n" in result.stdout
     assert len(re.findall(r"^epoch \d: loss [\d.]+, [\d.]+% right, holdout [\d.]+% ± [\d.]+%, \d+ images/s, 0 bad images$",
-                          result.stdout, re.M)) == 4  # fmt: skip
+                          result.stdout, re.M)) == 4
     assert result.stdout.endswith(f"{out}: resnet18, for: mmlfer train --arch resnet18 --weights {out}\n")
     assert invoke("pretrain", "--out", out, "--resume").stdout == f"{out}: complete, nothing to do\n"
 
@@ -380,7 +380,7 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path,
     result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL)
     assert result.exit_code == 130 and len(taken) == step and not out.exists()
     assert result.stderr == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
-                             f"mmlfer pretrain --out {out} --resume\n")  # fmt: skip
+                             f"mmlfer pretrain --out {out} --resume\n")
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == ((0, 2) if step == 2 else (2, 0))
     moved = tmp_path / "moved"
@@ -395,7 +395,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     source, _ = pretrain.read_people(people)
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=0.1, momentum=0.9,
-                                weight_decay=0, epochs=2, workers=0)  # fmt: skip
+                                weight_decay=0, epochs=2, workers=0)
     world, seen = pretrain.World(0, 1, torch.device("cpu")), {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         opt.seed = seed
@@ -415,7 +415,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
     """Against the loss written out, on the same net."""
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
-                                weight_decay=0.01, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)  # fmt: skip
+                                weight_decay=0.01, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
     flip = torch.arange(8) % 3 == 0
@@ -436,7 +436,7 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
 
 def test_bf16_runs(people, tmp_path):
     result = invoke("pretrain", "--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, "--precision", "bf16",
-                    "--loss", "arcface", *SMALL)  # fmt: skip
+                    "--loss", "arcface", *SMALL)
     assert result.exit_code == 0, result.output
     state = load(tmp_path / "w.pth")
     assert {v.dtype for v in state["state_dict"].values()} == {torch.float32, torch.int64}
@@ -453,7 +453,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
     assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
-                     "start anew (--overwrite) with a lower --lr or a longer --warmup"]  # fmt: skip
+                     "start anew (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
 
@@ -495,7 +495,7 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
     path = write_lfw(tmp_path / "lfw")
     out = tmp_path / "w.pth"
     result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 1, "--pairs", path, "--pairs-root", path.parent,
-                    *SMALL)  # fmt: skip
+                    *SMALL)
     assert result.exit_code == 0 and ", pairs " in result.stdout, result.output
     row = next(csv.DictReader(out.with_suffix(".csv").open()))
     assert 8 * float(row["pairs_acc"]) % 1 == 0 and "holdout_acc" in row
@@ -518,7 +518,7 @@ def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
         (people, tmp_path / "w.csv"): f"{tmp_path}/w.csv: expected a file name that ends in .pth or .pt",
         (people, tmp_path / "d.pth"): f"{tmp_path}/d.pth: expected a file name that ends in .pth or .pt",
         (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with a stopped run, --overwrite replaces it",
-        (people, out): f"{out}: exists; --resume goes on with a stopped run, --overwrite replaces it"}  # fmt: skip
+        (people, out): f"{out}: exists; --resume goes on with a stopped run, --overwrite replaces it"}
     for (faces, path, *more), message in expected.items():
         assert refused("--faces", faces, "--out", path, *SMALL, *more) == [f"Error: {message}"]
     assert (tmp_path / "x.pth").read_text() == "mine" and not w.exists()
@@ -534,7 +534,7 @@ def test_a_resumed_run_keeps_its_options_and_its_images(run, people, tmp_path):
     out, faces = tmp_path / "w.pth", tmp_path / "faces"
     shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume", "--weight-decay", 0.1) == [
-        f"Error: {tmp_path}/w.last.pt: its run has --weight-decay 0.0005, not 0.1; a resumed run keeps its options"]  # fmt: skip
+        f"Error: {tmp_path}/w.last.pt: its run has --weight-decay 0.0005, not 0.1; a resumed run keeps its options"]
     shutil.copytree(people, faces)
     (faces / "00008/005.jpg").unlink()
     lines = refused("--out", out, "--resume", "--faces", faces)
@@ -576,7 +576,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 def torchrun(*args, cwd):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env=ENVIRONMENT)  # fmt: skip
+                          env=ENVIRONMENT)
 
 
 def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
@@ -596,7 +596,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
 def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
     out = tmp_path / "w.pth"
     result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", out, "--epochs", 2, *SMALL[:-6],
-                      "--workers", 1, cwd=tmp_path)  # fmt: skip
+                      "--workers", 1, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [str(people), "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2

@@ -40,7 +40,7 @@ def test_the_tour_runs_as_it_stands(tmp_path):
     result = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for name in ("faces/aligned/0001_aligned.jpg", "stats.png", "tour/first/test.json", "tour/first/curves.png",
-                 "predictions.csv", "gradcam.png", "results.md"):  # fmt: skip
+                 "predictions.csv", "gradcam.png", "results.md"):
         assert (tmp_path / name).stat().st_size > 0
     assert "Warning" not in result.stderr
 

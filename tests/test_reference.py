@@ -24,16 +24,16 @@ from PIL import Image
 import mmlfer
 
 AUS = [1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 32,
-       33, 34, 35, 39, 43]  # fmt: skip
+       33, 34, 35, 39, 43]
 EMOTIONS = ["happily surprised", "happily disgusted", "sadly fearful", "sadly angry", "sadly surprised",
             "sadly disgusted", "fearfully angry", "fearfully surprised", "fearfully disgusted",
             "angrily surprised", "angrily disgusted", "disgustedly surprised", "happily fearful",
-            "happily sad"]  # fmt: skip
+            "happily sad"]
 TRAIN, TEST, VAL = 0, 1, 2
 OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device": "cpu", "seed": 11,
            "lr_backbone": 0.003, "lr_heads": 0.02, "lr_meta": 0.3, "momentum": 0.8, "weight_decay": 0.03,
            "rho": 0.3, "rho_am": 0.7, "stats": "wild", "form": "auto", "schedule": "constant",
-           "hypergrad": "jvp", "psi": 0.05}  # fmt: skip
+           "hypergrad": "jvp", "psi": 0.05}
 CASES = {  # psi: the spread of the meta net's parameters at the start
     "stl": {"method": "stl"},
     "mtl": {"method": "mtl", "schedule": "onecycle"},
@@ -81,7 +81,7 @@ def run_program_loop(options, data, out):
 
 def snapshot(run):
     named = {"theta": run.net.named_parameters(), "buffers": run.net.named_buffers(),
-             "psi": run.meta.named_parameters() if run.meta else ()}  # fmt: skip
+             "psi": run.meta.named_parameters() if run.meta else ()}
     parts = {key: {n: v.detach().clone() for n, v in values} for key, values in named.items()}
     speed = {n: run.opt.state[p]["momentum_buffer"] for n, p in run.net.named_parameters() if p in run.opt.state}
     return SimpleNamespace(**parts, speed=speed)
@@ -111,7 +111,7 @@ def net_of_float64():
 def read_folder(folder):
     """(x, y_emo, y_au, split) in the order of RAFCE_emolabel.txt."""
     emo, split, aus = (dict(line.split() for line in (folder / f"RAFCE_{key}.txt").read_text().splitlines())
-                       for key in ("emolabel", "partition", "AUlabel"))  # fmt: skip
+                       for key in ("emolabel", "partition", "AUlabel"))
     x, y_au = [], torch.zeros(len(emo), 32, dtype=torch.float64)
     for i, name in enumerate(emo):
         x.append(np.array(Image.open(folder / "aligned" / name.replace(".jpg", "_aligned.png")).convert("RGB")))
@@ -253,7 +253,7 @@ def reference_loop(options, folder, start):
     rows = {code: np.flatnonzero(data[3] == code) for code in (TRAIN, VAL)}
     buffers = {n: b for n, b in copies(start.buffers).items() if n in dict(net.named_buffers())}
     state = SimpleNamespace(theta=dict(start.theta), buffers=buffers, psi=dict(start.psi),
-                            speed={n: torch.zeros_like(p) for n, p in start.theta.items()})  # fmt: skip
+                            speed={n: torch.zeros_like(p) for n, p in start.theta.items()})
     steps, done, log, best = len(rows[TRAIN]) // o.batch_size, 0, [], -1.0
     for epoch in range(o.epochs):
         means = []
@@ -269,7 +269,7 @@ def reference_loop(options, folder, start):
         acc, diag = shares(pred, data[1][rows[VAL]].tolist())
         log.append({"epoch": epoch + 1, "train_loss_emo": mean[0], "train_loss_au": mean[1],
                     "train_loss_am": mean[2], "w_au": mean[4], "w_am": mean[5], "val_acc": acc,
-                    "val_diag": diag, "lr": rates(done, o.epochs * steps, o)[0]})  # fmt: skip
+                    "val_diag": diag, "lr": rates(done, o.epochs * steps, o)[0]})
         if acc > best:
             best, best_epoch, best_theta = acc, epoch + 1, dict(state.theta)
     return SimpleNamespace(end=state, log=log, best_epoch=best_epoch, best_theta=best_theta)
@@ -337,9 +337,9 @@ def test_seed_reaches_the_net_and_the_batches(noise_folder, tmp_path, monkeypatc
     started = []
     monkeypatch.setattr(mmlfer, "train_epochs", lambda *args: started.append(args))
     monkeypatch.setattr(mmlfer, "test_run", lambda *args: {name: {
-        "epoch": 0, "accuracy": 0.0, "diag": 0.0, "n": 4} for name in ("best", "last")})  # fmt: skip
+        "epoch": 0, "accuracy": 0.0, "diag": 0.0, "n": 4} for name in ("best", "last")})
     result = invoke("train", "--data", noise_folder, "--out", tmp_path / "r", "--seed", 7, "--size", 32, "--batch-size", 4,
-                    "--weights", "none", "--device", "cpu")  # fmt: skip
+                    "--weights", "none", "--device", "cpu")
     assert result.exit_code == 0, result.output
     run, batches, *_ = started[0]
     torch.manual_seed(7)

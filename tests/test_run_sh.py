@@ -70,7 +70,7 @@ def environment(place, **settings):
 
 def run_sh(place, *args, **settings):
     return subprocess.run(["bash", ROOT / "run.sh", *args], cwd=place, env=environment(place, **settings),
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+                          capture_output=True, text=True, timeout=300)
 
 
 def calls(place, what="start"):
@@ -116,7 +116,7 @@ def test_grad_cam_is_of_four_aligned_test_faces(place):
     assert run_sh(place, **FEW).returncode == 0
     words = (place / "last").read_text().split("\n")
     assert words == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--out", "./runs/gradcam.png",
-                     *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]  # fmt: skip
+                     *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +145,7 @@ def test_so_many_jobs_run_at_once(place, jobs, most):
     result = run_sh(place, **FEW, JOBS=jobs, SLEEP="0.3")
     assert result.returncode == 0, result.stderr
     events = sorted([(when, 1) for name, *_, when in calls(place) if name == "train"] +
-                    [(when, -1) for name, *_, when in calls(place, "end") if name == "train"])  # fmt: skip
+                    [(when, -1) for name, *_, when in calls(place, "end") if name == "train"])
     running = [sum(step for _, step in events[: i + 1]) for i in range(len(events))]
     assert max(running) == most
     prefix = "./runs/final/stl-1: " if most > 1 else ""
@@ -215,7 +215,7 @@ def test_places_may_have_spaces_and_quotes(place):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
     process = subprocess.Popen(["bash", ROOT / "run.sh"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env=environment(place, **FEW, JOBS="2", SLEEP="60"))  # fmt: skip
+                               env=environment(place, **FEW, JOBS="2", SLEEP="60"))
     deadline = time.monotonic() + 60
     while not (place / "calls").exists() or len(calls(place)) < 2:
         assert time.monotonic() < deadline
@@ -233,25 +233,25 @@ def test_run_sh_without_data_says_how_to_get_it(tmp_path):
     result = subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr == (
         "run.sh: no RAF-CE in ./rafce. Ask for it at http://www.whdeng.cn/RAF/model4.html, or make\n"
-        "stand-in faces: python mmlfer.py synth ./rafce\n")  # fmt: skip
+        "stand-in faces: python mmlfer.py synth ./rafce\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
     synth.synthesize(tmp_path / "rafce", 60, "lab", None, 32, 0)
     settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICES": "cpu", "JOBS": "2",
-                "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}  # fmt: skip
+                "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def run_all():
         return subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, env={**os.environ, **settings, "PATH": path},
-                              capture_output=True, text=True)  # fmt: skip
+                              capture_output=True, text=True)
 
     first = run_all()
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs"
     assert sorted(p.name for p in (out / "final").iterdir()) == [
-        "am-lab-0", "am-wild-0", "mal-0", "mal2-0", "mml-lab-0", "mml-wild-0", "mtl-0", "stl-0"]  # fmt: skip
+        "am-lab-0", "am-wild-0", "mal-0", "mal2-0", "mml-lab-0", "mml-wild-0", "mtl-0", "stl-0"]
     results = (out / "results.md").read_text("utf-8")
     for row in ("| stl | 1 |", "| am lab | 1 |", "| mml wild | 1 |", "| mml wild - am wild |", "| mal2 - mal |"):
         assert row in results

@@ -31,7 +31,7 @@ def stopped(trained, faces_folder, tmp_path):
 
 def changed(data, out):
     return (f"Error: {data}: not the data that the run in {out} was trained on: its names, labels or partition differ; "
-            "a resumed run keeps its data\n")  # fmt: skip
+            "a resumed run keeps its data\n")
 
 
 @pytest.mark.parametrize("file", mmlfer.LABEL_FILES)
@@ -82,9 +82,9 @@ def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder):
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     result = invoke("train", "--data", faces_folder, "--out", out, "--resume")
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {out}: results but no last.pt to go on from; --overwrite starts anew\n")  # fmt: skip
+        1, f"Error: {out}: results but no last.pt to go on from; --overwrite starts anew\n")
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == {
-        k: v for k, v in before.items() if k != ".lock"}  # fmt: skip
+        k: v for k, v in before.items() if k != ".lock"}
 
 
 def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, monkeypatch):
@@ -120,7 +120,7 @@ def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
         result = invoke("train", "--out", out, *options)
         assert (result.exit_code, result.stderr) == (
             1, f"Error: {out}: in use by process {holder.pid} on {platform.node()}; wait for its end or name another "
-               "--out\n")  # fmt: skip
+               "--out\n")
     holder.kill(), holder.wait()  # a lock left by a killed process does no harm
     assert f"process {holder.pid} on" in (out / ".lock").read_text()
     assert invoke("train", "--out", out, "--resume").exit_code == 0
@@ -137,7 +137,7 @@ def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tm
     result = invoke("eval", "--ckpt", trained[0] / "best.pt", "--data", moved)
     assert result.exit_code == 0 and result.stderr == (
         f"Warning: 5 of these 5 test images bear names of images that {trained[0]}/best.pt was trained on, such as "
-        f"{trained_on[0]}\n")  # fmt: skip
+        f"{trained_on[0]}\n")
     assert invoke("eval", "--ckpt", trained[0] / "best.pt").stderr == ""
     assert invoke("eval", "--ckpt", trained[0] / "best.pt", "--split", "train").stderr == ""
 
@@ -156,7 +156,7 @@ def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_p
         result = invoke(*args, "--ckpt", tmp_path / "bad.pt")
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == (f"Error: {tmp_path}/bad.pt: {name} is not finite: training diverged; train anew with "
-                                 "lower --lr-backbone, --lr-heads or --lr-meta\n")  # fmt: skip
+                                 "lower --lr-backbone, --lr-heads or --lr-meta\n")
 
 
 def test_outputs_that_are_not_finite_are_no_prediction():
@@ -182,7 +182,7 @@ def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypat
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         "Error: epoch 2: backbone.layer4.2.bn2.running_mean is not finite: training diverged; train anew with lower "
-        "--lr-backbone, --lr-heads or --lr-meta")  # fmt: skip
+        "--lr-backbone, --lr-heads or --lr-meta")
     assert not (out / "test.json").exists()
     for name in ("best.pt", "last.pt"):
         state = torch.load(out / name, weights_only=True)
@@ -208,7 +208,7 @@ def test_aus_of_a_classifier_that_nothing_trains_have_no_f1(faces_folder, tmp_pa
     ({"method": "stl"}, False), ({"method": "mtl", "rho": 0.0}, False), ({"method": "mtl", "rho": 0.1}, True),
     ({"method": "am", "rho": 0.0, "rho_am": 0.0}, False), ({"method": "am", "rho": 0.0, "rho_am": 0.2}, True),
     ({"method": "mal"}, True), ({"method": "mal2"}, True), ({"method": "mml"}, True),
-])  # fmt: skip
+])
 def test_what_trains_the_au_classifier(options, trained):
     assert mmlfer.trains_aus(vars(mmlfer.Config(**options))) == trained
 
@@ -252,10 +252,10 @@ def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_pa
     texts = {"sadly angry stands there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
              "12 stands there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
              "an alias (*); write the values out": "a: &a [x, x]\n" + "\n".join(
-                 f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}  # fmt: skip
+                 f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}
     for why, text in texts.items():
         path.write_text(text)
         result = run_program("stats", "--data", faces_folder, "--against", path, timeout=60)
         assert (result.returncode, result.stderr) == (
             1, f"Error: {path}: cannot be read as YAML ({why}); --stats takes wild, lab or a file of `mmlfer stats "
-               "--out`\n")  # fmt: skip
+               "--out`\n")

@@ -22,7 +22,7 @@ def naive_frequencies(folder):
         numbers = set() if text == "null" else {int(t.strip("LRTB")) for t in text.split("+")}
         rows.setdefault(emo[name], []).append(numbers)
     return {(mmlfer.EMOTIONS[k], au): sum(au in r for r in of_k) / len(of_k)
-            for k, of_k in rows.items() for au in mmlfer.AUS}  # fmt: skip
+            for k, of_k in rows.items() for au in mmlfer.AUS}
 
 
 def test_statistics_match_a_naive_count(faces_folder, tmp_path):
@@ -57,7 +57,7 @@ def test_lab_against_wild_gives_the_papers_observations():
         "variant = 2.85 observed",
         "observed here only: AU 16, 27", "observed there only: AU 7, 15, 20, 24",
         "there: 15 observed AUs; AU 12 in 4 and AU 25 in 11 expressions; mean activated AUs "
-        "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*stats.au_sums(lab))]  # fmt: skip
+        "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*stats.au_sums(lab))]
     for (low, high), table in (((0.2, 0.7), wild), ((0.2, 0.7), lab)):
         sums = [sum(p for p in row if p >= high) for row in table], [sum(p for p in row if low <= p < high) for row in table]
         assert stats.au_sums(table) == pytest.approx([np.mean(sums[0]), np.mean(sums[1]), np.mean(sums[0]) + np.mean(sums[1])])
@@ -69,7 +69,7 @@ def test_expressions_without_images_or_aus_are_named(tmp_path):
     result = invoke("stats", "--data", tmp_path, "--plot", tmp_path / "h.png", "--out", tmp_path / "s.yaml")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == ("no observed AU, and so not for --stats: sadly angry (3 images), happily fearful "
-                                              "(0 images), happily sad (0 images)")  # fmt: skip
+                                              "(0 images), happily sad (0 images)")
     assert "mean activated AUs 0.92 prototypical" in result.stdout and "nan" not in result.output.lower()
     with pytest.raises(mmlfer.InputError, match="sadly angry: no AU of 0.2 or more"):
         mmlfer.load_stats(str(tmp_path / "s.yaml"))
@@ -90,7 +90,7 @@ def test_statistics_of_one_partition(faces_folder, tmp_path):
         result = invoke("stats", "--data", faces_folder, "--split", split)
         n = [int(((labels.split == code) & (labels.y_emo == k)).sum()) for k in range(14)]
         assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:16]] == [
-            f"{e} ({c})" for e, c in zip(mmlfer.EMOTIONS, n)]  # fmt: skip
+            f"{e} ({c})" for e, c in zip(mmlfer.EMOTIONS, n)]
 
 
 def test_yaml_on_standard_output_stands_alone(faces_folder, tmp_path):
@@ -109,7 +109,7 @@ def test_outputs_over_inputs_are_refused(faces_folder, tmp_path, option, name):
     before = (data / name).read_bytes()
     result = invoke("stats", "--data", data, "--against", data / "mine.yaml", option, data / name)
     assert result.exit_code == 1 and result.stderr == (
-        f"Error: {data / name}: is an input or lies among the inputs; name another output\n")  # fmt: skip
+        f"Error: {data / name}: is an input or lies among the inputs; name another output\n")
     assert (data / name).read_bytes() == before and not result.stdout
 
 
@@ -132,7 +132,7 @@ def test_heat_map_shows_both_tables(faces_folder, tmp_path, monkeypatch):
     lab = yaml.safe_load((mmlfer.HERE / "stats/lab.yaml").read_text())
     aus = [int(label.get_text().removeprefix("AU ")) for label in here.get_xticklabels()]
     for axis, p_of, title in ((here, lambda e, au: naive.get((e, au), 0), f"{faces_folder.name} (all)"),
-                              (there, lambda e, au: lab[e].get(au, 0), "lab")):  # fmt: skip
+                              (there, lambda e, au: lab[e].get(au, 0), "lab")):
         assert axis.get_title() == f"{title}: observed AUs (20 % or more)"
         shown = axis.images[0].get_array().filled(0)
         wanted = [[100 * p if (p := p_of(e, au)) >= 0.2 else 0 for au in aus] for e in mmlfer.EMOTIONS]

@@ -83,7 +83,7 @@ def test_a_side_moves_alone(text, right, left):
 def test_of_an_au_named_twice_the_stronger_moves_each_side(seed):
     a, b, c = np.random.default_rng(seed).uniform(0.6, 1.15, 3)  # the draws of the tokens, in their order
     for text, right, left in (("L12+R12", b, a), ("R12+L12", a, b), ("12+L12", a, max(a, b)), ("L12+12", b, max(a, b)),
-                              ("L12+L12+12", c, max(a, b, c)), ("4+L12+R12", c, b)):  # fmt: skip
+                              ("L12+L12+12", c, max(a, b, c)), ("4+L12+R12", c, b)):
         moved = synth.strengths(mmlfer.parse_aus(text), np.random.default_rng(seed))
         assert moved[12] == (right, left), text
     assert moved[4] == (a, a)

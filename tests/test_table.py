@@ -22,7 +22,7 @@ def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion), "pred": list(pred)}
     run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
            "data": "/home/me/faces", "rafce": False, "best": best, "last": best,
-           "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth), **others}  # fmt: skip
+           "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth), **others}
     if options is not None:
         defaults = {field.name: field.default for field in mmlfer.dataclasses.fields(mmlfer.Config)}
         given = {"data": run["data"], "method": method, "stats": stats, "seed": seed}
@@ -80,32 +80,32 @@ def test_the_papers_column_stands_beside_rafce_alone(tmp_path):
 # Two runs of seeds 0 and 1: (method, statistics, options, others) of both, and their rows.
 SAME, APART = {}, {}
 SAME["seed, data's place and device"] = (("stl", "wild", {"data": "/a", "device": "cpu"}, {}),
-                                         ("stl", "wild", {"data": "/b", "device": "cuda"}, {}), ["stl"])  # fmt: skip
+                                         ("stl", "wild", {"data": "/b", "device": "cuda"}, {}), ["stl"])
 SAME["what the method does not read"] = (("stl", "wild", {"rho": 1, "lr_meta": 1}, {}),
-                                         ("stl", "lab", {"rho": 2, "lr_meta": 2}, {}), ["stl"])  # fmt: skip
+                                         ("stl", "lab", {"rho": 2, "lr_meta": 2}, {}), ["stl"])
 SAME["one table of two names"] = (("mml", "/a/copy.yaml", {}, {"table_sha256": "of wild"}),
-                                  ("mml", "wild", {}, {}), ["mml wild"])  # fmt: skip
+                                  ("mml", "wild", {}, {}), ["mml wild"])
 SAME["before options were kept"] = (("mtl", "wild", None, {}), ("mtl", "lab", None, {}), ["mtl"])
 APART["a search"] = (("mtl", "wild", {"rho": 0.01, "size": 32, "epochs": 1}, {}),
                      ("mtl", "wild", {"rho": 5.0, "size": 48, "epochs": 2}, {}),
-                     ["mtl, epochs 1, rho 0.01, size 32", "mtl, epochs 2, rho 5.0, size 48"])  # fmt: skip
+                     ["mtl, epochs 1, rho 0.01, size 32", "mtl, epochs 2, rho 5.0, size 48"])
 APART["files of one name"] = (("mml", "/a/mine.yaml", {}, {}), ("mml", "/b/mine.yaml", {}, {}),
-                              ["mml mine.yaml, statistics /a/mine.yaml (of /a/mi)", "mml mine.yaml, statistics /b/mine.yaml (of /b/mi)"])  # fmt: skip
+                              ["mml mine.yaml, statistics /a/mine.yaml (of /a/mi)", "mml mine.yaml, statistics /b/mine.yaml (of /b/mi)"])
 APART["a file that changed"] = (("mml", "/a/mine.yaml", {}, {"table_sha256": "0" * 64}),
                                 ("mml", "/a/mine.yaml", {}, {"table_sha256": "1" * 64}),
-                                ["mml mine.yaml, statistics /a/mine.yaml (00000000)", "mml mine.yaml, statistics /a/mine.yaml (11111111)"])  # fmt: skip
+                                ["mml mine.yaml, statistics /a/mine.yaml (00000000)", "mml mine.yaml, statistics /a/mine.yaml (11111111)"])
 APART["a file called wild"] = (("mml", "wild", {}, {}), ("mml", "/a/wild", {}, {}), ["mml /a/wild", "mml wild"])
 APART["the form"] = (("mml", "lab", {}, {}), ("mml", "lab", {}, {"form": "wild"}), ["mml lab", "mml lab, wild form"])
 APART["other methods, other options"] = (("stl", "wild", {"epochs": 30}, {}), ("mml", "wild", {"epochs": 60}, {}),
-                                         ["stl, epochs 30", "mml wild, epochs 60"])  # fmt: skip
+                                         ["stl, epochs 30", "mml wild, epochs 60"])
 APART["each its own rho"] = (("mtl", "wild", {"rho": 1.0}, {}), ("am", "wild", {"rho": 0.1}, {}), ["mtl", "am wild"])
 APART["an option of a newer version"] = (("stl", "wild", {"new": "x"}, {}), ("stl", "wild", {}, {}), ["stl", "stl, new x"])
 APART["other labels"] = (("stl", "wild", {"data": "/a/clean"}, {"data_sha256": "0" * 64}),
                          ("stl", "wild", {"data": "/a/noisy"}, {"data_sha256": "1" * 64}),
-                         ["stl, data clean (00000000)", "stl, data noisy (11111111)"])  # fmt: skip
+                         ["stl, data clean (00000000)", "stl, data noisy (11111111)"])
 APART["older and newer"] = (("mml", "wild", None, {}), ("mml", "wild", {}, {}), ["mml wild", "mml wild, options unknown"])
 APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "/b/mine.yaml", None, {}),
-                                    ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])  # fmt: skip
+                                    ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])
 
 
 @pytest.mark.parametrize("case", [*SAME, *APART])
@@ -165,7 +165,7 @@ STRANGE = {  # of a good test.json: the keys down to what is replaced, and by wh
     "too few names": ("names", ["1"]), "seed of text": ("seed", "0"), "negative": ("best", "pred", 0, -1),
     "expression 14": ("truth", 0, 14), "half": ("best", "pred", 0, 0.5), "no truth": ("truth", []), "method": ("method", []),
     "unknown method": ("method", "x"), "table": ("table_sha256", 3), "rafce": ("rafce", "yes"), "statistics": ("stats", 3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", STRANGE)
@@ -261,7 +261,7 @@ def coverage(seeds, deviation, rng, gain=0.3, n=120):
 
 
 @pytest.mark.parametrize(("seeds", "deviation", "least", "most"),
-                         [(5, 0.0, 0.95, 1), (5, 0.5, 0.85, 0.98), (10, 0.5, 0.9, 0.98), (2, 0.5, 0.5, 0.9)])  # fmt: skip
+                         [(5, 0.0, 0.95, 1), (5, 0.5, 0.85, 0.98), (10, 0.5, 0.9, 0.98), (2, 0.5, 0.5, 0.9)])
 def test_interval_covers_a_known_difference(monkeypatch, seeds, deviation, least, most):
     monkeypatch.setattr(table, "DRAWS", 400)
     assert least <= coverage(seeds, deviation, np.random.default_rng(1)) <= most
@@ -277,7 +277,7 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     fake_run(tmp_path, "mal", "wild", 7, truth, truth)  # a seed that no other has
     lines = table_of(tmp_path).split("| --- | --- | --- | --- | --- |\n")[-1].splitlines()
     assert [line.split(" | ")[0] for line in lines if line] == [
-        "| mml wild - am lab", "| mml wild - mtl", "| mml wild - stl", "| am lab - mtl", "| am lab - stl", "| mtl - stl"]  # fmt: skip
+        "| mml wild - am lab", "| mml wild - mtl", "| mml wild - stl", "| am lab - mtl", "| am lab - stl", "| mtl - stl"]
     assert lines[0].startswith("| mml wild - am lab | 2 | +3.75 [+0.00, +") and "signal" not in lines[0]
     assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # of one seed never
     assert lines[2].startswith("| mml wild - stl | 2 | +45.00 [+") and lines[2].count("**signal**") == 2

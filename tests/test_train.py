@@ -23,7 +23,7 @@ from PIL import Image
 import mmlfer
 
 COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
-           "val_diag", "lr", "seconds", "images_per_second"]  # fmt: skip
+           "val_diag", "lr", "seconds", "images_per_second"]
 
 
 def load(path):
@@ -70,7 +70,7 @@ def test_eval_gives_what_training_reported(trained, faces_folder):
         assert result.exit_code == 0 and result.stderr == ""
         numbers = json.loads(result.stdout)
         assert list(numbers) == ["n", "accuracy", "diag", "macro_f1", "per_class", "confusion", "au_f1",
-                                 "au_f1_macro"]  # fmt: skip
+                                 "au_f1_macro"]
         assert numbers == {k: v for k, v in test[name].items() if k not in ("epoch", "pred")}
     val = json.loads(invoke("eval", "--ckpt", out / "last.pt", "--split", "val", "--json").stdout)
     assert val["accuracy"] == load(out / "last.pt")["log"][-1]["val_acc"]
@@ -100,11 +100,11 @@ def test_last_state_is_the_same_whatever_was_run_before(trained, faces_folder, t
 
 
 @pytest.mark.parametrize("method,form", [("stl", "auto"), ("mtl", "auto"), ("mal", "auto"), ("mal2", "auto"),
-                                         ("am", "lab"), ("mml", "lab")])  # fmt: skip
+                                         ("am", "lab"), ("mml", "lab")])
 def test_every_method_trains(faces_folder, tmp_path, method, form):
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", method,
                     "--form", form, "--rho", 0.25, "--rho-am", 0.5, "--schedule", "onecycle",
-                    "--hypergrad", "jvp", *SMALL)  # fmt: skip
+                    "--hypergrad", "jvp", *SMALL)
     assert result.exit_code == 0, result.output
     row = load(tmp_path / "r/last.pt")["log"][0]
     weights = {"stl": (0, 0), "mtl": (0.25, 0), "am": (0.25, 0.5)}
@@ -122,7 +122,7 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
     few = np.flatnonzero(faces.split == mmlfer.TRAIN)[:8]
     few = faces.select(np.concatenate([few, np.flatnonzero(faces.split == mmlfer.VAL)]))
     cfg = mmlfer.Config(size=32, batch_size=8, weights="none", lr_backbone=0.01, lr_meta=0.1,
-                        stats="lab", hypergrad="jvp", device="cpu")  # fmt: skip
+                        stats="lab", hypergrad="jvp", device="cpu")
     run, batches = mmlfer.Run(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
     losses = []
     for epoch in range(60):
@@ -201,7 +201,7 @@ def test_it_does_not_write_over_a_run(trained, faces_folder, tmp_path):
     assert result.stderr == f"Error: {out}: holds a run; --resume goes on with it, --overwrite replaces it\n"
     result = invoke("train", "--out", out, "--resume", "--lr-heads", 0.5)
     assert result.stderr == (f"Error: {out}: its run has --lr-heads 0.01, not 0.5; "
-                             "a resumed run keeps its options\n")  # fmt: skip
+                             "a resumed run keeps its options\n")
     assert "complete, nothing to do" in invoke("train", "--out", out, "--resume").stdout
     assert (out / "last.pt").read_bytes() == before
 
@@ -251,7 +251,7 @@ def test_a_run_that_skips_bad_images_resumes_as_it_says(faces_folder, tmp_path, 
     step = mmlfer.train_step
     monkeypatch.setattr(mmlfer, "train_step", lambda *a: signal.raise_signal(signal.SIGINT) or step(*a))
     result = invoke("train", "--data", faces, "--out", out, "--epochs", 1, "--method", "stl", "--skip-bad-images",
-                    *SMALL)  # fmt: skip
+                    *SMALL)
     assert result.exit_code == 130
     said = shlex.split(result.stderr.split("go on with: mmlfer ")[1])
     monkeypatch.setattr(mmlfer, "train_step", step)
@@ -266,7 +266,7 @@ def test_overwrite_replaces_a_run(faces_folder, tmp_path):
 
 
 @pytest.mark.parametrize("field,name", [("l_emo", "L^emo"), ("norm_theta", "gradient of theta"),
-                                        ("norm_psi", "gradient of psi")])  # fmt: skip
+                                        ("norm_psi", "gradient of psi")])
 def test_what_is_not_finite_stops_before_the_checkpoint(faces_folder, tmp_path, monkeypatch, field, name):
     step, taken = mmlfer.train_step, []
 
@@ -285,7 +285,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(faces_folder, tmp_path, 
 
 def test_a_diverging_run_says_so(faces_folder, tmp_path):
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 3, "--lr-backbone", 1e12,
-                    "--method", "mtl", *SMALL)  # fmt: skip
+                    "--method", "mtl", *SMALL)
     assert result.exit_code == 1 and "is not finite" in result.stderr and "Traceback" not in result.stderr
 
 
@@ -293,7 +293,7 @@ def test_a_diverging_run_says_so(faces_folder, tmp_path):
     ("--size", "16"), ("--lr-heads", "-1"), ("--epochs", "0"), ("--batch-size", "1"), ("--momentum", "1"),
     ("--method", "magic"), ("--seed", "x"), ("--rho", "-0.1"), ("--nonsense", "1"),
     ("--lr-backbone", "nan"), ("--rho", "inf"), ("--momentum", "nan"),
-])  # fmt: skip
+])
 def test_wrong_options_exit_2(faces_folder, tmp_path, option, value):
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", option, value)
     assert result.exit_code == 2 and option in result.stderr and not (tmp_path / "r").exists()
@@ -302,7 +302,7 @@ def test_wrong_options_exit_2(faces_folder, tmp_path, option, value):
 def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
     assert invoke("train", "--out", tmp_path / "r").exit_code == 2
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--size", 32, "--batch-size", 4,
-                    "--device", "abacus")  # fmt: skip
+                    "--device", "abacus")
     assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
 
 
@@ -319,7 +319,7 @@ def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
 
     out = tmp_path / "r"
     result = run_program("train", "--data", faces_folder, "--out", out, "--epochs", 1, "--method", "stl", *SMALL,
-                         preexec_fn=limit)  # fmt: skip
+                         preexec_fn=limit)
     assert result.returncode == 1
     assert "last.pt: cannot be written (File too large)" in result.stderr  # before an hour of training
     assert sorted(p.name for p in out.iterdir()) == [".lock", "config.yaml"]
@@ -371,7 +371,7 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     result = invoke("eval", "--ckpt", tmp_path / "aus.pt")
     assert "made for other expressions or AUs" in result.stderr
     for damage in ({"config": None}, {"net": []}, {"config": {**state["config"], "size": "x"}},
-                   {"config": {**state["config"], "method": "zz"}}, {"config": {}}):  # fmt: skip
+                   {"config": {**state["config"], "method": "zz"}}, {"config": {}}):
         torch.save({**state, **damage}, tmp_path / "damaged.pt")
         result = invoke("eval", "--ckpt", tmp_path / "damaged.pt")
         assert result.stderr == f"Error: {tmp_path}/damaged.pt: of another version of mmlfer, or damaged\n"
@@ -386,7 +386,7 @@ def test_memory_stays_flat_over_many_steps(hypergrad):
     cfg = mmlfer.Config(size=32, batch_size=4, weights="none", hypergrad=hypergrad, device="cpu")
     run = mmlfer.Run(cfg, 1)
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
-                                torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())  # fmt: skip
+                                torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
     run.net.backbone = small
     run.opt.param_groups[0]["params"] = list(small.parameters())
     batch, val = (random_batch(4, seed=s, dtype=torch.float32) for s in (0, 1))

@@ -26,7 +26,7 @@ DEFAULTS = {
     "batch_size": 16, "size": 112, "lr_backbone": 0.001, "lr_heads": 0.01, "lr_meta": 0.01,
     "schedule": "constant", "rho": 0.1, "rho_am": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
     "hypergrad": "auto", "seed": 0, "device": "auto", "skip_bad_images": False,
-}  # fmt: skip
+}
 
 
 def test_constants_of_the_paper_are_the_defaults():
@@ -47,7 +47,7 @@ SUMS = {  # Table 1, percent: of each expression, of each observed AU
     "lab": ([519, 450, 481, 304, 421, 456, 390, 569, 631, 412, 423, 528, 505, 519],
             {1: 762, 2: 578, 4: 873, 5: 454, 6: 239, 7: 197, 9: 201, 10: 558, 12: 400, 15: 200, 17: 242, 20: 332,
              24: 69, 25: 1034, 26: 469}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -164,7 +164,7 @@ def test_least_numbers_of_images():
     for counts, message in (((3, 1, 4), "3 train images, expected at least 4"),
                             ((4, 0, 4), "0 test images, expected at least 1"),
                             ((4, 1, 3), "3 val images, expected at least 4"),
-                            ((4, 1, 4, 0.099), "0.099 active AUs a training face")):  # fmt: skip
+                            ((4, 1, 4, 0.099), "0.099 active AUs a training face")):
         with pytest.raises(mmlfer.InputError, match=message):
             mmlfer.check_trainable(faces(*counts), "here", 4)
 
@@ -267,7 +267,7 @@ def scripted(noise_folder, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmlfer, "evaluate", evaluate)
         result = invoke("train", "--data", noise_folder, "--out", out, "--epochs", 5, "--method", "stl",
-                        "--lr-backbone", 0.01, "--lr-heads", 0.1, *NOISE)  # fmt: skip
+                        "--lr-backbone", 0.01, "--lr-heads", 0.1, *NOISE)
     assert result.exit_code == 0, result.output
     return out
 
@@ -324,7 +324,7 @@ def test_the_log_counts_images_a_second(scripted):
 
 def run_mml(noise_folder, out, *more):
     return invoke("train", "--data", noise_folder, "--out", out, "--epochs", 3, "--schedule", "onecycle",
-                  "--lr-meta", 0.5, "--hypergrad", "jvp", *NOISE, *more)  # fmt: skip
+                  "--lr-meta", 0.5, "--hypergrad", "jvp", *NOISE, *more)
 
 
 def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
@@ -380,7 +380,7 @@ def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(mmlfer, "train_step", spy)
     result = invoke("train", "--data", tmp_path / "faces", "--out", tmp_path / "r", "--epochs", 1, "--skip-bad-images",
-                    "--hypergrad", "jvp", *NOISE)  # fmt: skip
+                    "--hypergrad", "jvp", *NOISE)
     assert result.exit_code == 0, result.output
     assert len(seen) == 16 and not set(lost) & set(seen) and set(split[seen]) == {0, 2}
 
@@ -449,7 +449,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(mmlfer.InputError) as error:
         mmlfer.start_base_net(str(tmp_path / "w.pth"))
     assert str(error.value) == (f"{tmp_path}/w.pth: not a whole resnet34, 1 tensors: "
-                                "layer2.0.bn1.running_var not finite")  # fmt: skip
+                                "layer2.0.bn1.running_var not finite")
 
 
 def test_imagenet_tensors_are_all_loaded(monkeypatch):

@@ -50,7 +50,7 @@ def assert_backbone(net, expected):
 
 @pytest.mark.parametrize("wrapper", [
     (), ("state_dict",), ("model",), ("backbone",), ("net",), ("model_state_dict",), ("net_state_dict",),
-    ("model_state",), ("ema",), ("model", "state_dict"), ("state_dict", "net")])  # fmt: skip
+    ("model_state",), ("ema",), ("model", "state_dict"), ("state_dict", "net")])
 def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
     content = bare(source)
     for key in reversed(wrapper):
@@ -63,7 +63,7 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
 
 @pytest.mark.parametrize("prefix", [
     "module.", "backbone.", "encoder.", "model.", "net.", "base.", "base_model.", "resnet.", "feature.", "features.",
-    "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])  # fmt: skip
+    "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])
 def test_every_prefix_is_taken_off(source, tmp_path, prefix):
     content = {prefix + k: v for k, v in source.items()}
     net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
@@ -85,12 +85,12 @@ def test_the_sequential_form(source, tmp_path, prefix):
 
 def test_heads_are_left_out_and_named(source, tmp_path):
     heads = {"module.feature.weight": torch.ones(2, 512), "module.feature.bias": torch.ones(2), "alpha.0.weight": 1,
-             "head.weight": torch.ones(3), "note": "hello"}  # fmt: skip
+             "head.weight": torch.ones(3), "note": "hello"}
     content = {"state_dict": {**{f"module.{k}": v for k, v in bare(source).items()}, **heads}}
     net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == (f"took 216 tensors from {tmp_path}/w.pth, left out module.feature.weight, module.feature.bias, "
-                      "alpha.0.weight, head.weight, ...")  # fmt: skip
+                      "alpha.0.weight, head.weight, ...")
 
 
 def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
@@ -149,7 +149,7 @@ def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
 
 
 @pytest.mark.parametrize("norm,mean,std", [("auto", [0.5] * 3, [0.5] * 3), ("half", [0.5] * 3, [0.5] * 3),
-                                           ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])  # fmt: skip
+                                           ("imagenet", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
 def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
     path = saved(source, tmp_path / "w.pth")
     for weights in (path, "none"):
@@ -258,14 +258,14 @@ def test_tensors_that_do_not_fit_are_listed(source, tmp_path):
     del state["layer1.0.conv1.weight"]
     assert refusal(state, tmp_path / "w.pth") == (
         "not a whole resnet34, 3 tensors: layer4.3.bn1.bias has no place; bn1.weight (3,), not (64,); "
-        "layer1.0.conv1.weight missing")  # fmt: skip
+        "layer1.0.conv1.weight missing")
     state = {f"module.{k}": v * torch.nan if k == "layer2.0.bn1.running_var" else v for k, v in source.items()}
     assert refusal(state, tmp_path / "w.pth") == (
-        "not a whole resnet34, 1 tensors: module.layer2.0.bn1.running_var not finite")  # fmt: skip
+        "not a whole resnet34, 1 tensors: module.layer2.0.bn1.running_var not finite")
     sparse = (source["conv1.weight"] * torch.inf).to_sparse()
     assert "conv1.weight not finite" in refusal({**source, "conv1.weight": sparse}, tmp_path / "w.pth")
     assert refusal({"weights": torch.zeros(3)}, tmp_path / "w.pth") == (
-        "not a whole resnet34, 180 tensors: conv1.weight missing; bn1.weight missing; bn1.bias missing; ...")  # fmt: skip
+        "not a whole resnet34, 180 tensors: conv1.weight missing; bn1.weight missing; bn1.bias missing; ...")
     assert refusal([1, 2], tmp_path / "w.pth") == "expected a state dict, got list"
 
 
@@ -279,18 +279,18 @@ def test_a_file_of_another_size_says_which(tmp_path, arch, other):
 def test_two_backbones_in_one_file_are_no_choice_of_ours(source, tmp_path):
     state = {**{f"backbone.{k}": v for k, v in source.items()}, **{f"encoder.{k}": v * 2 for k, v in source.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
-        "two backbones, backbone.conv1.weight and encoder.conv1.weight; keep one of them")  # fmt: skip
+        "two backbones, backbone.conv1.weight and encoder.conv1.weight; keep one of them")
 
 
 @pytest.mark.parametrize("keys", [
     {"conv1.weight": (64, 3, 3, 3), "bn1.weight": (64,), "prelu.weight": (64,), "layer1.0.prelu.weight": (64,)},
     {"conv1.weight": (64, 3, 3, 3), "bn1.weight": (64,), "layer1.0.conv1.weight": (64, 64, 3, 3)},
     {"input_layer.0.weight": (64, 3, 3, 3), "body.0.res_layer.1.weight": (64, 64, 3, 3), "output_layer.3.weight": (512, 9)},
-    {"module.input_layer.0.weight": (64, 3, 3, 3)}, {"layer1.0.PReLU.weight": (64,)}])  # fmt: skip
+    {"module.input_layer.0.weight": (64, 3, 3, 3)}, {"layer1.0.PReLU.weight": (64,)}])
 def test_face_nets_of_another_kind_are_refused_by_name(tmp_path, keys):
     state = {"state_dict": {name: torch.zeros(shape) for name, shape in keys.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
-        "an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); `mmlfer pretrain` makes one that fits")  # fmt: skip
+        "an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); `mmlfer pretrain` makes one that fits")
 
 
 def test_a_dict_that_holds_itself_ends(tmp_path):
@@ -305,5 +305,5 @@ def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", *options)
     assert result.exit_code == 1 and result.stderr == (
         f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
-        "`mmlfer pretrain` makes one that fits\n")  # fmt: skip
+        "`mmlfer pretrain` makes one that fits\n")
     assert not (tmp_path / "run").exists()
