@@ -287,13 +287,15 @@ def list_images(paths):
 
 
 def output_names(paths):
-    """A name for what is made of each path: its stem, made unique by a number."""
+    """A name for what is made of each path: its stem, made unique by a number, and cut where a
+    file could not have so long a name."""
     names, taken = [], set()
     for path in paths:
-        name, number = path.stem, 1
+        stem = name = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        number = 1
         while name.lower() in taken:
             number += 1
-            name = f"{path.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.lower())
         names.append(name)
     return names

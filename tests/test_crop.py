@@ -314,6 +314,18 @@ def test_names_are_told_apart(tmp_path):
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
 
 
+def test_the_longest_names_are_cut(large_faces, sketch, tmp_path):
+    for name in ("n" * 250, "n" * 249 + "m", "é" * 125):  # of 255 bytes with the ending
+        Image.fromarray(large_faces[0]).save(tmp_path / f"{name}.png")
+    photos = sorted(tmp_path.iterdir())
+    result = invoke("crop", *photos, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [r["file"] for r in rows_of(tmp_path / "out")] == [
+        f"aligned/{name}_0.png" for name in ("n" * 200, "n" * 200 + "-2", "é" * 100)]
+    result = invoke("predict", "--ckpt", sketch, "--photos", *photos, "--draw", tmp_path / "drawn")
+    assert result.exit_code == 0 and len(list((tmp_path / "drawn").iterdir())) == 3
+
+
 def test_crops_and_photographs_give_the_same_predictions(sketch, large_faces, faces_folder, tmp_path):
     scene, _ = two_face_scene(large_faces[4:6], np.random.default_rng(2), 40, 60)
     Image.fromarray(scene).save(tmp_path / "s.png")
