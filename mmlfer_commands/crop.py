@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from mmlfer import (
     FOLDER,
@@ -319,6 +320,12 @@ def photo_faces(paths):
         yield path, image, None if isinstance(image, str) else find_faces(image)
 
 
+def say(line, err=True):
+    """Print a line to standard error, or to standard output, above the bar."""
+    with tqdm.external_write_mode():
+        click.echo(line, err=err)
+
+
 def shown(path):
     """A path as it can be printed and written, whatever its bytes."""
     return str(path).encode(errors="replace").decode()
@@ -354,10 +361,10 @@ def command(paths, out, like, size):
     for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
         if isinstance(image, str):
             bad += 1
-            click.echo(f"Warning: skipped {image}", err=True)
+            say(f"Warning: skipped {image}")
         elif not faces:
             without += 1
-            click.echo(f"no face: {shown(path)}", err=True)
+            say(f"no face: {shown(path)}")
         for i, face in enumerate(faces or ()):
             write_png(align(image, face, template, size), out / "aligned" / f"{name}_{i}.png")
             row = face_row({"face": i, **face.described()})

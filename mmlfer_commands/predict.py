@@ -11,11 +11,13 @@ import os
 import sys
 import tempfile
 import textwrap
+import types
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from mmlfer import (
     AU_NAMES,
@@ -44,6 +46,7 @@ from mmlfer_commands.crop import (
     list_images,
     output_names,
     photo_faces,
+    say,
     shown,
 )
 
@@ -148,7 +151,7 @@ def lines_to(path):
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
-        yield sys.stdout
+        yield types.SimpleNamespace(write=lambda text: tqdm.write(text, sys.stdout, end=""))
     elif path.exists() and not path.is_file():
         with path.open("w", 1, "utf-8", newline="") as file:
             yield file
@@ -289,15 +292,15 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         if as_json:
             writers.append(everything.append)
         elif not quiet:
-            writers.append(lambda result: click.echo(prediction_line(result)))
+            writers.append(lambda result: say(prediction_line(result), err=False))
         for i, results in predict_images(net, items, images, top, trained_aus):
             if isinstance(results, str):
                 bad += 1
-                click.echo(f"Warning: skipped {results}", err=True)
+                say(f"Warning: skipped {results}")
                 continue
             if not results:
                 without += 1
-                click.echo(f"no face: {shown(images[i])}", err=True)
+                say(f"no face: {shown(images[i])}")
             for write, result in itertools.product(writers, results):
                 write(result)
             if draw:

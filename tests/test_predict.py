@@ -1,11 +1,13 @@
 """Predictions on faces of one's own."""
 
+import contextlib
 import csv
 import io
 import json
 import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -263,6 +265,23 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(ckpt, many, tm
     (tmp_path / "file").write_text("")
     result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "file/p.csv")
     assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/file/p.csv: cannot be written (File exists)\n"
+
+
+@pytest.mark.parametrize("output", [(), ("--csv", "-")])
+def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, output):
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, photos / "text.jpg", *output]
+    program, seen = subprocess.Popen(command, stdout=terminal, stderr=terminal), b""
+    os.close(terminal)
+    with contextlib.suppress(OSError):  # when the program has gone
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert program.wait(60) == 1
+    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they stay
+    assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
 
 
 def test_predict_with_closed_standard_error(ckpt, many):
