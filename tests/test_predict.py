@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -392,6 +393,28 @@ def test_labels_lie_in_the_picture_and_on_no_face():
         assert 0 <= spot[0] < spot[2] <= picture[0] and 0 <= spot[1] < spot[3] <= picture[1]
         assert not any(spot[0] < t[2] and t[0] < spot[2] and spot[1] < t[3] and t[1] < spot[3] for t in taken)
     assert predict.place_label(box, (150, 40), (640, 480), [box])[3] == 60  # above is the first choice
+    sides = enumerate(((144, 272), (142, 271), (140, 268), (143, 268), (146, 272), (144, 260)))
+    row = [(25 + 145 * i, top, 125 + 145 * i, bottom) for i, (top, bottom) in sides]  # people beside each other
+    taken = row.copy()
+    for box in row:
+        taken.append(predict.place_label(box, (162, 36), (900, 400), taken))
+    assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(taken, 2))
+    full = predict.place_label((0, 0, 640, 480), (150, 40), (640, 480), [(0, 0, 640, 480)])
+    assert 0 <= full[0] < full[2] <= 640 and 0 <= full[1] < full[3] <= 480  # where there is no room
+
+
+@pytest.mark.parametrize("width, height", [(100, 100), (100, 1500), (300, 2400), (6000, 300), (6000, 4000)])
+def test_a_label_fits_its_picture_and_can_be_read(width, height, monkeypatch):
+    seen, labels, place, label_of = [], [], predict.place_label, predict.label_of
+    monkeypatch.setattr(predict, "place_label", lambda *args: seen.append(args) or place(*args))
+    monkeypatch.setattr(predict, "label_of", lambda *args: labels.append(label_of(*args)) or labels[-1])
+    result = {"box": [10, 10, 60, 60], "expressions": [{"name": "disgustedly surprised", "p": 1.0}],
+              "aus": [{"au": au} for au in (1, 2, 4, 17, 23, 25, 26, 43)]}
+    predict.draw_predictions(np.zeros((height, width, 3), np.uint8), [result])
+    ((_, (w, h), picture, _),), (label,) = seen, labels
+    assert w <= picture[0] and h <= picture[1]
+    assert h / len(label.splitlines()) > max(14, math.sqrt(width * height) / 60)
+    assert width == 100 < height or label.splitlines()[0] == "disgustedly surprised 100 %"
 
 
 def test_drawing_among_the_inputs_is_refused(ckpt, photos):
