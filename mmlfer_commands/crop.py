@@ -85,13 +85,14 @@ def detect(image):
 
 
 def search(image):
-    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, so
-    it sees the image at a bounded size and, enlarged or shrunk to a small one, with a margin."""
+    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, and
+    small ones better at twice their size. It sees the image so, at a bounded size, and, shrunk or
+    enlarged to a small one, with a margin."""
     import cv2
 
     height, width = image.shape[:2]
     longest = max(height, width)
-    for side, margin in ((min(SEARCH, longest), 0), (GLANCE, GLANCE // 2)):
+    for side, margin in ((min(SEARCH, 2 * longest), 0), (GLANCE, GLANCE // 2)):
         size = [max(1, round(side * n / longest)) for n in (width, height)]
         how = cv2.INTER_AREA if side < longest else cv2.INTER_CUBIC
         seen = cv2.resize(image, size, interpolation=how)

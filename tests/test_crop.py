@@ -12,7 +12,7 @@ import skimage.data
 import torch
 from conftest import invoke
 from PIL import Image
-from scenes import EYES, two_face_scene
+from scenes import EYES, backdrop, paste, two_face_scene
 
 import mmlfer
 from mmlfer_commands import crop
@@ -177,6 +177,13 @@ def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
             off.append(abs(again.mean(0) - TEMPLATE.mean(0)).max())
             assert abs(again[1] - again[0])[1] < 0.06  # level
     assert max(off) < 0.05 and np.median(off) < 0.03
+
+
+@pytest.mark.parametrize("number, angle", [(4, 29), (8, 29), (8, -29)])
+def test_small_turned_faces_are_found(large_faces, number, angle):
+    scene = backdrop(400, 300, np.random.default_rng(number))
+    paste(scene, large_faces[number], (100, 100), 21, angle)
+    assert len(crop.find_faces(np.asarray(scene))) == 1
 
 
 def test_crops_of_a_scene_look_like_the_faces_pasted(large_faces):
