@@ -151,6 +151,8 @@ def lines_to(path):
     """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
+        if sys.stdout is None:
+            raise InputError("standard output is closed; name a file")
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield types.SimpleNamespace(write=lambda text: tqdm.write(text, sys.stdout, end=""))
     elif path.exists() and not path.is_file():

@@ -291,6 +291,12 @@ def test_predict_with_closed_standard_error(ckpt, many):
     assert result.returncode == 0 and result.stdout.count("\n") == 100
 
 
+def test_closed_standard_output_takes_no_lines(ckpt, many):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a --jsonl - >&-"
+    result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file\n")
+
+
 def test_decoding_goes_on_beside_the_net():
     made = []
 
