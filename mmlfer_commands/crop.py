@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from mmlfer import (
     FOLDER,
@@ -84,13 +85,14 @@ def detect(image):
 
 
 def search(image):
-    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, so
-    it sees the image at a bounded size and, enlarged or shrunk to a small one, with a margin."""
+    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, and
+    small ones better at twice their size. It sees the image so, at a bounded size, and, shrunk or
+    enlarged to a small one, with a margin."""
     import cv2
 
     height, width = image.shape[:2]
     longest = max(height, width)
-    for side, margin in ((min(SEARCH, longest), 0), (GLANCE, GLANCE // 2)):
+    for side, margin in ((min(SEARCH, 2 * longest), 0), (GLANCE, GLANCE // 2)):
         size = [max(1, round(side * n / longest)) for n in (width, height)]
         how = cv2.INTER_AREA if side < longest else cv2.INTER_CUBIC
         seen = cv2.resize(image, size, interpolation=how)
@@ -287,13 +289,15 @@ def list_images(paths):
 
 
 def output_names(paths):
-    """A name for what is made of each path: its stem, made unique by a number."""
+    """A name for what is made of each path: its stem, made unique by a number, and cut where a
+    file could not have so long a name."""
     names, taken = [], set()
     for path in paths:
-        name, number = path.stem, 1
+        stem = name = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        number = 1
         while name.lower() in taken:
             number += 1
-            name = f"{path.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name.lower())
         names.append(name)
     return names
@@ -315,6 +319,12 @@ def photo_faces(paths):
     for path in progress(paths, "finding faces", unit=" photos"):
         image = try_read(path, None)
         yield path, image, None if isinstance(image, str) else find_faces(image)
+
+
+def say(line, err=True):
+    """Print a line to standard error, or to standard output, above the bar."""
+    with tqdm.external_write_mode():
+        click.echo(line, err=err)
 
 
 def shown(path):
@@ -352,10 +362,10 @@ def command(paths, out, like, size):
     for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
         if isinstance(image, str):
             bad += 1
-            click.echo(f"Warning: skipped {image}", err=True)
+            say(f"Warning: skipped {image}")
         elif not faces:
             without += 1
-            click.echo(f"no face: {shown(path)}", err=True)
+            say(f"no face: {shown(path)}")
         for i, face in enumerate(faces or ()):
             write_png(align(image, face, template, size), out / "aligned" / f"{name}_{i}.png")
             row = face_row({"face": i, **face.described()})

@@ -6,16 +6,19 @@ import csv
 import io
 import itertools
 import json
+import math
 import mmap
 import os
 import sys
 import tempfile
 import textwrap
+import types
 from pathlib import Path
 
 import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
 from mmlfer import (
     AU_NAMES,
@@ -44,6 +47,7 @@ from mmlfer_commands.crop import (
     list_images,
     output_names,
     photo_faces,
+    say,
     shown,
 )
 
@@ -147,8 +151,10 @@ def lines_to(path):
     """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
+        if sys.stdout is None:
+            raise InputError("standard output is closed; name a file")
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
-        yield sys.stdout
+        yield types.SimpleNamespace(write=lambda text: tqdm.write(text, sys.stdout, end=""))
     elif path.exists() and not path.is_file():
         with path.open("w", 1, "utf-8", newline="") as file:
             yield file
@@ -190,22 +196,28 @@ def label_of(result, wide):
     """The first expression with its probability, and the AUs, in lines of some `wide` letters."""
     first = result["expressions"][0]
     aus = active_aus(result, "{au}", " ")
-    lines = [f"{first['name']} {100 * first['p']:.0f} %", *textwrap.wrap(f"AUs: {aus}", wide)]
-    return "\n".join(lines)
+    texts = (f"{first['name']} {100 * first['p']:.0f} %", f"AUs: {aus}")
+    return "\n".join(line for text in texts for line in textwrap.wrap(text, wide))
+
+
+def overlap(one, other):
+    """The area that two boxes (left, top, right, bottom) have in common."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
 
 
 def place_label(box, size, picture, taken):
-    """Where a label of this (width, height) goes: the first place above, below, beside or in a
-    face's box that touches nothing that is taken. Boxes are left, top, right, bottom."""
+    """Where a label of this (width, height) goes: of the places above, below, beside and in a
+    face's box the first that covers least of what is taken. Boxes are left, top, right, bottom."""
     (left, top, right, bottom), (w, h) = box, size
-    places = ((left, top - h), (left, bottom), (right, top), (left - w, top), (left, top))
+    rows = (top - h, bottom, top - 2 * h, bottom + h)
+    places = [(x, y) for y in rows for x in (left, right - w)]
     spots = []
-    for x, y in places:
+    for x, y in (*places, (right, top), (left - w, top), (left, top)):
         x, y = min(max(x, 0), max(picture[0] - w, 0)), min(max(y, 0), max(picture[1] - h, 0))
         spots.append((x, y, x + w, y + h))
-    free = [s for s in spots if not any(
-        s[0] < t[2] and t[0] < s[2] and s[1] < t[3] and t[1] < s[3] for t in taken)]
-    return (free or spots)[0]
+    return min(spots, key=lambda spot: sum(overlap(spot, t) for t in taken))
 
 
 def draw_predictions(image, results):
@@ -214,19 +226,21 @@ def draw_predictions(image, results):
     zoom = max(1.0, 640 / max(picture.size))
     if zoom > 1:
         picture = picture.resize([max(1, round(zoom * n)) for n in picture.size], Image.BICUBIC)
-    longest = max(picture.size)
-    font, line = ImageFont.load_default(max(14, longest / 60)), max(2, round(longest / 400))
-    pen, taken = ImageDraw.Draw(picture), []
-    boxes = []
+    side = math.sqrt(picture.width * picture.height)
+    font_size, line = max(14, side / 52), max(2, round(side / 350))
+    font = ImageFont.load_default(font_size)
+    wide = max(12, min(28, int(1.8 * picture.width / font_size)))  # letters a line
+    pen, boxes = ImageDraw.Draw(picture), []
     for result in results:
         left, top, width, height = (zoom * x for x in result["box"])
         boxes.append((left, top, left + width, top + height))
-    for i, (box, result) in enumerate(zip(boxes, results)):
+    taken = boxes.copy()
+    for box, result in zip(boxes, results):
         pen.rectangle(box, outline="#ffd400", width=line)
-        label = label_of(result, 26)
+        label = label_of(result, wide)
         x0, y0, x1, y1 = pen.multiline_textbbox((0, 0), label, font=font, spacing=line)
         size = (x1 - x0 + 4 * line, y1 - y0 + 4 * line)
-        spot = place_label(box, size, picture.size, [*taken, *boxes[:i], *boxes[i + 1 :], box])
+        spot = place_label(box, size, picture.size, taken)
         pen.rectangle(spot, fill="#202020")
         pen.multiline_text((spot[0] + 2 * line - x0, spot[1] + 2 * line - y0), label, "#ffffff",
                            font=font, spacing=line)
@@ -289,15 +303,15 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         if as_json:
             writers.append(everything.append)
         elif not quiet:
-            writers.append(lambda result: click.echo(prediction_line(result)))
+            writers.append(lambda result: say(prediction_line(result), err=False))
         for i, results in predict_images(net, items, images, top, trained_aus):
             if isinstance(results, str):
                 bad += 1
-                click.echo(f"Warning: skipped {results}", err=True)
+                say(f"Warning: skipped {results}")
                 continue
             if not results:
                 without += 1
-                click.echo(f"no face: {shown(images[i])}", err=True)
+                say(f"no face: {shown(images[i])}")
             for write, result in itertools.product(writers, results):
                 write(result)
             if draw:

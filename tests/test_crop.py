@@ -12,7 +12,7 @@ import skimage.data
 import torch
 from conftest import invoke
 from PIL import Image
-from scenes import EYES, two_face_scene
+from scenes import EYES, backdrop, paste, two_face_scene
 
 import mmlfer
 from mmlfer_commands import crop
@@ -179,6 +179,13 @@ def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
     assert max(off) < 0.05 and np.median(off) < 0.03
 
 
+@pytest.mark.parametrize("number, angle", [(4, 29), (8, 29), (8, -29)])
+def test_small_turned_faces_are_found(large_faces, number, angle):
+    scene = backdrop(400, 300, np.random.default_rng(number))
+    paste(scene, large_faces[number], (100, 100), 21, angle)
+    assert len(crop.find_faces(np.asarray(scene))) == 1
+
+
 def test_crops_of_a_scene_look_like_the_faces_pasted(large_faces):
     rng = np.random.default_rng(1)
     scene, _ = two_face_scene(large_faces[:2], rng, 60, 90)
@@ -312,6 +319,18 @@ def test_names_are_told_apart(tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
     names = crop.output_names(paths)
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
+
+
+def test_the_longest_names_are_cut(large_faces, sketch, tmp_path):
+    for name in ("n" * 250, "n" * 249 + "m", "é" * 125):  # of 255 bytes with the ending
+        Image.fromarray(large_faces[0]).save(tmp_path / f"{name}.png")
+    photos = sorted(tmp_path.iterdir())
+    result = invoke("crop", *photos, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [r["file"] for r in rows_of(tmp_path / "out")] == [
+        f"aligned/{name}_0.png" for name in ("n" * 200, "n" * 200 + "-2", "é" * 100)]
+    result = invoke("predict", "--ckpt", sketch, "--photos", *photos, "--draw", tmp_path / "drawn")
+    assert result.exit_code == 0 and len(list((tmp_path / "drawn").iterdir())) == 3
 
 
 def test_crops_and_photographs_give_the_same_predictions(sketch, large_faces, faces_folder, tmp_path):

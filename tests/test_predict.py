@@ -1,11 +1,14 @@
 """Predictions on faces of one's own."""
 
+import contextlib
 import csv
 import io
+import itertools
 import json
 import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -265,10 +268,33 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(ckpt, many, tm
     assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/file/p.csv: cannot be written (File exists)\n"
 
 
+@pytest.mark.parametrize("output", [(), ("--csv", "-")])
+def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, output):
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, photos / "text.jpg", *output]
+    program, seen = subprocess.Popen(command, stdout=terminal, stderr=terminal), b""
+    os.close(terminal)
+    with contextlib.suppress(OSError):  # when the program has gone
+        while part := os.read(ours, 4096):
+            seen += part
+    os.close(ours)
+    assert program.wait(60) == 1
+    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they stay
+    assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
+
+
 def test_predict_with_closed_standard_error(ckpt, many):
     command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
     result = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
     assert result.returncode == 0 and result.stdout.count("\n") == 100
+
+
+def test_closed_standard_output_takes_no_lines(ckpt, many):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a --jsonl - >&-"
+    result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file\n")
 
 
 def test_decoding_goes_on_beside_the_net():
@@ -373,6 +399,28 @@ def test_labels_lie_in_the_picture_and_on_no_face():
         assert 0 <= spot[0] < spot[2] <= picture[0] and 0 <= spot[1] < spot[3] <= picture[1]
         assert not any(spot[0] < t[2] and t[0] < spot[2] and spot[1] < t[3] and t[1] < spot[3] for t in taken)
     assert predict.place_label(box, (150, 40), (640, 480), [box])[3] == 60  # above is the first choice
+    sides = enumerate(((144, 272), (142, 271), (140, 268), (143, 268), (146, 272), (144, 260)))
+    row = [(25 + 145 * i, top, 125 + 145 * i, bottom) for i, (top, bottom) in sides]  # people beside each other
+    taken = row.copy()
+    for box in row:
+        taken.append(predict.place_label(box, (162, 36), (900, 400), taken))
+    assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(taken, 2))
+    full = predict.place_label((0, 0, 640, 480), (150, 40), (640, 480), [(0, 0, 640, 480)])
+    assert 0 <= full[0] < full[2] <= 640 and 0 <= full[1] < full[3] <= 480  # where there is no room
+
+
+@pytest.mark.parametrize("width, height", [(100, 100), (100, 1500), (300, 2400), (6000, 300), (6000, 4000)])
+def test_a_label_fits_its_picture_and_can_be_read(width, height, monkeypatch):
+    seen, labels, place, label_of = [], [], predict.place_label, predict.label_of
+    monkeypatch.setattr(predict, "place_label", lambda *args: seen.append(args) or place(*args))
+    monkeypatch.setattr(predict, "label_of", lambda *args: labels.append(label_of(*args)) or labels[-1])
+    result = {"box": [10, 10, 60, 60], "expressions": [{"name": "disgustedly surprised", "p": 1.0}],
+              "aus": [{"au": au} for au in (1, 2, 4, 17, 23, 25, 26, 43)]}
+    predict.draw_predictions(np.zeros((height, width, 3), np.uint8), [result])
+    ((_, (w, h), picture, _),), (label,) = seen, labels
+    assert w <= picture[0] and h <= picture[1]
+    assert h / len(label.splitlines()) > max(14, math.sqrt(width * height) / 60)
+    assert width == 100 < height or label.splitlines()[0] == "disgustedly surprised 100 %"
 
 
 def test_drawing_among_the_inputs_is_refused(ckpt, photos):

@@ -1,11 +1,13 @@
 """What the README promises."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 import time
 
-from conftest import ROOT
+from conftest import ROOT, invoke
 
 import mmlfer
 
@@ -43,6 +45,23 @@ def test_the_tour_runs_as_it_stands(tmp_path):
                  "predictions.csv", "gradcam.png", "results.md"):
         assert (tmp_path / name).stat().st_size > 0
     assert "Warning" not in result.stderr
+
+
+def test_the_lines_of_python_run_as_they_stand(sketch, faces_folder, tmp_path):
+    """Those of onnxruntime, without torch, name what `predict` names; so do those with the module."""
+    onnxruntime, module = re.findall(r"```python\n(.*?)```", README, re.S)
+    (tmp_path / "tour/first").mkdir(parents=True)
+    (tmp_path / "faces").symlink_to(faces_folder)
+    for target, source in (("face.jpg", faces_folder / "aligned/0001_aligned.jpg"), ("tour/first/best.pt", sketch)):
+        (tmp_path / target).symlink_to(source)
+    assert invoke("export", "--ckpt", sketch, "--out", tmp_path / "model.onnx").exit_code == 0
+    (told,) = json.loads(invoke("predict", "--ckpt", sketch, tmp_path / "face.jpg", "--json").stdout)
+    first, aus = told["expressions"][0], [au["au"] for au in told["aus"]]
+    for block, path, printed in (("import sys; sys.modules['torch'] = None\n" + onnxruntime, None, f"{first['name']} {first['p']:.3f}\n"),
+                                 (module, ROOT, f"{first['name']} {aus}\n")):
+        result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True,
+                                env={**os.environ, "PYTHONPATH": str(path or "")})
+        assert (result.stdout, result.stderr) == (printed, "")
 
 
 def test_help_answers_in_a_second_and_shows_defaults():
