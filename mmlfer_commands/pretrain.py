@@ -4,6 +4,7 @@ Softmax over the cosines to a centre for each person; after a warm-up with CosFa
 margin. Under torchrun each process takes its share of every batch, and the first one writes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -421,6 +422,25 @@ def join_world(device):
     return World(rank, size, device)
 
 
+@contextlib.contextmanager
+def one_voice():
+    """Of torchrun's processes only the first to fail says why: the others fail of the same, or
+    of its end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    store, *_ = next(torch.distributed.rendezvous("env://"))
+    try:
+        yield
+    except Exception as error:
+        if store.add("failed", 1) > 1:
+            sys.exit(1)
+        if "closed by peer" in str(error) or "reset by peer" in str(error):
+            raise InputError("another of torchrun's processes was ended; --resume goes on from "
+                             "the last checkpoint") from None
+        raise
+
+
 class Pretraining:
     """What pretraining moves, and where it stands."""
 
@@ -764,6 +784,26 @@ def fit(opt, paths, state, world):
                    f"{shlex.quote(str(paths['out']))}")
 
 
+def start(paths, options, given, resume, overwrite):
+    """Begin the run of these paths, or go on with it."""
+    state = None
+    if resume and paths["out"].exists():
+        click.echo(f"{paths['out']}: complete, nothing to do")
+        return
+    if resume and paths["last"].exists():
+        opt, state = resumed_options(paths, given)
+    elif not options["faces"]:
+        raise click.UsageError("Missing option '--faces'.")
+    else:
+        opt = new_options(paths, options, overwrite)
+    world = join_world(opt.device)
+    try:
+        fit(opt, paths, state, world)
+    finally:
+        if world.size > 1:
+            torch.distributed.destroy_process_group()
+
+
 @click.command("pretrain")
 @click.option("--faces", type=click.Path(), help="A folder with a folder of images for each "
               "person, or with insightface's train.rec and train.idx.")
@@ -805,21 +845,7 @@ def command(ctx, out, resume, overwrite, **options):
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if bool(options["pairs"]) != bool(options["pairs_root"]):
         raise click.UsageError("--pairs and --pairs-root go together.")
-    paths, state = run_paths(out), None
-    if resume and out.exists():
-        click.echo(f"{out}: complete, nothing to do")
-        return
-    if resume and paths["last"].exists():
-        explicit = click.core.ParameterSource.COMMANDLINE
-        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
-        opt, state = resumed_options(paths, given)
-    elif not options["faces"]:
-        raise click.UsageError("Missing option '--faces'.")
-    else:
-        opt = new_options(paths, options, overwrite)
-    world = join_world(opt.device)
-    try:
-        fit(opt, paths, state, world)
-    finally:
-        if world.size > 1:
-            torch.distributed.destroy_process_group()
+    explicit = click.core.ParameterSource.COMMANDLINE
+    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
+    with one_voice():
+        start(run_paths(out), options, given, resume, overwrite)

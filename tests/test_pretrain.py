@@ -603,6 +603,39 @@ def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
     assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
 
 
+FAILING = """
+import os, signal, sys
+import mmlfer
+from mmlfer_commands import pretrain
+how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
+def failing(*args):
+    taken.append(1)
+    if len(taken) == 2 and os.environ["RANK"] == "1":
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise mmlfer.InputError("bad luck")
+    return step(*args)
+pretrain.pretrain_step = failing
+mmlfer.main()
+"""
+
+
+@pytest.mark.parametrize("how,line", [
+    ("refused", "Error: bad luck"),
+    ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
+    ("nowhere", "no such folder")])
+def test_one_process_that_fails_ends_all_in_one_line(people, tmp_path, how, line):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    faces = tmp_path / "nowhere" if how == "nowhere" else people
+    result = torchrun(script, how, "pretrain", "--faces", faces, "--out", tmp_path / "w.pth", *SMALL, cwd=tmp_path)
+    lines = result.stderr.splitlines()
+    said = [text for text in lines if text.startswith("Error: ")]
+    assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
+    assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
+    assert not list(tmp_path.glob("w*"))
+
+
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
     opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32)
     with pytest.raises(mmlfer.InputError) as error:
