@@ -36,6 +36,7 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Interrupts,
+    brief,
     check_output,
     device_option,
     make_backbone,
@@ -84,7 +85,7 @@ class Records:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
             return read_image(io.BytesIO(image), size)
         except Exception as error:  # Pillow's plugins raise many kinds
-            return f"{self.path}: {self.name(i)}: {' '.join(str(error).split())[:120]}"
+            return f"{self.path}: {self.name(i)}: not an image that can be read ({brief(error)})"
 
 
 def digest(source):
@@ -94,7 +95,7 @@ def digest(source):
 
 def some(names):
     """How many, and the first three, in words."""
-    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if names[3:] else ''})"
+    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
 def read_people(folder):
@@ -118,18 +119,18 @@ def read_people(folder):
 
 
 def read_folders(folder):
-    names, labels, empty, loose = [], [], [], 0
+    names, counts, empty, loose = [], [], [], 0
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir():
             loose += entry.name.lower().endswith(IMAGES)
             continue
         images = sorted(e.name for e in os.scandir(entry) if e.name.lower().endswith(IMAGES))
         names += [os.path.join(entry.name, image) for image in images]
-        labels += [entry.name] * len(images)
+        counts += [len(images)] if images else []
         empty += [] if images else [entry.name]
     notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
     notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
-    return Files(folder, names, np.unique(labels, return_inverse=True)[1]), notes
+    return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
 
 
 # MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
@@ -157,51 +158,61 @@ def read_record(file, offset):
 
 def parse_record(data):
     """A record's labels and image: flag (how many labels follow, 0: one, here), label, two ids."""
-    flag, label, *_ = struct.unpack_from("<IfQQ", data)
-    if not flag:
-        return (label,), data[24:]
-    return struct.unpack_from(f"<{flag}f", data, 24), data[24 + 4 * flag :]
+    try:
+        flag, label, *_ = struct.unpack_from("<IfQQ", data)
+        labels = struct.unpack_from(f"<{flag}f", data, 24) if flag else (label,)
+    except struct.error:
+        raise ValueError("cut off") from None
+    return labels, data[24 + 4 * flag :]
 
 
 def read_index(path):
-    """train.idx: {key: offset in train.rec}."""
+    """train.idx: its keys in order and their offsets in train.rec, (N,) and (N,)."""
+
+    def rows(file):
+        for number, line in enumerate(file, 1):
+            row = re.fullmatch(r"(\d{1,18})\s+(\d{1,18})\s*", line, re.ASCII)
+            if not row:
+                raise InputError(f"{path}:{number}: expected a key and an offset; take the file "
+                                 "that came with train.rec")
+            yield int(row[1]), int(row[2])
+
     try:
-        rows = [line.split() for line in path.read_text(errors="replace").splitlines()]
+        with open(path, errors="replace") as file:
+            index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
-    offsets = {}
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not all(field.isascii() and field.isdigit() for field in row):
-            raise InputError(f"{path}:{number}: expected a key and an offset; take the file that "
-                             "came with train.rec")
-        offsets[int(row[0])] = int(row[1])
-    return offsets
+    keys, last = np.unique(index[:, 0], return_index=True)
+    return keys, index[last, 1]
+
+
+def read_label(file, offset, size):
+    """The first label of the record at an offset; nan if the file, of some size, has none there."""
+    file.seek(offset)
+    head = file.read(36)
+    if len(head) < 36:
+        return math.nan
+    magic, word, flag, label, first = struct.unpack("<IIIf16xf", head)
+    whole = magic == MAGIC and offset + 8 + word % 2**29 <= size
+    return math.nan if not whole else first if flag else label
 
 
 def read_records(path):
     """The images of a train.rec by its train.idx; record 0 says where they end."""
-    offsets, lost, keys, labels = read_index(path.with_suffix(".idx")), [], [], []
-    size = path.stat().st_size
+    keys, offsets = read_index(path.with_suffix(".idx"))
     with open(path, "rb") as file:
         try:
-            first, _ = parse_record(read_record(file, offsets[0])) if 0 in offsets else ((), b"")
-        except (ValueError, struct.error) as error:
+            first, _ = parse_record(read_record(file, offsets[0])) if 0 in keys[:1] else ((), b"")
+        except ValueError as error:
             raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
-        end = int(first[0]) if len(first) > 1 else max(offsets, default=0) + 1
-        wanted = [key for key in sorted(offsets) if 1 <= key < end]
-        for key in progress(wanted, "reading labels", unit=" records"):
-            file.seek(offsets[key])
-            head = file.read(36)
-            magic, word, flag, label = struct.unpack_from("<IIIf", head.ljust(16, b"\0"))
-            whole = magic == MAGIC and offsets[key] + 8 + word % 2**29 <= size
-            if not whole or len(head) < 36:
-                lost.append(key)
-                continue
-            keys.append(key)
-            labels.append(struct.unpack_from("<f", head, 32)[0] if flag else label)
-    notes = [f"records cut off or not there: {some(lost)}"] if lost else []
-    labels = np.unique(np.array(labels), return_inverse=True)[1]
-    return Records(path, np.array(keys), np.array([offsets[k] for k in keys]), labels), notes
+        wanted = (keys >= 1) & (keys < (first[0] if len(first) > 1 else math.inf))
+        keys, offsets, size = keys[wanted], offsets[wanted], path.stat().st_size
+        bar = progress(offsets, "reading labels", unit=" records")
+        labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
+    whole = ~np.isnan(labels)
+    notes = [] if whole.all() else [f"records cut off or not there: {some(keys[~whole])}"]
+    labels = np.unique(labels[whole], return_inverse=True)[1]
+    return Records(path, keys[whole], offsets[whole], labels), notes
 
 
 class Images:

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -194,8 +195,48 @@ def test_an_index_that_is_missing_or_damaged(tmp_path):
     index = tmp_path / "rec/train.idx"
     index.write_text("0\t0\n1 x\n")
     assert refused(*args) == [f"Error: {index}:2: expected a key and an offset; take the file that came with train.rec"]
+    index.write_text("0\t0\n1\t99999999999999999999\n")  # beyond what a file can have
+    assert refused(*args)[0].startswith(f"Error: {index}:2: expected a key and an offset")
     index.unlink()
     assert refused(*args) == [f"Error: {index}: No such file or directory; it belongs beside train.rec"]
+
+
+def test_records_that_are_not_what_they_say(tmp_path):
+    """An offset past the end, a label that is no number, an end that is none, more labels than bytes."""
+    write_rec(tmp_path / "rec")
+    rec, index = tmp_path / "rec/train.rec", tmp_path / "rec/train.idx"
+    start, blob = index.read_text(), bytearray(rec.read_bytes())
+    offsets = {int(k): int(o) for k, o in (line.split() for line in start.splitlines())}
+    index.write_text(start.replace(f"2\t{offsets[2]}\n", "2\t99999999\n") + f"3\t{offsets[1]}\n")
+    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read: the array's are
+    blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
+    blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
+    rec.write_bytes(blob)
+    source, notes = pretrain.read_records(rec)
+    assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
+    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
+    assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
+    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
+    rec.write_bytes(blob)
+    assert "0 people with images" in refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)[0]
+    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.inf)
+    rec.write_bytes(blob)
+    assert pretrain.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
+
+
+def test_an_index_of_many_records_takes_little_memory(tmp_path):
+    """A tenth of a million records; some 80 bytes each, where dicts and lists took 430."""
+    n = 100_000
+    head = struct.pack("<IIIfQQ", 0xCED7230A, 32, 0, 5, 1, 0) + bytes(8)
+    (tmp_path / "train.rec").write_bytes(head * n)
+    (tmp_path / "train.idx").write_text("".join(f"{i}\t{40 * i}\n" for i in range(n)))
+    tracemalloc.start()
+    try:
+        source, _ = pretrain.read_records(tmp_path / "train.rec")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(source.labels) == n - 1 and kept < 40 * n and peak < 120 * n
 
 
 # ---------------------------------------------------------------- loss
