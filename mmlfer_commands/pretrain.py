@@ -217,7 +217,9 @@ def read_records(path):
 
 class Images:
     """What a DataLoader reads: ((3, S, S) uint8, label, row of an image that could not be read or
-    -1) of each of some rows of a source. An unreadable image's place is taken by the next one."""
+    -1) of each of some rows of a source. An unreadable image's place is taken by another, the next
+    one or, for whole folders can be broken, one ever farther on; the label is -1 if none can be
+    read."""
 
     def __init__(self, source, rows, labels, size, tries=50):
         self.source, self.rows, self.labels, self.size = source, rows, labels, size
@@ -228,14 +230,15 @@ class Images:
 
     def __getitem__(self, k):
         bad = -1
-        for j in range(k, k + self.tries):
-            row = int(self.rows[j % len(self)])
+        for step in range(self.tries):
+            j = (k + step**3) % len(self)
+            row = int(self.rows[j])
             image = self.source.read(row, self.size)
             if not isinstance(image, str):
                 x = torch.from_numpy(image.transpose(2, 0, 1).copy())
-                return x, int(self.labels[j % len(self)]), bad
+                return x, int(self.labels[j]), bad
             bad = row if bad < 0 else bad
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), int(self.labels[k]), bad
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, bad
 
 
 def leave_signals(worker):
@@ -259,8 +262,6 @@ def note_bad(bad, source, opt, known):
         known.add(row)
         if len(known) <= 20:
             click.echo(f"Warning: left out {reason}", err=True)
-    if (bad >= 0).all():
-        raise InputError(f"{opt.faces}: not one image of a batch can be read; mend the images")
 
 
 # ---------------------------------------------------------------- net and loss
@@ -401,6 +402,9 @@ def verify(net, test, opt, known):
     e, bad = embed(net, Images(source, rows, rows, opt.size, tries=1), opt, known)
     one, other = index.reshape(-1, 2).T
     good = ~(bad[one] | bad[other])
+    if len(np.unique(fold[good])) < 2:
+        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; mend the "
+                         "images")
     accuracies = fold_accuracies((e[one] * e[other]).sum(1)[good], same[good], fold[good])
     return float(accuracies.mean()), float(accuracies.std())
 
@@ -546,6 +550,9 @@ def pretrain_epoch(run, images, interrupts):
                    desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
     for x, y, bad, flip in epoch_batches(run, images):
         note_bad(bad, images.source, run.opt, run.known_bad)
+        if (y < 0).any():
+            raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; mend "
+                             "the images")
         run.fresh[:3] += pretrain_step(run, x, y, flip)
         run.fresh[3] += (bad >= 0).sum()
         run.step += 1

@@ -527,6 +527,37 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
 
 
+def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
+    source, _ = pretrain.read_people(people)
+    whole, read = source.read, []
+    source.read = lambda i, size: read.append(i) or (whole(i % 40, size) if i >= 300 else f"{i} broken")
+    images = pretrain.Images(source, np.arange(1000), np.arange(1000), 32)
+    x, y, bad = images[0]
+    assert read == [0, 1, 8, 27, 64, 125, 216, 343] and (y, bad) == (343, 0) and x.any()
+    source.read = lambda i, size: f"{i} broken"
+    assert images[3][1:] == (-1, 3)
+
+
+def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
+    """A batch whose images are all broken, for it is small, costs no more than those images."""
+    faces, out = tmp_path / "faces", tmp_path / "w.pth"
+    shutil.copytree(people, faces)
+    options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL)
+    broken = [path for person in held_people(faces) for path in sorted(faces.glob(f"{person + 1:05d}/*"))]
+    for path in broken[:-4]:
+        path.write_bytes(b"")
+    for batch in (2, 8):
+        assert invoke(*options, "--batch-size", batch, "--overwrite").exit_code == 0
+    for path in broken[-4:]:
+        path.write_bytes(b"")
+    result = invoke(*options, "--overwrite")
+    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; mend the images" in result.stderr
+    for path in faces.glob("*/*"):
+        path.write_bytes(b"")
+    result = invoke(*options, "--overwrite")
+    assert result.exit_code == 1 and result.stderr.endswith(f"{faces}: of 50 images not one can be read; mend the images\n")
+
+
 def held_people(faces):
     source, _ = pretrain.read_people(faces)
     return set(source.labels[pretrain.split_people(source.labels, 0.3, 0)[1]])
