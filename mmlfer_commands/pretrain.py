@@ -333,6 +333,8 @@ def read_pairs(path, root):
     try:
         rows = [line.split() for line in Path(path).read_text().splitlines()]
         folds, n = map(int, rows[0])
+        if folds < 2 or n < 1:
+            raise ValueError("two folds or more, of pairs")
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
                          f"({error})") from None
@@ -341,9 +343,9 @@ def read_pairs(path, root):
     names, pairs = {}, []
     for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
         try:
-            one, i, other, j = row if len(row) == 4 else (row[0], row[1], row[0], row[2])
+            one, i, other, j = row if len(row) != 3 else (row[0], row[1], row[0], row[2])
             found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
-        except (ValueError, IndexError):
+        except ValueError:
             raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
         except FileNotFoundError as error:
             raise InputError(f"{path}:{number}: no image {error}") from None

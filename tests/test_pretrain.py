@@ -342,9 +342,13 @@ def test_lfws_own_pairs(tmp_path):
     ("", ": not LFW's pairs.txt, which begins with `10 300` (list index out of range)"),
     ("hello\n", ": not LFW's pairs.txt, which begins with `10 300` (invalid literal for int() with base 10: 'hello')"),
     ("2 2\na 1 2\n", ": 1 pairs, and its first row says 8"),
-    ("1 1\na 1\na 1 b 1\n", ":2: expected `name i j` or `name i name j`"),
-    ("1 1\na 1 2\na 1 b x\n", ":3: expected `name i j` or `name i name j`"),
-    ("1 1\na 1 3\na 1 b 1\n", ":2: no image {root}/a/a_0003.jpg")])
+    ("1 300\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
+    ("10 0\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
+    ("2 1\na 1\na 1 b 1\n\n\n", ":2: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\na 1 b x\n\n\n", ":3: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\na 1 b 1\na 1 2\na 1 2 b 1\n", ":5: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\n\na 1 2\na 1 b 1\n", ":3: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 3\na 1 b 1\n\n\n", ":2: no image {root}/a/a_0003.jpg")])
 def test_pairs_that_cannot_be_used(tmp_path, text, message):
     path = write_lfw(tmp_path)
     path.write_text(text)
