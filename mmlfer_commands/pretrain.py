@@ -788,7 +788,8 @@ def fit(opt, paths, state, world):
     if state and state["digest"] != source_digest:
         raise InputError(f"{opt.faces}: not the images that {paths['last']} was trained on")
     gpu = world.device.type == "cuda"
-    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
+            including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
     run = Pretraining(opt, people, len(images), world)
     if state:

@@ -488,6 +488,13 @@ def test_bf16_runs(people, tmp_path):
     assert state["options"]["margin"] == 0.5
 
 
+def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, precision="bf16")
+    with pytest.raises(mmlfer.InputError, match="^--precision bf16: not on this GPU; leave it out$"):
+        pretrain.fit(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
+
+
 def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkeypatch):
     step, taken = pretrain.pretrain_step, []
 
