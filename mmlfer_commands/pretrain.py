@@ -476,7 +476,7 @@ class Pretraining:
         self.sgd = torch.optim.SGD(net.parameters(), opt.lr * opt.batch_size / 512, opt.momentum,
                                    weight_decay=opt.weight_decay)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.sgd, [max(1, opt.epochs * quarter // 4) for quarter in (2, 3)], 0.1)
+            self.sgd, [math.ceil(opt.epochs * share) for share in (0.5, 0.75)], 0.1)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
         self.totals = torch.zeros(4, dtype=torch.float64)  # of all processes, in this epoch
         self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # since the last look
