@@ -537,11 +537,15 @@ def look(run, interrupts):
     run.fresh.zero_()
     *numbers, stop = sums.tolist()
     run.totals += torch.tensor(numbers)
-    if not np.isfinite(numbers).all():
-        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: the loss or its gradient is not "
-                         "finite. The last checkpoint is as it was; start anew (--overwrite) with "
-                         "a lower --lr or a longer --warmup")
+    check_finite(run, "the loss or its gradient", torch.tensor(numbers))
     return stop > 0
+
+
+def check_finite(run, what, *tensors):
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The last "
+                         "checkpoint is as it was; start anew (--overwrite) with a lower --lr or "
+                         "a longer --warmup")
 
 
 def pretrain_epoch(run, images, interrupts):
@@ -585,7 +589,8 @@ def log_row(run, tests):
 
 
 def end_epoch(run, tests, paths, source_digest):
-    """Verification, the log's row and a checkpoint; the schedule's step."""
+    """Verification, a checkpoint and the log's row; the schedule's step."""
+    check_finite(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
         row = log_row(run, tests)
         run.log.append(row)
@@ -598,8 +603,8 @@ def end_epoch(run, tests, paths, source_digest):
     run.epoch, run.step, run.elapsed = run.epoch + 1, 0, 0.0
     run.totals.zero_()
     if run.world.rank == 0:
-        write_rows(run.log, run.log[0], paths["csv"])
         save_checkpoint(run.state(source_digest), paths["last"])
+        write_rows(run.log, run.log[0], paths["csv"])
 
 
 def pretrain_epochs(run, images, tests, paths, source_digest):
@@ -800,6 +805,7 @@ def fit(opt, paths, state, world):
             path.unlink(missing_ok=True)
     pretrain_epochs(run, images, tests, paths, source_digest)
     if world.rank == 0:
+        write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
         save_checkpoint(backbone_state(run), paths["out"])
         click.echo(f"{paths['out']}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
                    f"{shlex.quote(str(paths['out']))}")

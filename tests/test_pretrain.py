@@ -509,6 +509,42 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
 
+def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
+    """After the last step, which no loss follows."""
+    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
+                                 "--batch-size", 30, "--lr", 5e39)
+    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
+def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
+    """At the first epochs that begin when these shares are over."""
+    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.8, momentum=0.9,
+                                weight_decay=0, epochs=epochs)
+    run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
+    run.sgd.step()
+    for epoch in range(epochs):
+        rate = 0.1 * 0.1 ** sum(epoch >= drop for drop in drops)
+        assert run.sgd.param_groups[0]["lr"] == pytest.approx(rate), epoch
+        run.schedule.step()
+
+
+def test_killed_between_checkpoint_and_log_goes_on_to_a_whole_log(run, people, tmp_path, monkeypatch):
+    out = tmp_path / "w.pth"
+    args = ("pretrain", "--faces", people, "--out", out, "--epochs", 1, *SMALL)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "write_rows", killed)
+        assert invoke(*args).exit_code == 130
+    result = invoke(*args, "--resume")
+    assert result.exit_code == 0 and "going on after epoch 1" in result.stdout, result.output
+    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 1 and out.exists()
+
+
 def refused_after_epochs(*args):
     result = invoke("pretrain", *args)
     assert result.exit_code == 1
