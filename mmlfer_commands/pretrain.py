@@ -787,6 +787,15 @@ def resumed_options(paths, given):
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
 
 
+def check_alike(run, paths):
+    """Refuse processes that stand at different places: one of the machines lacks the checkpoint."""
+    places = [(run.epoch, run.step)] * run.world.size
+    if run.world.size > 1:
+        torch.distributed.all_gather_object(places, places[0])
+    if len(set(places)) > 1:
+        raise InputError(f"{paths['last']}: not the same on every machine; copy it to all")
+
+
 def fit(opt, paths, state, world):
     """Train as the options say, or go on from a state; write the backbone at the end."""
     images, people, tests, source_digest = prepare(opt, world)
@@ -799,6 +808,8 @@ def fit(opt, paths, state, world):
     run = Pretraining(opt, people, len(images), world)
     if state:
         run.restore(state)
+    check_alike(run, paths)
+    if state:
         world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     elif world.rank == 0:
         for path in paths.values():

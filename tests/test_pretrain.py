@@ -712,47 +712,63 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     assert first["totals"][0] / 2 == pytest.approx(float(alone["totals"][0]), rel=1e-3)
 
 
-def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
-    out = tmp_path / "w.pth"
-    result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", out, "--epochs", 2, *SMALL[:-6],
-                      "--workers", 1, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [str(people), "epoch 1", "epoch 2", str(out)]
-    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
-    assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
-
-
-FAILING = """
+SECOND = """
 import os, signal, sys
 import mmlfer
 from mmlfer_commands import pretrain
 how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
-def failing(*args):
+def struck(*args):
     taken.append(1)
-    if len(taken) == 2 and os.environ["RANK"] == "1":
-        if how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
+    if len(taken) == 2 and how in ("killed", "stopped"):
+        os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
+    if len(taken) == 2 and how == "refused":
         raise mmlfer.InputError("bad luck")
     return step(*args)
-pretrain.pretrain_step = failing
+if os.environ["RANK"] == "1":  # what befalls the second process
+    pretrain.pretrain_step = struck
+    pretrain.save_checkpoint = pretrain.write_rows = lambda *args: os.abort()
+    if how == "elsewhere":  # a machine without the checkpoint
+        pretrain.Pretraining.restore = lambda run, state: None
 mmlfer.main()
 """
+
+
+def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
+    """A signal to the second alone stops both at the same step; it would abort if it wrote."""
+    out, script = tmp_path / "w.pth", tmp_path / "second.py"
+    script.write_text(SECOND)
+    options = ("--faces", people, "--epochs", 2, *SMALL[:-6], "--workers", 1)
+    result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
+    state = load(tmp_path / "w.last.pt")
+    assert (state["epoch"], state["step"]) == (0, 2)
+    result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
+    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
+    assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
 
 
 @pytest.mark.parametrize("how,line", [
     ("refused", "Error: bad luck"),
     ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
-    ("nowhere", "no such folder")])
-def test_one_process_that_fails_ends_all_in_one_line(people, tmp_path, how, line):
-    script = tmp_path / "failing.py"
-    script.write_text(FAILING)
+    ("nowhere", "no such folder"),
+    ("elsewhere", "w.last.pt: not the same on every machine; copy it to all")])
+def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how, line):
+    script = tmp_path / "second.py"
+    script.write_text(SECOND)
     faces = tmp_path / "nowhere" if how == "nowhere" else people
-    result = torchrun(script, how, "pretrain", "--faces", faces, "--out", tmp_path / "w.pth", *SMALL, cwd=tmp_path)
+    options = ("--faces", faces, *SMALL)
+    if how == "elsewhere":
+        shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+        options = ("--resume",)
+    result = torchrun(script, how, "pretrain", "--out", tmp_path / "w.pth", *options, cwd=tmp_path)
     lines = result.stderr.splitlines()
     said = [text for text in lines if text.startswith("Error: ")]
     assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
     assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
-    assert not list(tmp_path.glob("w*"))
+    assert len(list(tmp_path.glob("w*"))) == (how == "elsewhere")
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
