@@ -460,7 +460,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
     """Against the loss written out, on the same net."""
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
-                                weight_decay=0.01, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
+                                weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
     flip = torch.arange(8) % 3 == 0
@@ -475,7 +475,7 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
         gradient = torch.autograd.grad(loss, centres)[0]
         numbers = pretrain.pretrain_step(run, x, y, flip)
         assert numbers[0].item() == pytest.approx(loss.item(), rel=1e-4)
-        stepped = start - 6.4 * 8 / 512 * (gradient + 0.01 * start)
+        stepped = start - 6.4 * 8 / 512 * (gradient + start)
         assert torch.allclose(run.net.centres, stepped, atol=1e-4)
 
 
@@ -486,6 +486,15 @@ def test_bf16_runs(people, tmp_path):
     state = load(tmp_path / "w.pth")
     assert {v.dtype for v in state["state_dict"].values()} == {torch.float32, torch.int64}
     assert state["options"]["margin"] == 0.5
+
+
+@pytest.mark.parametrize("bf16,dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
+    net, seen = pretrain.people_net_class()("resnet18", 3, bf16), []
+    for layer in (net.backbone.conv1, net.backbone.layer4[1].conv2, net.neck):
+        layer.register_forward_hook(lambda layer, x, y: seen.append(y.dtype))
+    cosines = net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert seen == [dtype, dtype, torch.float32] and cosines.dtype == torch.float32
 
 
 def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
