@@ -370,6 +370,8 @@ def test_a_run_writes_what_it_promises(run, people):
     assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]
     rate = 1 * 8 / 512  # --lr, scaled with the batch; a tenth at half and at three quarters
     assert [float(r["lr"]) for r in rows] == pytest.approx([rate, rate, rate / 10, rate / 100])
+    sgd = load(out.with_suffix(".last.pt"))["sgd"]["param_groups"][0]
+    assert (sgd["momentum"], sgd["weight_decay"], sgd["nesterov"], sgd["dampening"]) == (0.9, 5e-4, False, 0)
     assert all(float(r["loss"]) > 0 and 0 <= float(r["holdout_acc"]) <= 1 for r in rows)
     assert f"{people}: 40 images of 8 people; 30 images of 6 people to train on\n" in result.stdout
     assert len(re.findall(r"^epoch \d: loss [\d.]+, [\d.]+% right, holdout [\d.]+% ± [\d.]+%, \d+ images/s, 0 bad images$",
