@@ -4,6 +4,7 @@ Softmax over the cosines to a centre for each person; after a warm-up with CosFa
 margin. Under torchrun each process takes its share of every batch, and the first one writes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -35,6 +36,7 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Interrupts,
+    brief,
     check_output,
     device_option,
     make_backbone,
@@ -83,7 +85,7 @@ class Records:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
             return read_image(io.BytesIO(image), size)
         except Exception as error:  # Pillow's plugins raise many kinds
-            return f"{self.path}: {self.name(i)}: {' '.join(str(error).split())[:120]}"
+            return f"{self.path}: {self.name(i)}: not an image that can be read ({brief(error)})"
 
 
 def digest(source):
@@ -93,7 +95,7 @@ def digest(source):
 
 def some(names):
     """How many, and the first three, in words."""
-    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if names[3:] else ''})"
+    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
 def read_people(folder):
@@ -117,18 +119,18 @@ def read_people(folder):
 
 
 def read_folders(folder):
-    names, labels, empty, loose = [], [], [], 0
+    names, counts, empty, loose = [], [], [], 0
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if not entry.is_dir():
             loose += entry.name.lower().endswith(IMAGES)
             continue
         images = sorted(e.name for e in os.scandir(entry) if e.name.lower().endswith(IMAGES))
         names += [os.path.join(entry.name, image) for image in images]
-        labels += [entry.name] * len(images)
+        counts += [len(images)] if images else []
         empty += [] if images else [entry.name]
     notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
     notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
-    return Files(folder, names, np.unique(labels, return_inverse=True)[1]), notes
+    return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
 
 
 # MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
@@ -156,56 +158,68 @@ def read_record(file, offset):
 
 def parse_record(data):
     """A record's labels and image: flag (how many labels follow, 0: one, here), label, two ids."""
-    flag, label, *_ = struct.unpack_from("<IfQQ", data)
-    if not flag:
-        return (label,), data[24:]
-    return struct.unpack_from(f"<{flag}f", data, 24), data[24 + 4 * flag :]
+    try:
+        flag, label, *_ = struct.unpack_from("<IfQQ", data)
+        labels = struct.unpack_from(f"<{flag}f", data, 24) if flag else (label,)
+    except struct.error:
+        raise ValueError("cut off") from None
+    return labels, data[24 + 4 * flag :]
 
 
 def read_index(path):
-    """train.idx: {key: offset in train.rec}."""
+    """train.idx: its keys in order and their offsets in train.rec, (N,) and (N,)."""
+
+    def rows(file):
+        for number, line in enumerate(file, 1):
+            row = re.fullmatch(r"(\d{1,18})\s+(\d{1,18})\s*", line, re.ASCII)
+            if not row:
+                raise InputError(f"{path}:{number}: expected a key and an offset; take the file "
+                                 "that came with train.rec")
+            yield int(row[1]), int(row[2])
+
     try:
-        rows = [line.split() for line in path.read_text(errors="replace").splitlines()]
+        with open(path, errors="replace") as file:
+            index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
-    offsets = {}
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not all(field.isascii() and field.isdigit() for field in row):
-            raise InputError(f"{path}:{number}: expected a key and an offset; take the file that "
-                             "came with train.rec")
-        offsets[int(row[0])] = int(row[1])
-    return offsets
+    keys, last = np.unique(index[:, 0], return_index=True)
+    return keys, index[last, 1]
+
+
+def read_label(file, offset, size):
+    """The first label of the record at an offset; nan if the file, of some size, has none there."""
+    file.seek(offset)
+    head = file.read(36)
+    if len(head) < 36:
+        return math.nan
+    magic, word, flag, label, first = struct.unpack("<IIIf16xf", head)
+    whole = magic == MAGIC and offset + 8 + word % 2**29 <= size
+    return math.nan if not whole else first if flag else label
 
 
 def read_records(path):
     """The images of a train.rec by its train.idx; record 0 says where they end."""
-    offsets, lost, keys, labels = read_index(path.with_suffix(".idx")), [], [], []
-    size = path.stat().st_size
+    keys, offsets = read_index(path.with_suffix(".idx"))
     with open(path, "rb") as file:
         try:
-            first, _ = parse_record(read_record(file, offsets[0])) if 0 in offsets else ((), b"")
-        except (ValueError, struct.error) as error:
+            first, _ = parse_record(read_record(file, offsets[0])) if 0 in keys[:1] else ((), b"")
+        except ValueError as error:
             raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
-        end = int(first[0]) if len(first) > 1 else max(offsets, default=0) + 1
-        wanted = [key for key in sorted(offsets) if 1 <= key < end]
-        for key in progress(wanted, "reading labels", unit=" records"):
-            file.seek(offsets[key])
-            head = file.read(36)
-            magic, word, flag, label = struct.unpack_from("<IIIf", head.ljust(16, b"\0"))
-            whole = magic == MAGIC and offsets[key] + 8 + word % 2**29 <= size
-            if not whole or len(head) < 36:
-                lost.append(key)
-                continue
-            keys.append(key)
-            labels.append(struct.unpack_from("<f", head, 32)[0] if flag else label)
-    notes = [f"records cut off or not there: {some(lost)}"] if lost else []
-    labels = np.unique(np.array(labels), return_inverse=True)[1]
-    return Records(path, np.array(keys), np.array([offsets[k] for k in keys]), labels), notes
+        wanted = (keys >= 1) & (keys < (first[0] if len(first) > 1 else math.inf))
+        keys, offsets, size = keys[wanted], offsets[wanted], path.stat().st_size
+        bar = progress(offsets, "reading labels", unit=" records")
+        labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
+    whole = ~np.isnan(labels)
+    notes = [] if whole.all() else [f"records cut off or not there: {some(keys[~whole])}"]
+    labels = np.unique(labels[whole], return_inverse=True)[1]
+    return Records(path, keys[whole], offsets[whole], labels), notes
 
 
 class Images:
     """What a DataLoader reads: ((3, S, S) uint8, label, row of an image that could not be read or
-    -1) of each of some rows of a source. An unreadable image's place is taken by the next one."""
+    -1) of each of some rows of a source. An unreadable image's place is taken by another, the next
+    one or, for whole folders can be broken, one ever farther on; the label is -1 if none can be
+    read."""
 
     def __init__(self, source, rows, labels, size, tries=50):
         self.source, self.rows, self.labels, self.size = source, rows, labels, size
@@ -216,14 +230,15 @@ class Images:
 
     def __getitem__(self, k):
         bad = -1
-        for j in range(k, k + self.tries):
-            row = int(self.rows[j % len(self)])
+        for step in range(self.tries):
+            j = (k + step**3) % len(self)
+            row = int(self.rows[j])
             image = self.source.read(row, self.size)
             if not isinstance(image, str):
                 x = torch.from_numpy(image.transpose(2, 0, 1).copy())
-                return x, int(self.labels[j % len(self)]), bad
+                return x, int(self.labels[j]), bad
             bad = row if bad < 0 else bad
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), int(self.labels[k]), bad
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, bad
 
 
 def leave_signals(worker):
@@ -247,8 +262,6 @@ def note_bad(bad, source, opt, known):
         known.add(row)
         if len(known) <= 20:
             click.echo(f"Warning: left out {reason}", err=True)
-    if (bad >= 0).all():
-        raise InputError(f"{opt.faces}: not one image of a batch can be read; mend the images")
 
 
 # ---------------------------------------------------------------- net and loss
@@ -320,6 +333,8 @@ def read_pairs(path, root):
     try:
         rows = [line.split() for line in Path(path).read_text().splitlines()]
         folds, n = map(int, rows[0])
+        if folds < 2 or n < 1:
+            raise ValueError("two folds or more, of pairs")
     except (OSError, ValueError, IndexError) as error:
         raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
                          f"({error})") from None
@@ -328,9 +343,9 @@ def read_pairs(path, root):
     names, pairs = {}, []
     for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
         try:
-            one, i, other, j = row if len(row) == 4 else (row[0], row[1], row[0], row[2])
+            one, i, other, j = row if len(row) != 3 else (row[0], row[1], row[0], row[2])
             found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
-        except (ValueError, IndexError):
+        except ValueError:
             raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
         except FileNotFoundError as error:
             raise InputError(f"{path}:{number}: no image {error}") from None
@@ -389,6 +404,9 @@ def verify(net, test, opt, known):
     e, bad = embed(net, Images(source, rows, rows, opt.size, tries=1), opt, known)
     one, other = index.reshape(-1, 2).T
     good = ~(bad[one] | bad[other])
+    if len(np.unique(fold[good])) < 2:
+        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; mend the "
+                         "images")
     accuracies = fold_accuracies((e[one] * e[other]).sum(1)[good], same[good], fold[good])
     return float(accuracies.mean()), float(accuracies.std())
 
@@ -421,6 +439,25 @@ def join_world(device):
     return World(rank, size, device)
 
 
+@contextlib.contextmanager
+def one_voice():
+    """Of torchrun's processes only the first to fail says why: the others fail of the same, or
+    of its end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    store, *_ = next(torch.distributed.rendezvous("env://"))
+    try:
+        yield
+    except Exception as error:
+        if store.add("failed", 1) > 1:
+            sys.exit(1)
+        if "closed by peer" in str(error) or "reset by peer" in str(error):
+            raise InputError("another of torchrun's processes was ended; --resume goes on from "
+                             "the last checkpoint") from None
+        raise
+
+
 class Pretraining:
     """What pretraining moves, and where it stands."""
 
@@ -439,7 +476,7 @@ class Pretraining:
         self.sgd = torch.optim.SGD(net.parameters(), opt.lr * opt.batch_size / 512, opt.momentum,
                                    weight_decay=opt.weight_decay)
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
-            self.sgd, [max(1, opt.epochs * quarter // 4) for quarter in (2, 3)], 0.1)
+            self.sgd, [math.ceil(opt.epochs * share) for share in (0.5, 0.75)], 0.1)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
         self.totals = torch.zeros(4, dtype=torch.float64)  # of all processes, in this epoch
         self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # since the last look
@@ -500,11 +537,15 @@ def look(run, interrupts):
     run.fresh.zero_()
     *numbers, stop = sums.tolist()
     run.totals += torch.tensor(numbers)
-    if not np.isfinite(numbers).all():
-        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: the loss or its gradient is not "
-                         "finite. The last checkpoint is as it was; start anew (--overwrite) with "
-                         "a lower --lr or a longer --warmup")
+    check_finite(run, "the loss or its gradient", torch.tensor(numbers))
     return stop > 0
+
+
+def check_finite(run, what, *tensors):
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The last "
+                         "checkpoint is as it was; start anew (--overwrite) with a lower --lr or "
+                         "a longer --warmup")
 
 
 def pretrain_epoch(run, images, interrupts):
@@ -515,6 +556,9 @@ def pretrain_epoch(run, images, interrupts):
                    desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
     for x, y, bad, flip in epoch_batches(run, images):
         note_bad(bad, images.source, run.opt, run.known_bad)
+        if (y < 0).any():
+            raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; mend "
+                             "the images")
         run.fresh[:3] += pretrain_step(run, x, y, flip)
         run.fresh[3] += (bad >= 0).sum()
         run.step += 1
@@ -545,7 +589,8 @@ def log_row(run, tests):
 
 
 def end_epoch(run, tests, paths, source_digest):
-    """Verification, the log's row and a checkpoint; the schedule's step."""
+    """Verification, a checkpoint and the log's row; the schedule's step."""
+    check_finite(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
         row = log_row(run, tests)
         run.log.append(row)
@@ -558,8 +603,8 @@ def end_epoch(run, tests, paths, source_digest):
     run.epoch, run.step, run.elapsed = run.epoch + 1, 0, 0.0
     run.totals.zero_()
     if run.world.rank == 0:
-        write_rows(run.log, run.log[0], paths["csv"])
         save_checkpoint(run.state(source_digest), paths["last"])
+        write_rows(run.log, run.log[0], paths["csv"])
 
 
 def pretrain_epochs(run, images, tests, paths, source_digest):
@@ -742,26 +787,59 @@ def resumed_options(paths, given):
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
 
 
+def check_alike(run, paths):
+    """Refuse processes that stand at different places: one of the machines lacks the checkpoint."""
+    places = [(run.epoch, run.step)] * run.world.size
+    if run.world.size > 1:
+        torch.distributed.all_gather_object(places, places[0])
+    if len(set(places)) > 1:
+        raise InputError(f"{paths['last']}: not the same on every machine; copy it to all")
+
+
 def fit(opt, paths, state, world):
     """Train as the options say, or go on from a state; write the backbone at the end."""
     images, people, tests, source_digest = prepare(opt, world)
     if state and state["digest"] != source_digest:
         raise InputError(f"{opt.faces}: not the images that {paths['last']} was trained on")
     gpu = world.device.type == "cuda"
-    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
+    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
+            including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
     run = Pretraining(opt, people, len(images), world)
     if state:
         run.restore(state)
+    check_alike(run, paths)
+    if state:
         world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     elif world.rank == 0:
         for path in paths.values():
             path.unlink(missing_ok=True)
     pretrain_epochs(run, images, tests, paths, source_digest)
     if world.rank == 0:
+        write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
         save_checkpoint(backbone_state(run), paths["out"])
         click.echo(f"{paths['out']}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
                    f"{shlex.quote(str(paths['out']))}")
+
+
+def start(paths, options, given, resume, overwrite):
+    """Begin the run of these paths, or go on with it."""
+    state = None
+    if resume and paths["out"].exists():
+        click.echo(f"{paths['out']}: complete, nothing to do")
+        return
+    if resume and paths["last"].exists():
+        opt, state = resumed_options(paths, given)
+    elif not options["faces"]:
+        raise click.UsageError("Missing option '--faces'.")
+    else:
+        opt = new_options(paths, options, overwrite)
+    world = join_world(opt.device)
+    try:
+        fit(opt, paths, state, world)
+    finally:
+        if world.size > 1:
+            torch.distributed.destroy_process_group()
 
 
 @click.command("pretrain")
@@ -805,21 +883,7 @@ def command(ctx, out, resume, overwrite, **options):
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if bool(options["pairs"]) != bool(options["pairs_root"]):
         raise click.UsageError("--pairs and --pairs-root go together.")
-    paths, state = run_paths(out), None
-    if resume and out.exists():
-        click.echo(f"{out}: complete, nothing to do")
-        return
-    if resume and paths["last"].exists():
-        explicit = click.core.ParameterSource.COMMANDLINE
-        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
-        opt, state = resumed_options(paths, given)
-    elif not options["faces"]:
-        raise click.UsageError("Missing option '--faces'.")
-    else:
-        opt = new_options(paths, options, overwrite)
-    world = join_world(opt.device)
-    try:
-        fit(opt, paths, state, world)
-    finally:
-        if world.size > 1:
-            torch.distributed.destroy_process_group()
+    explicit = click.core.ParameterSource.COMMANDLINE
+    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
+    with one_voice():
+        start(run_paths(out), options, given, resume, overwrite)

@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -195,8 +196,48 @@ def test_an_index_that_is_missing_or_damaged(tmp_path):
     index = tmp_path / "rec/train.idx"
     index.write_text("0\t0\n1 x\n")
     assert refused(*args) == [f"Error: {index}:2: expected a key and an offset; take the file that came with train.rec"]
+    index.write_text("0\t0\n1\t99999999999999999999\n")  # beyond what a file can have
+    assert refused(*args)[0].startswith(f"Error: {index}:2: expected a key and an offset")
     index.unlink()
     assert refused(*args) == [f"Error: {index}: No such file or directory; it belongs beside train.rec"]
+
+
+def test_records_that_are_not_what_they_say(tmp_path):
+    """An offset past the end, a label that is no number, an end that is none, more labels than bytes."""
+    write_rec(tmp_path / "rec")
+    rec, index = tmp_path / "rec/train.rec", tmp_path / "rec/train.idx"
+    start, blob = index.read_text(), bytearray(rec.read_bytes())
+    offsets = {int(k): int(o) for k, o in (line.split() for line in start.splitlines())}
+    index.write_text(start.replace(f"2\t{offsets[2]}\n", "2\t99999999\n") + f"3\t{offsets[1]}\n")
+    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read: the array's are
+    blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
+    blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
+    rec.write_bytes(blob)
+    source, notes = pretrain.read_records(rec)
+    assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
+    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
+    assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
+    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
+    rec.write_bytes(blob)
+    assert "0 people with images" in refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)[0]
+    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.inf)
+    rec.write_bytes(blob)
+    assert pretrain.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
+
+
+def test_an_index_of_many_records_takes_little_memory(tmp_path):
+    """A tenth of a million records; some 80 bytes each, where dicts and lists took 430."""
+    n = 100_000
+    head = struct.pack("<IIIfQQ", 0xCED7230A, 32, 0, 5, 1, 0) + bytes(8)
+    (tmp_path / "train.rec").write_bytes(head * n)
+    (tmp_path / "train.idx").write_text("".join(f"{i}\t{40 * i}\n" for i in range(n)))
+    tracemalloc.start()
+    try:
+        source, _ = pretrain.read_records(tmp_path / "train.rec")
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(source.labels) == n - 1 and kept < 40 * n and peak < 120 * n
 
 
 # ---------------------------------------------------------------- loss
@@ -302,9 +343,13 @@ def test_lfws_own_pairs(tmp_path):
     ("", ": not LFW's pairs.txt, which begins with `10 300` (list index out of range)"),
     ("hello\n", ": not LFW's pairs.txt, which begins with `10 300` (invalid literal for int() with base 10: 'hello')"),
     ("2 2\na 1 2\n", ": 1 pairs, and its first row says 8"),
-    ("1 1\na 1\na 1 b 1\n", ":2: expected `name i j` or `name i name j`"),
-    ("1 1\na 1 2\na 1 b x\n", ":3: expected `name i j` or `name i name j`"),
-    ("1 1\na 1 3\na 1 b 1\n", ":2: no image {root}/a/a_0003.jpg")])
+    ("1 300\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
+    ("10 0\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
+    ("2 1\na 1\na 1 b 1\n\n\n", ":2: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\na 1 b x\n\n\n", ":3: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\na 1 b 1\na 1 2\na 1 2 b 1\n", ":5: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 2\n\na 1 2\na 1 b 1\n", ":3: expected `name i j` or `name i name j`"),
+    ("2 1\na 1 3\na 1 b 1\n\n\n", ":2: no image {root}/a/a_0003.jpg")])
 def test_pairs_that_cannot_be_used(tmp_path, text, message):
     path = write_lfw(tmp_path)
     path.write_text(text)
@@ -326,6 +371,8 @@ def test_a_run_writes_what_it_promises(run, people):
     assert [r["epoch"] for r in rows] == ["1", "2", "3", "4"]
     rate = 1 * 8 / 512  # --lr, scaled with the batch; a tenth at half and at three quarters
     assert [float(r["lr"]) for r in rows] == pytest.approx([rate, rate, rate / 10, rate / 100])
+    sgd = load(out.with_suffix(".last.pt"))["sgd"]["param_groups"][0]
+    assert (sgd["momentum"], sgd["weight_decay"], sgd["nesterov"], sgd["dampening"]) == (0.9, 5e-4, False, 0)
     assert all(float(r["loss"]) > 0 and 0 <= float(r["holdout_acc"]) <= 1 for r in rows)
     assert f"{people}: 40 images of 8 people; 30 images of 6 people to train on\n" in result.stdout
     assert len(re.findall(r"^epoch \d: loss [\d.]+, [\d.]+% right, holdout [\d.]+% ± [\d.]+%, \d+ images/s, 0 bad images$",
@@ -416,7 +463,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
     """Against the loss written out, on the same net."""
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
-                                weight_decay=0.01, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
+                                weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
     flip = torch.arange(8) % 3 == 0
@@ -431,7 +478,7 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
         gradient = torch.autograd.grad(loss, centres)[0]
         numbers = pretrain.pretrain_step(run, x, y, flip)
         assert numbers[0].item() == pytest.approx(loss.item(), rel=1e-4)
-        stepped = start - 6.4 * 8 / 512 * (gradient + 0.01 * start)
+        stepped = start - 6.4 * 8 / 512 * (gradient + start)
         assert torch.allclose(run.net.centres, stepped, atol=1e-4)
 
 
@@ -442,6 +489,22 @@ def test_bf16_runs(people, tmp_path):
     state = load(tmp_path / "w.pth")
     assert {v.dtype for v in state["state_dict"].values()} == {torch.float32, torch.int64}
     assert state["options"]["margin"] == 0.5
+
+
+@pytest.mark.parametrize("bf16,dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
+    net, seen = pretrain.people_net_class()("resnet18", 3, bf16), []
+    for layer in (net.backbone.conv1, net.backbone.layer4[1].conv2, net.neck):
+        layer.register_forward_hook(lambda layer, x, y: seen.append(y.dtype))
+    cosines = net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert seen == [dtype, dtype, torch.float32] and cosines.dtype == torch.float32
+
+
+def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, precision="bf16")
+    with pytest.raises(mmlfer.InputError, match="^--precision bf16: not on this GPU; leave it out$"):
+        pretrain.fit(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
 
 
 def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkeypatch):
@@ -456,6 +519,42 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
     assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
                      "start anew (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
+
+
+def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
+    """After the last step, which no loss follows."""
+    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
+                                 "--batch-size", 30, "--lr", 5e39)
+    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
+def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
+    """At the first epochs that begin when these shares are over."""
+    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.8, momentum=0.9,
+                                weight_decay=0, epochs=epochs)
+    run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
+    run.sgd.step()
+    for epoch in range(epochs):
+        rate = 0.1 * 0.1 ** sum(epoch >= drop for drop in drops)
+        assert run.sgd.param_groups[0]["lr"] == pytest.approx(rate), epoch
+        run.schedule.step()
+
+
+def test_killed_between_checkpoint_and_log_goes_on_to_a_whole_log(run, people, tmp_path, monkeypatch):
+    out = tmp_path / "w.pth"
+    args = ("pretrain", "--faces", people, "--out", out, "--epochs", 1, *SMALL)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "write_rows", killed)
+        assert invoke(*args).exit_code == 130
+    result = invoke(*args, "--resume")
+    assert result.exit_code == 0 and "going on after epoch 1" in result.stdout, result.output
+    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 1 and out.exists()
 
 
 def refused_after_epochs(*args):
@@ -485,6 +584,37 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     images = pretrain.Images(source, np.array([3, 2, 4]), np.array([0, 1, 0]), 32)
     x, y, bad = images[1]
     assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
+
+
+def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
+    source, _ = pretrain.read_people(people)
+    whole, read = source.read, []
+    source.read = lambda i, size: read.append(i) or (whole(i % 40, size) if i >= 300 else f"{i} broken")
+    images = pretrain.Images(source, np.arange(1000), np.arange(1000), 32)
+    x, y, bad = images[0]
+    assert read == [0, 1, 8, 27, 64, 125, 216, 343] and (y, bad) == (343, 0) and x.any()
+    source.read = lambda i, size: f"{i} broken"
+    assert images[3][1:] == (-1, 3)
+
+
+def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
+    """A batch whose images are all broken, for it is small, costs no more than those images."""
+    faces, out = tmp_path / "faces", tmp_path / "w.pth"
+    shutil.copytree(people, faces)
+    options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL)
+    broken = [path for person in held_people(faces) for path in sorted(faces.glob(f"{person + 1:05d}/*"))]
+    for path in broken[:-4]:
+        path.write_bytes(b"")
+    for batch in (2, 8):
+        assert invoke(*options, "--batch-size", batch, "--overwrite").exit_code == 0
+    for path in broken[-4:]:
+        path.write_bytes(b"")
+    result = invoke(*options, "--overwrite")
+    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; mend the images" in result.stderr
+    for path in faces.glob("*/*"):
+        path.write_bytes(b"")
+    result = invoke(*options, "--overwrite")
+    assert result.exit_code == 1 and result.stderr.endswith(f"{faces}: of 50 images not one can be read; mend the images\n")
 
 
 def held_people(faces):
@@ -594,14 +724,63 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     assert first["totals"][0] / 2 == pytest.approx(float(alone["totals"][0]), rel=1e-3)
 
 
-def test_a_run_of_two_processes_ends_and_one_of_them_writes(people, tmp_path):
-    out = tmp_path / "w.pth"
-    result = torchrun(ROOT / "mmlfer.py", "pretrain", "--faces", people, "--out", out, "--epochs", 2, *SMALL[:-6],
-                      "--workers", 1, cwd=tmp_path)
+SECOND = """
+import os, signal, sys
+import mmlfer
+from mmlfer_commands import pretrain
+how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
+def struck(*args):
+    taken.append(1)
+    if len(taken) == 2 and how in ("killed", "stopped"):
+        os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
+    if len(taken) == 2 and how == "refused":
+        raise mmlfer.InputError("bad luck")
+    return step(*args)
+if os.environ["RANK"] == "1":  # what befalls the second process
+    pretrain.pretrain_step = struck
+    pretrain.save_checkpoint = pretrain.write_rows = lambda *args: os.abort()
+    if how == "elsewhere":  # a machine without the checkpoint
+        pretrain.Pretraining.restore = lambda run, state: None
+mmlfer.main()
+"""
+
+
+def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
+    """A signal to the second alone stops both at the same step; it would abort if it wrote."""
+    out, script = tmp_path / "w.pth", tmp_path / "second.py"
+    script.write_text(SECOND)
+    options = ("--faces", people, "--epochs", 2, *SMALL[:-6], "--workers", 1)
+    result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
+    assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
+    state = load(tmp_path / "w.last.pt")
+    assert (state["epoch"], state["step"]) == (0, 2)
+    result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [str(people), "epoch 1", "epoch 2", str(out)]
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
     assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
+
+
+@pytest.mark.parametrize("how,line", [
+    ("refused", "Error: bad luck"),
+    ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
+    ("nowhere", "no such folder"),
+    ("elsewhere", "w.last.pt: not the same on every machine; copy it to all")])
+def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how, line):
+    script = tmp_path / "second.py"
+    script.write_text(SECOND)
+    faces = tmp_path / "nowhere" if how == "nowhere" else people
+    options = ("--faces", faces, *SMALL)
+    if how == "elsewhere":
+        shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+        options = ("--resume",)
+    result = torchrun(script, how, "pretrain", "--out", tmp_path / "w.pth", *options, cwd=tmp_path)
+    lines = result.stderr.splitlines()
+    said = [text for text in lines if text.startswith("Error: ")]
+    assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
+    assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
+    assert len(list(tmp_path.glob("w*"))) == (how == "elsewhere")
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
