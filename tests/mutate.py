@@ -263,7 +263,7 @@ FAULTS = [
     Fault("log-batches-a-second", M, "run.steps * run.cfg.batch_size / run.elapsed", "run.steps / run.elapsed",
           "details::test_the_log_counts_images_a_second"),
     Fault("not-finite-unseen", M, "if bad.any():", "if bad.all():",
-          "train::test_what_is_not_finite_stops_before_the_checkpoint[0-L^emo]"),
+          "train::test_what_is_not_finite_stops_before_the_checkpoint[l_emo-L^emo]"),
     # the paper's constants
     Fault("default-epochs", M, "epochs: int = setting(60,", "epochs: int = setting(50,", "constants"),
     Fault("default-batch", M, "batch_size: int = setting(16,", "batch_size: int = setting(32,", "constants"),
