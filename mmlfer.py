@@ -886,6 +886,14 @@ def check_output(path, *inputs):
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 
+def check_two_outputs(**options):
+    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
+
+
 def progress(*args, **options):
     """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
     return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)

@@ -24,6 +24,7 @@ from mmlfer import (
     FOLDER,
     InputError,
     check_output,
+    check_two_outputs,
     decode,
     device_option,
     json_option,
@@ -147,6 +148,8 @@ def lines_to(path):
     """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
+        if not sys.stdout:
+            raise InputError("standard output is closed; name a file in place of -")
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield sys.stdout
     elif path.exists() and not path.is_file():
@@ -276,9 +279,10 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     quiet = check_standard_output(as_json, csv_path, jsonl_path)
     for output in filter(None, (csv_path, jsonl_path)):
         check_output(output, ckpt, *paths)
-    if draw:
-        check_pictures_folder(draw, *paths)
+    check_two_outputs(csv=csv_path, jsonl=jsonl_path)
     images = list_images(paths)
+    if draw:  # nor where links lead
+        check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
     net, state = load_net(ckpt, device)
     size, trained_aus = state["config"]["size"], trains_aus(state["config"])
     items = (crops_of_photos(images, size, choose_template(like, state)) if photos else

@@ -198,6 +198,11 @@ def test_standard_output_takes_one_of_three(ckpt, many):
         assert "standard output takes one of --json, --csv - and --jsonl -." in result.stderr
 
 
+def test_one_file_takes_no_two_outputs(ckpt, many, tmp_path):
+    result = invoke("predict", "--ckpt", ckpt, many / "a", "--csv", tmp_path / "p", "--jsonl", tmp_path / "p")
+    assert result.exit_code == 2 and "--csv and --jsonl name one file." in result.stderr and not (tmp_path / "p").exists()
+
+
 def fail_in_the_third_batch(monkeypatch):
     calls = []
 
@@ -269,6 +274,12 @@ def test_predict_with_closed_standard_error(ckpt, many):
     command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
     result = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
     assert result.returncode == 0 and result.stdout.count("\n") == 100
+
+
+def test_predict_with_closed_standard_output(ckpt, many):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a --csv - >&-"
+    result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file in place of -\n")
 
 
 def test_decoding_goes_on_beside_the_net():
@@ -375,12 +386,17 @@ def test_labels_lie_in_the_picture_and_on_no_face():
     assert predict.place_label(box, (150, 40), (640, 480), [box])[3] == 60  # above is the first choice
 
 
-def test_drawing_among_the_inputs_is_refused(ckpt, photos):
+def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):
     for inputs, out in (([photos], photos / "drawn"), ([photos / "0.png"], photos), ([photos], photos)):
         result = invoke("predict", "--ckpt", ckpt, "--photos", *inputs, "--draw", out)
         assert (result.exit_code, result.stderr) == (
             1, f"Error: {out}: is an input or lies among the inputs; name another output\n")
     assert not (photos / "drawn").exists()
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "0.png").symlink_to(photos / "0.png")
+    result = invoke("predict", "--ckpt", ckpt, "--photos", links, "--draw", photos)
+    assert result.exit_code == 1 and f"{photos}: is an input or lies among the inputs" in result.stderr
     result = invoke("predict", "--ckpt", ckpt, photos, "--draw", photos / "drawn")
     assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
 

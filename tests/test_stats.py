@@ -100,6 +100,11 @@ def test_yaml_on_standard_output_stands_alone(faces_folder, tmp_path):
     assert "| happily surprised" in result.stderr
 
 
+def test_one_file_takes_no_two_outputs(faces_folder, tmp_path):
+    result = invoke("stats", "--data", faces_folder, "--out", tmp_path / "s.png", "--plot", tmp_path / "s.png")
+    assert result.exit_code == 2 and "--out and --plot name one file." in result.stderr and not (tmp_path / "s.png").exists()
+
+
 @pytest.mark.parametrize("option", ["--out", "--plot"])
 @pytest.mark.parametrize("name", [*mmlfer.LABEL_FILES, "aligned/0001_aligned.jpg", "mine.yaml"])
 def test_outputs_over_inputs_are_refused(faces_folder, tmp_path, option, name):
