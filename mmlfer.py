@@ -1340,6 +1340,8 @@ def resumed_config(out, given):
         content = yaml.safe_load((out / "config.yaml").read_text())
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
+        if not all(type(getattr(cfg, f.name)) in (f.type, int) for f in dataclasses.fields(cfg)):
+            raise ValueError("a value of another type")
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
     moved = {name: given.pop(name) for name in ("data", "device") if name in given}
@@ -1362,6 +1364,18 @@ def resumable(out):
     return state
 
 
+def check_same(state, cfg, faces, out):
+    """Refuse to go on with other data, options or statistics than those of last.pt's content."""
+    if state["data_sha256"] != faces.sha256():
+        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
+                         "names, labels or partition differ; a resumed run keeps its data")
+    if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
+        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    if not np.array_equal(state["table"], load_stats(cfg.stats).astype(np.float32)):
+        raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
+                         "resumed run keeps its statistics")
+
+
 @contextlib.contextmanager
 def locked(out):
     """Hold a run's folder against other processes; the system lets go of it with the process."""
@@ -1371,7 +1385,7 @@ def locked(out):
     with open(out / ".lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
                              "--out") from None
@@ -1393,10 +1407,8 @@ def fit(cfg, out, resumed=False):
     run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
     with locked(out):
         state = resumable(out) if resumed else None
-        if state and state["data_sha256"] != faces.sha256():
-            raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
-                             "names, labels or partition differ; a resumed run keeps its data")
         if state:
+            check_same(state, cfg, faces, out)
             run = Run(cfg, batches.steps, state)
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
