@@ -126,7 +126,8 @@ FOLDER = click.Path(path_type=Path)
 class Config:
     """One training run; every field is an option of `train`."""
 
-    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE.")
+    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE; required without "
+                        "--resume.")
     size: int = setting(112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
     skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
     method: str = setting("mml", click.Choice(list(METHODS)), "What is trained (Tables 2, 3).")
@@ -150,7 +151,8 @@ class Config:
     lr_backbone: float = setting(0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
     lr_heads: float = setting(0.01, RATE, "alpha of the two classifiers (Eqs. 13, 17).")
     lr_meta: float = setting(0.01, RATE, "beta, of the meta net (Eq. 14).")
-    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Of alpha.")
+    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]),
+                            "Of alpha; onecycle: up to it and down again, over the whole run.")
     momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD (Eq. 17).")
     weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD (Eq. 17).")
     seed: int = setting(0, SEED, "Of everything random.")
@@ -1522,7 +1524,7 @@ Examples:
 def train(ctx, out, resume, overwrite, **options):
     """Train on a folder laid out like RAF-CE, and test.
 
-    Writes OUT/config.yaml, log.csv (a row an epoch), last.pt, best.pt (by validation accuracy)
+    Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
     and, at the end, test.json.
     """
     if resume and overwrite:

@@ -258,15 +258,17 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
 @click.argument("paths", nargs=-1, required=True, type=FOLDER)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
-              "(needs the extra photos).")
+              "(needs the extra `photos`).")
 @like_option
 @click.option("--draw", type=FOLDER, metavar="DIR", help="With --photos: a copy of each photograph "
               "with what is predicted, to this folder.")
-@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions a face.")
+@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions to name "
+              "for each face.")
 @json_option
-@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face; - "
-              "is standard output.")
-@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same with a line of JSON a face.")
+@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this CSV file too, one row "
+              "per face; - is standard output.")
+@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same, with one line of "
+              "JSON per face.")
 @device_option
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
     """Expressions and active AUs of aligned face crops: images, or folders of them.

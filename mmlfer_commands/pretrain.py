@@ -777,9 +777,10 @@ def fit(opt, paths, state, world):
 @click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True), help="Of SGD.")
 @click.option("--weight-decay", default=5e-4, type=SHARE, help="Of SGD.")
 @click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
-              help="Whose margin.")
-@click.option("--margin", type=SHARE, help="[default: 0.35 for cosface, 0.5 for arcface]")
-@click.option("--scale", default=64.0, type=RATE, help="Of the cosines.")
+              help="Which margin.")
+@click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
+              "for cosface, 0.5 for arcface]")
+@click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16"]),
