@@ -1379,12 +1379,12 @@ def check_same(state, cfg, faces, out):
 
 
 @contextlib.contextmanager
-def locked(out):
-    """Hold a run's folder against other processes; the system lets go of it with the process."""
+def locked(out, lock):
+    """Hold a run's folder or file against other processes; the system lets go with the process."""
     import fcntl
 
-    write_whole(out / ".lock", b"") if not (out / ".lock").exists() else None
-    with open(out / ".lock", "a+") as file:
+    write_whole(lock, b"") if not lock.exists() else None
+    with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -1407,7 +1407,7 @@ def fit(cfg, out, resumed=False):
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
     batches = Batches(faces, cfg, pick_device(cfg.device))
     run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
-    with locked(out):
+    with locked(out, out / ".lock"):
         state = resumable(out) if resumed else None
         if state:
             check_same(state, cfg, faces, out)

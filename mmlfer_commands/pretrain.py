@@ -4,6 +4,7 @@ Softmax over the cosines to a centre for each person; after a warm-up with CosFa
 margin. Under torchrun each process takes its share of every batch, and the first one writes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -37,6 +38,7 @@ from mmlfer import (
     Interrupts,
     check_output,
     device_option,
+    locked,
     make_backbone,
     make_base_net,
     pick_device,
@@ -750,18 +752,19 @@ def fit(opt, paths, state, world):
     gpu = world.device.type == "cuda"
     if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported():
         raise InputError("--precision bf16: not on this GPU; leave it out")
-    run = Pretraining(opt, people, len(images), world)
-    if state:
-        run.restore(state)
-        world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
-    elif world.rank == 0:
-        for path in paths.values():
-            path.unlink(missing_ok=True)
-    pretrain_epochs(run, images, tests, paths, source_digest)
-    if world.rank == 0:
-        save_checkpoint(backbone_state(run), paths["out"])
-        click.echo(f"{paths['out']}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
-                   f"{shlex.quote(str(paths['out']))}")
+    run, out = Pretraining(opt, people, len(images), world), paths["out"]
+    with contextlib.nullcontext() if world.rank else locked(out, out.with_suffix(".lock")):
+        if state:
+            run.restore(state)
+            world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+        elif world.rank == 0:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+        pretrain_epochs(run, images, tests, paths, source_digest)
+        if world.rank == 0:
+            save_checkpoint(backbone_state(run), out)
+            click.echo(f"{out}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
+                       f"{shlex.quote(str(out))}")
 
 
 @click.command("pretrain")

@@ -136,7 +136,7 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
 
 HOLD = """import sys, mmlfer
 from pathlib import Path
-with mmlfer.locked(Path(sys.argv[1])):
+with mmlfer.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
     print("held", flush=True)
     sys.stdin.read()
 """
