@@ -75,6 +75,11 @@ def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
         assert first["name"] in mmlfer.EMOTIONS and 1 >= first["p"] >= second["p"] >= 0
         assert all(a["name"] == mmlfer.AU_NAMES[a["au"]] and a["p"] > 0.5 for a in row["aus"])
     assert rows_of((tmp_path / "p.jsonl").read_text()) == rows
+    row = max(rows, key=lambda r: len(r["aus"]))
+    first, second = row["expressions"]
+    line = invoke("predict", "--ckpt", ckpt, row["image"], "--top", 2).stdout
+    assert line == (f"{row['image']}: {first['name']} {100 * first['p']:.1f} %, {second['name']} {100 * second['p']:.1f} %; "
+                    f"AUs: {', '.join('{au} {name}'.format(**a) for a in row['aus'])}\n")
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(table[0]) == ["image", "expression_1", "p_1", "expression_2", "p_2", "aus"]
     assert [t["expression_2"] for t in table] == [r["expressions"][1]["name"] for r in rows]

@@ -43,6 +43,12 @@ def test_statistics_match_a_naive_count(faces_folder, tmp_path):
     assert "0.73 prototypical + 2.12 variant = 2.85 observed" in result.output
 
 
+def test_at_20_and_70_percent_exactly():
+    p = np.array([[0.7, 0.69, 0.2, 0.19]])
+    assert [stats.cell(x) for x in p[0]] == ["**70**", "69", "20", ""]
+    assert stats.au_sums(p) == pytest.approx([0.7, 0.89, 1.59])
+
+
 def test_statistics_written_are_statistics_read(tmp_path):
     build.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
