@@ -433,6 +433,8 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
         assert numbers[0].item() == pytest.approx(loss.item(), rel=1e-4)
         stepped = start - 6.4 * 8 / 512 * (gradient + 0.01 * start)
         assert torch.allclose(run.net.centres, stepped, atol=1e-4)
+    y = run.net(turned).argmax(1)  # its own answers are right, whatever the margin
+    assert pretrain.pretrain_step(run, x, y, flip)[1] == 1
 
 
 def test_bf16_runs(people, tmp_path):
