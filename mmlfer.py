@@ -870,7 +870,7 @@ def write_whole(path, content):
             shutil.copymode(target, part)
         os.replace(part, target)
     except OSError as error:
-        part.unlink(missing_ok=True) if part.is_file() else None
+        part.unlink(missing_ok=True) if os.path.isfile(part) else None
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another file; nothing that stood there is lost") from None
 

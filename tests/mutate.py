@@ -178,7 +178,7 @@ FAULTS = [
     Fault("skip-images-shifted", M, "torch.from_numpy(images[good])", "torch.from_numpy(images[: good.sum()])", "skip"),
     # files
     Fault("not-atomic", M, "os.replace(part, target)", "target.write_bytes(part.read_bytes()), part.unlink()", "disk"),
-    Fault("part-left", M, "part.unlink(missing_ok=True) if part.is_file() else None", "pass",
+    Fault("part-left", M, "part.unlink(missing_ok=True) if os.path.isfile(part) else None", "pass",
           "details::test_a_write_that_fails_leaves_the_old_file_alone"),
     # statistics
     Fault("observed-above", M, "if au != 11 and p >= OBSERVED:", "if au != 11 and p > OBSERVED:",

@@ -72,6 +72,11 @@ def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
 
 
+def test_a_name_that_is_too_long_is_said_in_a_line(tmp_path):
+    with pytest.raises(mmlfer.InputError, match="cannot be written .File name too long"):
+        mmlfer.write_whole(tmp_path / ("x" * 252), b"1")
+
+
 @pytest.fixture
 def inputs(tmp_path):
     for name in ("faces/1.jpg", "faces/2.jpg", "other/1.jpg"):
