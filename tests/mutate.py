@@ -464,6 +464,8 @@ FAULTS = [
           "demo::test_demo_trains_and_says_what_to_type_next"),
     Fault("pretrain-share-with-margin", WEIGHTS, "(cosines.argmax(1) == y)", "(logits.argmax(1) == y)",
           "pretrain::test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up"),
+    Fault("pretrain-gradients-add-up", WEIGHTS, "    run.sgd.zero_grad()\n", "",
+          "pretrain::test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up"),
     Fault("pretrain-without-a-lock", WEIGHTS, "contextlib.nullcontext() if world.rank else", "contextlib.nullcontext() if True else",
           "pretrain::test_a_file_has_one_process_at_a_time"),
     Fault("resume-with-other-statistics", M, 'if not np.array_equal(state["table"], load_stats(cfg.stats).astype(np.float32)):', "if False:",

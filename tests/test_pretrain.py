@@ -435,6 +435,9 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
         assert torch.allclose(run.net.centres, stepped, atol=1e-4)
     y = run.net(turned).argmax(1)  # its own answers are right, whatever the margin
     assert pretrain.pretrain_step(run, x, y, flip)[1] == 1
+    opt.lr = 1e-12  # a net that stays where it is has the same gradient again
+    run = pretrain.Pretraining(opt, 8, 40, run.world)
+    assert len({f"{pretrain.pretrain_step(run, x, y, flip)[2]:.3f}" for _ in range(3)}) == 1
 
 
 def test_bf16_runs(people, tmp_path):
