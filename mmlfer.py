@@ -126,7 +126,8 @@ FOLDER = click.Path(path_type=Path)
 class Config:
     """One training run; every field is an option of `train`."""
 
-    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE.")
+    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE; required without "
+                        "--resume.")
     size: int = setting(112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
     skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
     method: str = setting("mml", click.Choice(list(METHODS)), "What is trained (Tables 2, 3).")
@@ -150,7 +151,8 @@ class Config:
     lr_backbone: float = setting(0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
     lr_heads: float = setting(0.01, RATE, "alpha of the two classifiers (Eqs. 13, 17).")
     lr_meta: float = setting(0.01, RATE, "beta, of the meta net (Eq. 14).")
-    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Of alpha.")
+    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]),
+                            "Of alpha; onecycle: up to it and down again, over the whole run.")
     momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD (Eq. 17).")
     weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD (Eq. 17).")
     seed: int = setting(0, SEED, "Of everything random.")
@@ -868,7 +870,7 @@ def write_whole(path, content):
             shutil.copymode(target, part)
         os.replace(part, target)
     except OSError as error:
-        part.unlink(missing_ok=True) if part.is_file() else None
+        part.unlink(missing_ok=True) if os.path.isfile(part) else None
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another file; nothing that stood there is lost") from None
 
@@ -884,6 +886,14 @@ def check_output(path, *inputs):
         same = source.exists() and output.samefile(source)
         if same or (images and beside) or output.name in LABEL_FILES:
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
+
+
+def check_two_outputs(**options):
+    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
 def progress(*args, **options):
@@ -1333,6 +1343,8 @@ def resumed_config(out, given):
         content = yaml.safe_load((out / "config.yaml").read_text())
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
+        if not all(type(getattr(cfg, f.name)) in (f.type, int) for f in dataclasses.fields(cfg)):
+            raise ValueError("a value of another type")
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
     moved = {name: given.pop(name) for name in ("data", "device") if name in given}
@@ -1355,16 +1367,28 @@ def resumable(out):
     return state
 
 
+def check_same(state, cfg, faces, out):
+    """Refuse to go on with other data, options or statistics than those of last.pt's content."""
+    if state["data_sha256"] != faces.sha256():
+        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
+                         "names, labels or partition differ; a resumed run keeps its data")
+    if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
+        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    if not np.array_equal(state["table"], load_stats(cfg.stats).astype(np.float32)):
+        raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
+                         "resumed run keeps its statistics")
+
+
 @contextlib.contextmanager
-def locked(out):
-    """Hold a run's folder against other processes; the system lets go of it with the process."""
+def locked(out, lock):
+    """Hold a run's folder or file against other processes; the system lets go with the process."""
     import fcntl
 
-    write_whole(out / ".lock", b"") if not (out / ".lock").exists() else None
-    with open(out / ".lock", "a+") as file:
+    write_whole(lock, b"") if not lock.exists() else None
+    with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
                              "--out") from None
@@ -1384,12 +1408,10 @@ def fit(cfg, out, resumed=False):
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
     batches = Batches(faces, cfg, pick_device(cfg.device))
     run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
-    with locked(out):
+    with locked(out, out / ".lock"):
         state = resumable(out) if resumed else None
-        if state and state["data_sha256"] != faces.sha256():
-            raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
-                             "names, labels or partition differ; a resumed run keeps its data")
         if state:
+            check_same(state, cfg, faces, out)
             run = Run(cfg, batches.steps, state)
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
@@ -1503,7 +1525,7 @@ Examples:
 def train(ctx, out, resume, overwrite, **options):
     """Train on a folder laid out like RAF-CE, and test.
 
-    Writes OUT/config.yaml, log.csv (a row an epoch), last.pt, best.pt (by validation accuracy)
+    Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
     and, at the end, test.json.
     """
     if resume and overwrite:

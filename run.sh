@@ -123,14 +123,17 @@ for row in mtl mml-wild; do
     checkpoints+=(--ckpt "$RUNS/$row-$FIRST/best.pt")
   fi
 done
-faces=() # the first four of the test set
+find_face() { { find -L "$DATA" -name "$1" 2>/dev/null || true; } | sort | sed -n 1p; }
+faces=() # the first four of the test set that are there
 while read -r name code && [ ${#faces[@]} -lt 4 ]; do
   if [ "${code%$'\r'}" = 1 ]; then
-    face=$(find -L "$DATA" -name "${name%.*}_aligned.*" | sort | sed -n 1p)
-    faces+=("${face:-$(find -L "$DATA" -name "$name" | sort | sed -n 1p)}")
+    name=${name#$'\xef\xbb\xbf'} # a byte order mark
+    face=$(find_face "${name%.*}_aligned.*")
+    face=${face:-$(find_face "$name")}
+    faces+=(${face:+"$face"})
   fi
 done <"$DATA/RAFCE_partition.txt"
-if [ ${#checkpoints[@]} -gt 0 ]; then
+if [ ${#checkpoints[@]} -gt 0 ] && [ ${#faces[@]} -gt 0 ]; then
   mmlfer gradcam "${checkpoints[@]}" --out "$OUT/gradcam.png" "${faces[@]}"
 fi
 echo "done: tables in $OUT/results.md, curves in $RUNS, Grad-CAM in $OUT"

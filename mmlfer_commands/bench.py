@@ -80,7 +80,7 @@ def time_calls(calls, rounds):
 
 
 @click.command("bench")
-@click.option("--batch-size", default=16, type=click.IntRange(min=2), help="B.")
+@click.option("--batch-size", default=16, type=click.IntRange(min=2), help="Faces in a batch.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--rounds", default=5, type=COUNT, help="Timed rounds; medians are reported.")
 @json_option

@@ -27,6 +27,7 @@ from mmlfer import (
     FOLDER,
     InputError,
     check_output,
+    check_two_outputs,
     decode,
     device_option,
     json_option,
@@ -151,8 +152,8 @@ def lines_to(path):
     """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
     once; any other file is there when all have come: there is never half a file."""
     if str(path) == "-":
-        if sys.stdout is None:
-            raise InputError("standard output is closed; name a file")
+        if not sys.stdout:
+            raise InputError("standard output is closed; name a file in place of -")
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield types.SimpleNamespace(write=lambda text: tqdm.write(text, sys.stdout, end=""))
     elif path.exists() and not path.is_file():
@@ -269,15 +270,17 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
 @click.argument("paths", nargs=-1, required=True, type=FOLDER)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
-              "(needs the extra photos).")
+              "(needs the extra `photos`).")
 @like_option
 @click.option("--draw", type=FOLDER, metavar="DIR", help="With --photos: a copy of each photograph "
               "with what is predicted, to this folder.")
-@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions a face.")
+@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions to name "
+              "for each face.")
 @json_option
-@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this file too, a row a face; - "
-              "is standard output.")
-@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same with a line of JSON a face.")
+@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this CSV file too, one row "
+              "per face; - is standard output.")
+@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same, with one line of "
+              "JSON per face.")
 @device_option
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
     """Expressions and active AUs of aligned face crops: images, or folders of them.
@@ -290,9 +293,10 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     quiet = check_standard_output(as_json, csv_path, jsonl_path)
     for output in filter(None, (csv_path, jsonl_path)):
         check_output(output, ckpt, *paths)
-    if draw:
-        check_pictures_folder(draw, *paths)
+    check_two_outputs(csv=csv_path, jsonl=jsonl_path)
     images = list_images(paths)
+    if draw:  # nor where links lead
+        check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
     net, state = load_net(ckpt, device)
     size, trained_aus = state["config"]["size"], trains_aus(state["config"])
     items = (crops_of_photos(images, size, choose_template(like, state)) if photos else

@@ -39,6 +39,7 @@ from mmlfer import (
     brief,
     check_output,
     device_option,
+    locked,
     make_backbone,
     make_base_net,
     pick_device,
@@ -805,21 +806,22 @@ def fit(opt, paths, state, world):
     if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
-    run = Pretraining(opt, people, len(images), world)
-    if state:
-        run.restore(state)
-    check_alike(run, paths)
-    if state:
-        world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
-    elif world.rank == 0:
-        for path in paths.values():
-            path.unlink(missing_ok=True)
-    pretrain_epochs(run, images, tests, paths, source_digest)
-    if world.rank == 0:
-        write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
-        save_checkpoint(backbone_state(run), paths["out"])
-        click.echo(f"{paths['out']}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
-                   f"{shlex.quote(str(paths['out']))}")
+    run, out = Pretraining(opt, people, len(images), world), paths["out"]
+    with contextlib.nullcontext() if world.rank else locked(out, out.with_suffix(".lock")):
+        if state:
+            run.restore(state)
+        check_alike(run, paths)
+        if state:
+            world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+        elif world.rank == 0:
+            for path in paths.values():
+                path.unlink(missing_ok=True)
+        pretrain_epochs(run, images, tests, paths, source_digest)
+        if world.rank == 0:
+            write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
+            save_checkpoint(backbone_state(run), out)
+            click.echo(f"{out}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
+                       f"{shlex.quote(str(out))}")
 
 
 def start(paths, options, given, resume, overwrite):
@@ -855,9 +857,10 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True), help="Of SGD.")
 @click.option("--weight-decay", default=5e-4, type=SHARE, help="Of SGD.")
 @click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
-              help="Whose margin.")
-@click.option("--margin", type=SHARE, help="[default: 0.35 for cosface, 0.5 for arcface]")
-@click.option("--scale", default=64.0, type=RATE, help="Of the cosines.")
+              help="Which margin.")
+@click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
+              "for cosface, 0.5 for arcface]")
+@click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16"]),

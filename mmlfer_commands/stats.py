@@ -15,6 +15,7 @@ from mmlfer import (
     SPLITS,
     InputError,
     check_output,
+    check_two_outputs,
     counts,
     describe,
     load_labels,
@@ -133,6 +134,7 @@ def command(data, split, out, against, plot):
     piped = "-" in map(str, (out, plot))
     for path in filter(None, (out, plot)):
         check_output(path, data, *([against] if against else []))
+    check_two_outputs(out=out, plot=plot)
     faces = load_labels(data)
     reference = load_stats(against) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])

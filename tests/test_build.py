@@ -87,6 +87,20 @@ def sources(tmp_path):
     return ml, au
 
 
+def test_rows_in_any_order_keep_what_is_theirs(tmp_path):
+    rng = np.random.default_rng(3)
+    names = [f"{i:04d}.jpg" for i in range(500)]
+    p = {name: rng.integers(0, 5, 6) / 5 for name in names}
+    aus = {name: "+".join(map(str, rng.choice(mmlfer.AUS, rng.integers(4), replace=False))) or "null" for name in names}
+    for file, rows in (("distribution.txt", [f"{n} {' '.join(map(str, p[n]))}" for n in names]),
+                       ("RAFAU_label.txt", [f"{n} {aus[n]}" for n in names])):
+        (tmp_path / file).write_bytes(("\ufeff" + "\r\n".join(rng.permutation(rows))).encode())
+    kept, y_emo, y_au, _ = build.join_labels(tmp_path, tmp_path)
+    assert sorted(kept) == [n for n in names if read_off(p[n]) in mmlfer.EMOTIONS] and kept != sorted(kept)
+    assert [mmlfer.EMOTIONS[k] for k in y_emo] == [read_off(p[n]) for n in kept]
+    assert y_au == [aus[n] for n in kept]
+
+
 @pytest.mark.parametrize("copy", [False, True])
 def test_build_makes_rafce_of_its_sources(sources, tmp_path, copy):
     ml, au = sources

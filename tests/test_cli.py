@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, invoke
+from conftest import ROOT, invoke, run_program
 
 import mmlfer
 
@@ -75,6 +75,12 @@ def test_a_failing_command_is_one_line_whichever_way_the_program_starts(tmp_path
         result = subprocess.run([sys.executable, *start, "stats", "--data", "gone"], cwd=tmp_path, capture_output=True,
                                 text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
         assert (result.returncode, result.stdout, result.stderr) == (1, "", expected), start
+
+
+def test_letters_that_a_terminal_lacks_stop_nothing(trained, tmp_path):
+    result = run_program("table", trained[0], "--out", tmp_path / "t.md", env={**os.environ, "PYTHONIOENCODING": "iso-8859-2"})
+    assert result.returncode == 0 and "mean ? standard" in result.stdout, result.stderr
+    assert "mean ± standard" in (tmp_path / "t.md").read_text(encoding="utf-8")
 
 
 def test_an_unknown_command_is_a_usage_error():

@@ -4,6 +4,7 @@ import os
 import stat
 import threading
 
+import click
 import pytest
 from conftest import run_program
 from PIL import Image
@@ -71,6 +72,11 @@ def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
 
 
+def test_a_name_that_is_too_long_is_said_in_a_line(tmp_path):
+    with pytest.raises(mmlfer.InputError, match="cannot be written .File name too long"):
+        mmlfer.write_whole(tmp_path / ("x" * 252), b"1")
+
+
 @pytest.fixture
 def inputs(tmp_path):
     for name in ("faces/1.jpg", "faces/2.jpg", "other/1.jpg"):
@@ -100,3 +106,17 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
 ])
 def test_other_outputs_are_not(inputs, output, given):
     mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+
+
+@pytest.mark.parametrize("one,other,wrong", [
+    ("a.csv", "b/../a.csv", True), ("faces/1.jpg", "link.csv", True), ("-", "-", True),
+    ("a.csv", "b.csv", False), ("a.csv", None, False), (None, None, False), ("/dev/null", "/dev/null", False),
+])
+def test_two_outputs_are_two_files(inputs, monkeypatch, one, other, wrong):
+    monkeypatch.chdir(inputs)
+    try:
+        mmlfer.check_two_outputs(csv=one, jsonl=other)
+    except click.UsageError as error:
+        assert wrong and error.message == "--csv and --jsonl name one file."
+    else:
+        assert not wrong

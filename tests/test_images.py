@@ -79,6 +79,10 @@ def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
     assert capsys.readouterr().err == text  # once, not for each
 
 
+def test_values_above_255_are_of_16_bits():
+    assert mmlfer.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
+
+
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):
     """The tags of a turned photograph, with random bytes of its EXIF header changed, 600 times."""
     exif = Image.Exif()

@@ -78,6 +78,11 @@ def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
         assert first["name"] in mmlfer.EMOTIONS and 1 >= first["p"] >= second["p"] >= 0
         assert all(a["name"] == mmlfer.AU_NAMES[a["au"]] and a["p"] > 0.5 for a in row["aus"])
     assert rows_of((tmp_path / "p.jsonl").read_text()) == rows
+    row = max(rows, key=lambda r: len(r["aus"]))
+    first, second = row["expressions"]
+    line = invoke("predict", "--ckpt", ckpt, row["image"], "--top", 2).stdout
+    assert line == (f"{row['image']}: {first['name']} {100 * first['p']:.1f} %, {second['name']} {100 * second['p']:.1f} %; "
+                    f"AUs: {', '.join('{au} {name}'.format(**a) for a in row['aus'])}\n")
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert list(table[0]) == ["image", "expression_1", "p_1", "expression_2", "p_2", "aus"]
     assert [t["expression_2"] for t in table] == [r["expressions"][1]["name"] for r in rows]
@@ -201,6 +206,11 @@ def test_standard_output_takes_one_of_three(ckpt, many):
         assert "standard output takes one of --json, --csv - and --jsonl -." in result.stderr
 
 
+def test_one_file_takes_no_two_outputs(ckpt, many, tmp_path):
+    result = invoke("predict", "--ckpt", ckpt, many / "a", "--csv", tmp_path / "p", "--jsonl", tmp_path / "p")
+    assert result.exit_code == 2 and "--csv and --jsonl name one file." in result.stderr and not (tmp_path / "p").exists()
+
+
 def fail_in_the_third_batch(monkeypatch):
     calls = []
 
@@ -291,10 +301,11 @@ def test_predict_with_closed_standard_error(ckpt, many):
     assert result.returncode == 0 and result.stdout.count("\n") == 100
 
 
-def test_closed_standard_output_takes_no_lines(ckpt, many):
-    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a --jsonl - >&-"
+@pytest.mark.parametrize("option", ["--csv", "--jsonl"])
+def test_predict_with_closed_standard_output(ckpt, many, option):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a {option} - >&-"
     result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file\n")
+    assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file in place of -\n")
 
 
 def test_decoding_goes_on_beside_the_net():
@@ -423,12 +434,17 @@ def test_a_label_fits_its_picture_and_can_be_read(width, height, monkeypatch):
     assert width == 100 < height or label.splitlines()[0] == "disgustedly surprised 100 %"
 
 
-def test_drawing_among_the_inputs_is_refused(ckpt, photos):
+def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):
     for inputs, out in (([photos], photos / "drawn"), ([photos / "0.png"], photos), ([photos], photos)):
         result = invoke("predict", "--ckpt", ckpt, "--photos", *inputs, "--draw", out)
         assert (result.exit_code, result.stderr) == (
             1, f"Error: {out}: is an input or lies among the inputs; name another output\n")
     assert not (photos / "drawn").exists()
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / "0.png").symlink_to(photos / "0.png")
+    result = invoke("predict", "--ckpt", ckpt, "--photos", links, "--draw", photos)
+    assert result.exit_code == 1 and f"{photos}: is an input or lies among the inputs" in result.stderr
     result = invoke("predict", "--ckpt", ckpt, photos, "--draw", photos / "drawn")
     assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
 

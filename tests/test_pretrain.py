@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -364,7 +365,7 @@ def test_pairs_that_cannot_be_used(tmp_path, text, message):
 def test_a_run_writes_what_it_promises(run, people):
     out, result = run
     assert sorted(p.name for p in out.parent.iterdir()) == [
-        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]
+        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.lock", "resnet18_people.pth"]
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert list(rows[0]) == ["epoch", "loss", "train_acc", "lr", "seconds", "images_per_second", "bad_images",
                              "holdout_acc", "holdout_sd"]
@@ -480,6 +481,11 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
         assert numbers[0].item() == pytest.approx(loss.item(), rel=1e-4)
         stepped = start - 6.4 * 8 / 512 * (gradient + start)
         assert torch.allclose(run.net.centres, stepped, atol=1e-4)
+    y = run.net(turned).argmax(1)  # its own answers are right, whatever the margin
+    assert pretrain.pretrain_step(run, x, y, flip)[1] == 1
+    opt.lr = 1e-12  # a net that stays where it is has the same gradient again
+    run = pretrain.Pretraining(opt, 8, 40, run.world)
+    assert len({f"{pretrain.pretrain_step(run, x, y, flip)[2]:.3f}" for _ in range(3)}) == 1
 
 
 def test_bf16_runs(people, tmp_path):
@@ -630,6 +636,17 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
     assert result.exit_code == 0 and ", pairs " in result.stdout, result.output
     row = next(csv.DictReader(out.with_suffix(".csv").open()))
     assert 8 * float(row["pairs_acc"]) % 1 == 0 and "holdout_acc" in row
+
+
+def test_a_file_has_one_process_at_a_time(people, tmp_path):
+    out = tmp_path / "new.pth"
+    options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL)
+    with mmlfer.locked(out, tmp_path / "new.lock"):
+        out.write_text("of the other process")
+        assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
+                                     "name another --out"]
+        assert out.read_text() == "of the other process"
+    assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
 
 
 def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):

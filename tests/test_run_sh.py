@@ -110,13 +110,27 @@ def test_all_experiments_of_the_paper(place):
     assert [name for name, _ in last] == ["table", "plot", "plot", "gradcam"]
 
 
-def test_grad_cam_is_of_four_aligned_test_faces(place):
+def grad_cam(place):
+    """The words of the last call: gradcam's."""
     program = place / "bin/python"
     program.write_text(program.read_text().replace('note("start")', 'note("start"); Path("last").write_text("\\n".join(words))'))
-    assert run_sh(place, **FEW).returncode == 0
-    words = (place / "last").read_text().split("\n")
-    assert words == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--out", "./runs/gradcam.png",
+    result = run_sh(place, **FEW)
+    assert result.returncode == 0, result.stderr
+    return (place / "last").read_text().split("\n")
+
+
+def test_grad_cam_is_of_four_aligned_test_faces(place):
+    assert grad_cam(place) == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--out", "./runs/gradcam.png",
                      *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]
+
+
+def test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces(place):
+    rows = place / "rafce/RAFCE_partition.txt"
+    rows.write_bytes(b"\xef\xbb\xbf" + rows.read_bytes())
+    (place / "rafce/RAF-AU").symlink_to(place / "rafce")
+    (place / "rafce/0001_aligned.jpg").unlink()
+    (place / "rafce/0004.jpg").unlink(), (place / "rafce/0004_aligned.jpg").unlink()
+    assert grad_cam(place)[-4:] == [f"./rafce/{name}.jpg" for name in ("0001", "0007_aligned", "0010_aligned", "0013_aligned")]
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, SMALL, invoke, run_program
 
 import mmlfer
@@ -66,6 +67,36 @@ def test_resume_refuses_images_that_have_gone_since(stopped):
     assert invoke("train", "--out", out, "--resume", "--data", faces).stderr.endswith(changed(faces, out))
 
 
+@pytest.mark.parametrize("name,value,why", [
+    ("method", "stl", "not the options of last.pt; a resumed run keeps them"),
+    ("seed", 9, "not the options of last.pt; a resumed run keeps them"),
+    ("epochs", 9, "not the options of last.pt; a resumed run keeps them"),
+    ("size", "32", "not the options of a run"), ("lr_heads", "fast", "not the options of a run"),
+])
+def test_resume_refuses_options_that_were_changed_by_hand(stopped, name, value, why):
+    out, _ = stopped
+    options = yaml.safe_load((out / "config.yaml").read_text())
+    (out / "config.yaml").write_text(yaml.safe_dump(options | {name: value}))
+    result = invoke("train", "--out", out, "--resume")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {out}/config.yaml: {why}\n")
+
+
+def test_resume_refuses_statistics_that_changed(faces_folder, tmp_path, monkeypatch):
+    shutil.copy(mmlfer.HERE / "stats/wild.yaml", tmp_path / "own.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(mmlfer, "train_epochs", lambda *_: sys.exit(130))
+        assert invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "am",
+                      "--stats", tmp_path / "own.yaml", *SMALL).exit_code == 130
+    own = (tmp_path / "own.yaml").read_text()
+    (tmp_path / "own.yaml").write_text(own.replace("12: 0.52", "12: 0.53"))
+    result = invoke("train", "--out", tmp_path / "r", "--resume")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        1, f"Error: {tmp_path}/own.yaml: changed since the run in {tmp_path}/r was started with it; a resumed run "
+           "keeps its statistics")
+    (tmp_path / "own.yaml").write_text(own)
+    assert invoke("train", "--out", tmp_path / "r", "--resume").exit_code == 0
+
+
 def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(trained[0], out)
@@ -105,7 +136,7 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
 
 HOLD = """import sys, mmlfer
 from pathlib import Path
-with mmlfer.locked(Path(sys.argv[1])):
+with mmlfer.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
     print("held", flush=True)
     sys.stdin.read()
 """

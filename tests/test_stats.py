@@ -43,6 +43,12 @@ def test_statistics_match_a_naive_count(faces_folder, tmp_path):
     assert "0.73 prototypical + 2.12 variant = 2.85 observed" in result.output
 
 
+def test_at_20_and_70_percent_exactly():
+    p = np.array([[0.7, 0.69, 0.2, 0.19]])
+    assert [stats.cell(x) for x in p[0]] == ["**70**", "69", "20", ""]
+    assert stats.au_sums(p) == pytest.approx([0.7, 0.89, 1.59])
+
+
 def test_statistics_written_are_statistics_read(tmp_path):
     build.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
@@ -98,6 +104,11 @@ def test_yaml_on_standard_output_stands_alone(faces_folder, tmp_path):
     result = invoke("stats", "--data", faces_folder, "--out", "-")
     assert result.exit_code == 0 and result.stdout == (tmp_path / "s.yaml").read_text()
     assert "| happily surprised" in result.stderr
+
+
+def test_one_file_takes_no_two_outputs(faces_folder, tmp_path):
+    result = invoke("stats", "--data", faces_folder, "--out", tmp_path / "s.png", "--plot", tmp_path / "s.png")
+    assert result.exit_code == 2 and "--out and --plot name one file." in result.stderr and not (tmp_path / "s.png").exists()
 
 
 @pytest.mark.parametrize("option", ["--out", "--plot"])

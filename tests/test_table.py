@@ -21,7 +21,7 @@ def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
     confusion = mmlfer.confusion_matrix(truth, pred)
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion), "pred": list(pred)}
     run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
-           "data": "/home/me/faces", "rafce": False, "best": best, "last": best,
+           "data": "/home/me/faces", "rafce": False, "best": best, "last": {**best, "pred": [13] * len(truth)},
            "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth), **others}
     if options is not None:
         defaults = {field.name: field.default for field in mmlfer.dataclasses.fields(mmlfer.Config)}
