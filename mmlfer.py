@@ -873,19 +873,6 @@ def write_whole(path, content):
                          "another file; nothing that stood there is lost") from None
 
 
-def check_output(path, *inputs):
-    """Refuse an output that stands for an input: one of these files or folders, a label file,
-    an image beside the images given or below the folders given."""
-    output = Path(path).resolve()
-    for source in map(Path, inputs) if output.exists() else ():
-        folder = source if source.is_dir() else source.parent
-        images = source.is_dir() or source.suffix.lower() in IMAGES
-        beside = output.suffix.lower() in IMAGES and folder.resolve() in output.parents
-        same = source.exists() and output.samefile(source)
-        if same or (images and beside) or output.name in LABEL_FILES:
-            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
-
-
 def progress(*args, **options):
     """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
     return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)

@@ -15,9 +15,9 @@ from PIL import Image
 from mmlfer import (
     FOLDER,
     IMAGES,
+    LABEL_FILES,
     SIZE,
     InputError,
-    check_output,
     decode,
     image_index,
     progress,
@@ -297,6 +297,19 @@ def output_names(paths):
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def check_output(path, *inputs):
+    """Refuse an output that stands for an input: one of these files or folders, a label file,
+    an image beside the images given or below the folders given."""
+    output = Path(path).resolve()
+    for source in map(Path, inputs) if output.exists() else ():
+        folder = source if source.is_dir() else source.parent
+        images = source.is_dir() or source.suffix.lower() in IMAGES
+        beside = output.suffix.lower() in IMAGES and folder.resolve() in output.parents
+        same = source.exists() and output.samefile(source)
+        if same or (images and beside) or output.name in LABEL_FILES:
+            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 
 def check_pictures_folder(folder, *inputs):

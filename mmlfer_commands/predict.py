@@ -23,7 +23,6 @@ from mmlfer import (
     EMOTIONS,
     FOLDER,
     InputError,
-    check_output,
     decode,
     device_option,
     json_option,
@@ -37,6 +36,7 @@ from mmlfer import (
 from mmlfer_commands.crop import (
     FACE_COLUMNS,
     align,
+    check_output,
     check_pictures_folder,
     choose_template,
     face_row,

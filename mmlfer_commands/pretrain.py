@@ -35,7 +35,6 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Interrupts,
-    check_output,
     device_option,
     make_backbone,
     make_base_net,
@@ -49,6 +48,7 @@ from mmlfer import (
     versions,
     write_rows,
 )
+from mmlfer_commands.crop import check_output
 
 # ---------------------------------------------------------------- faces of people
 

@@ -14,13 +14,13 @@ from mmlfer import (
     PROTOTYPICAL,
     SPLITS,
     InputError,
-    check_output,
     counts,
     describe,
     load_labels,
     load_stats,
     write_whole,
 )
+from mmlfer_commands.crop import check_output
 from mmlfer_commands.plot import pyplot, save_figure
 from mmlfer_commands.table import markdown
 

@@ -9,6 +9,7 @@ from conftest import run_program
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands.crop import check_output
 
 
 def test_a_device_stays_a_device(tmp_path):
@@ -90,7 +91,7 @@ def inputs(tmp_path):
 ])
 def test_outputs_over_inputs_are_refused(inputs, output, given):
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+        check_output(inputs / output, *(inputs / g for g in given))
     assert str(error.value) == f"{inputs / output}: is an input or lies among the inputs; name another output"
 
 
@@ -99,4 +100,4 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
     ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),
 ])
 def test_other_outputs_are_not(inputs, output, given):
-    mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+    check_output(inputs / output, *(inputs / g for g in given))
