@@ -51,15 +51,14 @@ from tqdm import tqdm
 
 def lazy_import(name):
     """A module that loads at its first use: torch takes seconds, and `--help` needs none of it."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise ModuleNotFoundError(f"no module {name!r}; install mmlfer with: pip install -e .")
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(f"no module {name!r}; install mmlfer with: pip install -e .")
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 torch = lazy_import("torch")
@@ -543,12 +542,12 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.device(name).type in ("cpu", "cuda"):
-            return torch.zeros((), device=name).device
-        error = "only cpu and cuda are supported"
-    except (RuntimeError, AssertionError) as exception:
-        error = str(exception).splitlines()[0][:120]
-    raise InputError(f"--device {name}: {error}")
+        device = torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {brief(error)}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda are supported")
+    return device
 
 
 # ---------------------------------------------------------------- data (Sec. 3.1)
@@ -1122,9 +1121,9 @@ def train_epoch(run, batches, caught, out):
     """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
     every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    desc = f"epoch {run.epoch + 1}/{run.cfg.epochs}"
-    with progress(total=run.steps, initial=run.step, unit=" steps", desc=desc) as bar:
-        for i in range(run.step, run.steps):
+    with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
+                  run.steps, initial=run.step, unit=" steps") as bar:
+        for i in bar:
             index, flip, val_index, val_flip = plan[i]
             batch = batches.take(index, flip)
             val = batches.take(val_index, val_flip) if run.meta else None
@@ -1137,7 +1136,6 @@ def train_epoch(run, batches, caught, out):
                 check_finite(run, run.step)
                 means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
-            bar.update()
             if caught:
                 break
     run.elapsed = time.perf_counter() - start
@@ -1369,25 +1367,19 @@ def main():
     """Compound facial expressions with action units, by meta multi-task learning."""
 
 
-def config_options(command):
-    """An option for each field of Config."""
-    for field in reversed(dataclasses.fields(Config)):
-        command = click.option("--" + field.name.replace("_", "-"), default=field.default,
-                               is_flag=field.type is bool, **field.metadata)(command)
-    return command
-
-
+CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=field.default,
+                               is_flag=field.type is bool, **field.metadata)
+                  for field in dataclasses.fields(Config)]
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 json_option = click.option("--json", "as_json", is_flag=True,
                            help="Print JSON and nothing else on standard output.")
 
 
-@main.command(cls=Grouped, epilog="""\b
+@main.command(cls=Grouped, params=CONFIG_OPTIONS, epilog="""\b
 Examples:
   mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
   mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
   mmlfer train --out runs/am-lab --resume""")
-@config_options
 @click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
               "was started; given options must be its own, but for --data and --device.")
