@@ -1219,10 +1219,8 @@ def test_run(run, faces, out):
     return result
 
 
-def check_folder(out, hint="--resume goes on with it, --overwrite replaces it"):
-    """Refuse to write over another run."""
-    if any((out / name).exists() for name in RUN_FILES):
-        raise InputError(f"{out}: holds a run; {hint}")
+def holds_run(out):
+    return any((out / name).exists() for name in RUN_FILES)
 
 
 def resumed_config(out, given):
@@ -1371,8 +1369,7 @@ CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=fi
                                is_flag=field.type is bool, **field.metadata)
                   for field in dataclasses.fields(Config)]
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-json_option = click.option("--json", "as_json", is_flag=True,
-                           help="Print JSON and nothing else on standard output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
 @main.command(cls=Grouped, params=CONFIG_OPTIONS, epilog="""\b
@@ -1398,9 +1395,9 @@ def train(ctx, out, resume, overwrite, **options):
     for name, words in keywords.items():  # paths hold wherever the run is resumed from
         if options[name] and options[name] not in words and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
-    if not (resume or overwrite):
-        check_folder(out)
-    resumed = resume and any((out / name).exists() for name in RUN_FILES)
+    if holds_run(out) and not (resume or overwrite):
+        raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
+    resumed = resume and holds_run(out)
     if resumed:
         explicit = click.core.ParameterSource.COMMANDLINE
         given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}

@@ -610,6 +610,8 @@ def read_tensors(path):
         raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     try:
         return load(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
     except Exception as error:  # safetensors' own, by the kind of damage
         raise InputError(f"{path}: not a checkpoint that can be read safely "
                          f"({brief(error)})") from None
