@@ -678,10 +678,10 @@ def is_aligned(path):
     return path.stem.endswith("_aligned") or path.parent.name == "aligned"
 
 
-def image_index(folder):
+def image_index(*folders):
     """{stem: path} of the images in the places where people's copies of RAF-AU have them; of
     two of one stem the aligned crop, then the one in the first place."""
-    places = [base / sub for base in (folder, folder / "RAF-AU")
+    places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
              if path.suffix.lower() in IMAGES]

@@ -410,7 +410,7 @@ FAULTS = [
           "in list(itertools.combinations(range(len(p)), 2))[::-1]:", "build::test_compound_matches_every_order_read_off"),
     Fault("build-seed-ignored", "mmlfer_commands/build.py", "np.random.default_rng([seed, 20])", "np.random.default_rng([0, 20])",
           "build::test_split_is_stratified_and_of_the_seed"),
-    Fault("build-originals-win", "mmlfer_commands/build.py", "key=lambda item: not is_aligned(item[1])", "key=lambda item: is_aligned(item[1])",
+    Fault("build-originals-win", M, "key=lambda path: not is_aligned(path)", "key=is_aligned",
           "build::test_crops_win_over_originals"),
     Fault("table-signal-of-one-seed", "mmlfer_commands/table.py", "signal = len(rates) > 1 and (", "signal = (",
           "table::test_interval_by_hand, table::test_every_pair_is_compared_the_methods_of_the_paper_first"),
