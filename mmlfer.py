@@ -1208,6 +1208,7 @@ def test_run(run, faces, out):
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
               "options": options, "names": test.names, "truth": test.y_emo.tolist(),
+              "data_sha256": run.data_sha256,
               "table_sha256": hashlib.sha256(load_stats(run.cfg.stats).tobytes()).hexdigest()}
     result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
     net, state = load_net(out / "best.pt", run.cfg.device)

@@ -1,4 +1,4 @@
-"""mmlfer plot: the curves of a run (Fig. 5) and its confusion matrix."""
+"""mmlfer plot: the curves of a run (Fig. 5) or of several methods, and a confusion matrix."""
 
 import csv
 import io
@@ -10,7 +10,8 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import EMOTIONS, FOLDER, InputError, brief, write_whole
+from mmlfer import EMOTIONS, FOLDER, METHODS, InputError, brief, write_whole
+from mmlfer_commands.table import find_files, read_rows
 
 
 def pyplot():
@@ -44,23 +45,58 @@ def plot_curves(log, steps, path):
 
     log: {column of log.csv: a number an epoch}; steps of an epoch.
     """
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    plt, figure, (left, right) = two_axes(10)
     x = steps * log["epoch"]
     for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
         left.plot(x, 100 * log[key], ".-", label=f"validation {name}")
-    left.set(ylabel="%", title="(a) accuracy", ylim=(0, 100))
-    for key, name in (("w_au", r"$\omega^{AU}$"), ("w_am", r"$\omega^{AM}$")):
+    for key, name in WEIGHTS.items():
         right.plot(x, log[key], ".-", label=f"mean {name}")
-    top = max(1, log["w_au"].max(), log["w_am"].max())  # rho may be above 1
-    right.set(ylabel="weight", title="(b) weights, mean of each epoch",
-              ylim=(-0.02 * top, 1.02 * top))
+    left.set(ylim=(0, 100))
+    save_curves(plt, figure, path)
+
+
+WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
+
+
+def two_axes(width):
+    """A figure's two places, for accuracy and for weights over iterations."""
+    plt = pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(width, 4), layout="constrained")
+    left.set(ylabel="%", title="(a) accuracy")
+    right.set(ylabel="weight", title="(b) weights, mean of each epoch")
+    return plt, figure, (left, right)
+
+
+def save_curves(plt, figure, path):
+    """Write a figure of two_axes, all of its curves within the picture."""
+    left, right = figure.axes
+    top = max([1, *(max(line.get_ydata()) for line in right.lines)])  # rho may be above 1
+    right.set(ylim=(-0.02 * top, 1.02 * top))
     for axis in (left, right):
-        axis.set(xlabel="iteration", xlim=(0, 1.02 * x[-1]))
+        axis.set(xlabel="iteration", xlim=(0, 1.02 * max(left.lines[0].get_xdata())))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:  # no weights where no method learns them
+            axis.legend()
     save_figure(plt, figure, path)
+
+
+def plot_methods(rows, path):
+    """Figure 5 of several methods, each the mean of its seeds: validation accuracy, and the weights
+    that a meta net learned. rows: those of `table`."""
+    plt, figure, (left, right) = two_axes(12)
+    for row in rows:
+        folders = [run.path.parent for run in row.seeds.values()]
+        logs = [read_part(folder / "log.csv", parse_log) for folder in folders]
+        steps = read_part(folders[0] / "config.yaml", parse_steps)
+        mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
+        [line] = left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=row.title)
+        for key, source, style in zip(WEIGHTS, METHODS[row.name.split()[0]][1:], ("-", "--")):
+            if source == "meta":
+                right.plot(steps * mean["epoch"], mean[key], style, color=line.get_color(),
+                           label=f"{row.title}, {WEIGHTS[key]}")
+    left.set(title="(a) validation accuracy, mean of the seeds")
+    save_curves(plt, figure, path)
 
 
 def plot_confusion(numbers, path):
@@ -135,11 +171,15 @@ def parse_numbers(text):
 def command(run):
     """Draw the curves (Figure 5) and the confusion matrix of a run.
 
-    Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone.
+    Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone,
+    and of a folder of finished runs one curves.png, a line for each method.
     """
+    tested = (run / "test.json").exists()
+    if not tested and not (run / "log.csv").exists() and find_files(run, "test.json"):
+        plot_methods(read_rows(run), run / "curves.png")
+        return click.echo(run / "curves.png")
     log = read_part(run / "log.csv", parse_log)
     steps = read_part(run / "config.yaml", parse_steps)
-    tested = (run / "test.json").exists()
     numbers = read_part(run / "test.json", parse_numbers) if tested else None
     plot_curves(log, steps, run / "curves.png")
     click.echo(run / "curves.png")

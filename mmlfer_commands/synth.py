@@ -22,13 +22,17 @@ from mmlfer import (
     RAFCE_TOTALS,
     SEED,
     SIZE,
+    TRAIN,
+    FiniteRange,
     describe,
     load_labels,
     load_stats,
     parse_aus,
+    parse_code,
     progress,
     read_labels,
     stem,
+    write_whole,
 )
 from mmlfer_commands.build import new_folder, split_faces, write_labels
 
@@ -363,7 +367,19 @@ def read_rows(folder):
     return names, [aus[name][1] for name in names]
 
 
-def synthesize(out, n, stats, labels, size, seed):
+def mislabel(folder, share, seed):
+    """Give a share of the training rows the AU string of another of them, as bad annotation would:
+    the faces and how often each AU is named stay; validation and test rows stay right."""
+    rng, path = np.random.default_rng([seed, 5]), folder / LABEL_FILES[2]
+    split = read_labels(folder / LABEL_FILES[1], parse_code(2))
+    rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
+    train = [name for name in rows if split[name][1] == TRAIN]
+    wrong = rng.permutation(train)[: round(share * len(train))].tolist()
+    rows |= {name: rows[other] for name, other in zip(wrong, wrong[1:] + wrong[:1])}
+    write_whole(path, "".join(f"{name} {aus}\n" for name, aus in rows.items()).encode())
+
+
+def synthesize(out, n, stats, labels, size, seed, au_noise=0.0):
     """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
     with new_folder(out) as part:
         if labels:
@@ -376,6 +392,8 @@ def synthesize(out, n, stats, labels, size, seed):
         (part / "aligned").mkdir()
         draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
                   for i, (name, row) in enumerate(zip(names, aus))])
+        if au_noise:
+            mislabel(part, au_noise, seed)
 
 
 def synthesize_people(out, people, per_person, stats, size, seed):
@@ -398,18 +416,20 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
+@click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of the training "
+              "rows that get another one's AUs; their faces, and the other rows, stay right.")
 @click.option("--people", type=COUNT, help="Draw this many people instead, a folder of faces for "
               "each, as `pretrain` takes them.")
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Of everything random.")
-def command(out, n, stats, labels, people, per_person, size, seed):
+def command(out, n, stats, labels, au_noise, people, per_person, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
-    if people and labels:
-        raise click.UsageError("--people and --labels exclude each other.")
+    if people and (labels or au_noise):
+        raise click.UsageError("--people has no label files: no --labels and no --au-noise.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         click.echo(f"{out}: {people} people of {per_person} faces")
         return
-    synthesize(out, n, stats, labels, size, seed)
+    synthesize(out, n, stats, labels, size, seed, au_noise)
     click.echo(describe(load_labels(out), out))

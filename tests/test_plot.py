@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -72,6 +74,52 @@ def test_curves_are_the_log(run, kept):
     for axis in (left, right):
         assert axis.get_legend() and axis.get_xlim()[0] <= 169 and axis.get_xlim()[1] >= 507
         assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def write_run(folder, method, seed, log):
+    """A finished run as `table` and `plot` read it; log: an epoch's val_acc, w_au, w_am each."""
+    numbers = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0])), "pred": [0]}
+    folder.mkdir(parents=True)
+    (folder / "test.json").write_text(json.dumps({
+        "method": method, "stats": "wild", "form": "wild", "seed": seed, "rafce": False, "names": ["1.jpg"], "truth": [0],
+        "best": numbers}))
+    (folder / "config.yaml").write_text("steps_per_epoch: 75")
+    (folder / "log.csv").write_text("epoch,val_acc,val_diag,w_au,w_am\n" + "".join(
+        f"{i + 1},{acc},0.1,{w_au},{w_am}\n" for i, (acc, w_au, w_am) in enumerate(log)))
+
+
+def test_curves_of_several_methods_are_means_of_their_seeds(tmp_path, kept):
+    write_run(tmp_path / "a", "mml", 0, [(0.2, 0.5, 0.4), (0.4, 0.6, 0.3)])
+    write_run(tmp_path / "b", "mml", 1, [(0.3, 0.7, 0.2), (0.6, 0.8, 0.1)])
+    write_run(tmp_path / "c", "mtl", 0, [(0.1, 3.0, 0), (0.2, 3.0, 0)])
+    write_run(tmp_path / "d", "mal2", 0, [(0.5, 0.9, 0), (0.7, 0.95, 0)])
+    result = invoke("plot", tmp_path)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{tmp_path}/curves.png\n", "")
+    left, right = kept["curves.png"].axes
+    drawn = [{line.get_label(): line.get_ydata().tolist() for line in axis.lines} for axis in (left, right)]
+    accuracy = {"mtl": [10, 20], "mal2": [50, 70], "mml wild": [25, 50]}
+    weights = {r"mal2, $\omega^{AU}$": [0.9, 0.95], r"mml wild, $\omega^{AU}$": [0.6, 0.7],
+               r"mml wild, $\omega^{AM}$": [0.3, 0.2]}
+    for found, expected in zip(drawn, (accuracy, weights)):
+        assert list(found) == list(expected)  # in the order of Table 3; no weight that is not learned
+        assert all(found[name] == pytest.approx(y) for name, y in expected.items())
+    assert all(line.get_xdata().tolist() == [75, 150] for axis in (left, right) for line in axis.lines)
+    assert [line.get_linestyle() for line in right.lines] == ["-", "-", "--"] and len({line.get_color() for line in left.lines}) == 3
+    assert "mean of the seeds" in left.get_title() and all(axis.get_legend() for axis in (left, right))
+
+
+def test_the_picture_of_several_methods(tmp_path):
+    write_run(tmp_path / "deep/a", "mml", 0, [(0.2, 0.5, 0.4), (0.4, 0.6, 0.3)])
+    write_run(tmp_path / "b", "stl", 0, [(0.2, 0, 0), (0.4, 0, 0)])
+    write_run(tmp_path / "fixed/c", "mtl", 0, [(0.2, 0.1, 0)])  # alone: no weights are learned
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert invoke("plot", tmp_path / "fixed").exit_code == 0
+    shutil.rmtree(tmp_path / "fixed")
+    assert invoke("plot", tmp_path).exit_code == 0
+    check_picture(tmp_path / "curves.png")
+    (tmp_path / "b/log.csv").unlink()
+    assert invoke("plot", tmp_path).stderr == f"Error: {tmp_path}/b/log.csv: not there; give the folder of a run of `train`\n"
 
 
 def test_weights_above_1_are_within_the_picture(run, kept):

@@ -72,7 +72,8 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
     assert corners.std(1).mean() > 30
     options = ("synth", tmp_path / "x", "--people", 2)
-    assert "--people and --labels exclude each other" in invoke(*options, "--labels", people).stderr
+    for option in (("--labels", people), ("--au-noise", 0.1)):
+        assert "--people has no label files: no --labels and no --au-noise" in invoke(*options, *option).stderr
     assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
     assert "not empty" in invoke(*options).stderr
 

@@ -165,3 +165,59 @@ def test_synth_refuses_a_folder_in_use_and_bad_labels(tmp_path, faces_folder):
     assert result.exit_code == 1 and result.stderr == f"Error: {faces_folder}: not empty; name a new folder\n"
     result = invoke("synth", tmp_path / "new", "--labels", tmp_path)
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/RAFCE_emolabel.txt: No such file")
+
+
+# ---------------------------------------------------------------- AU labels gone wrong
+
+
+def rows_of(folder, file):
+    return dict(line.split() for line in (folder / file).read_text().splitlines())
+
+
+def test_au_noise_exchanges_the_aus_of_training_rows_alone(tmp_path):
+    options = ("--n", 90, "--size", 32, "--seed", 3)
+    assert invoke("synth", tmp_path / "clean", *options).exit_code == 0
+    assert invoke("synth", tmp_path / "noisy", *options, "--au-noise", 0.5).exit_code == 0
+    clean, noisy = (rows_of(tmp_path / name, AU) for name in ("clean", "noisy"))
+    files = [p.relative_to(tmp_path / "clean") for p in (tmp_path / "clean").rglob("*.*") if p.name != AU]
+    assert len(files) == 92  # faces, expressions and partition are the same
+    assert all((tmp_path / "clean" / f).read_bytes() == (tmp_path / "noisy" / f).read_bytes() for f in files)
+    split = rows_of(tmp_path / "clean", mmlfer.LABEL_FILES[1])
+    train = [name for name in clean if split[name] == "0"]
+    changed = [name for name in clean if clean[name] != noisy[name]]
+    assert set(changed) <= set(train) and list(noisy) == list(clean)
+    assert round(0.5 * len(train)) * 0.8 < len(changed) <= round(0.5 * len(train))  # some strings are alike
+    assert sorted(noisy.values()) == sorted(clean.values())  # no AU is named more or less often
+
+
+def test_au_noise_has_its_share_and_its_seed(tmp_path):
+    """Of 200 rows that all differ just so many change, and each gets another's string."""
+    names = [f"{i}.jpg" for i in range(200)]
+    aus = ["+".join(str(mmlfer.AUS[j]) for j in range(8) if i >> j & 1) or "null" for i in range(200)]
+    results = []
+    for folder, share, seed in (("a", 0.3, 0), ("b", 0.3, 0), ("c", 0.3, 1), ("d", 1.0, 0), ("e", 0.0, 0)):
+        (tmp_path / folder).mkdir()
+        write_labels_as(tmp_path / folder, "", "".join(f"{n} {2 * (i >= 150)}\n" for i, n in enumerate(names)),
+                        "".join(f"{n} {a}\n" for n, a in zip(names, aus)))
+        synth.mislabel(tmp_path / folder, share, seed)
+        results.append(list(rows_of(tmp_path / folder, AU).values()))
+    changed = [sum(a != b for a, b in zip(aus, result)) for result in results]
+    assert changed == [45, 45, 45, 150, 0] and results[0] == results[1] != results[2]
+    assert all(result[150:] == aus[150:] and sorted(result) == sorted(aus) for result in results)
+
+
+def test_au_noise_of_given_labels_draws_the_right_aus(tmp_path):
+    source = tmp_path / "labels"
+    source.mkdir()
+    write_labels_as(source, "1.jpg 5\n2.jpg 1\n", "1.jpg 0\n2.jpg 0\n", "1.jpg 12\n2.jpg 43\n")
+    for name, share in (("clean", 0), ("noisy", 1)):
+        assert invoke("synth", tmp_path / name, "--labels", source, "--size", 32, "--au-noise", share).exit_code == 0
+    assert rows_of(tmp_path / "noisy", AU) == {"1.jpg": "43", "2.jpg": "12"}
+    for i in (1, 2):
+        assert len({(tmp_path / name / f"aligned/{i}_aligned.jpg").read_bytes() for name in ("clean", "noisy")}) == 1
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "nan", "x"])
+def test_au_noise_is_a_share(tmp_path, share):
+    result = invoke("synth", tmp_path / "out", f"--au-noise={share}")
+    assert result.exit_code == 2 and "--au-noise" in result.stderr and not (tmp_path / "out").exists()

@@ -108,6 +108,15 @@ APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "
                                     ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])
 
 
+def test_a_run_says_what_labels_it_had(trained, faces_folder):
+    """Other AUs of the training rows make another row of the table."""
+    run = json.loads((trained[0] / "test.json").read_text())
+    faces = mmlfer.load_labels(faces_folder)
+    assert run["data_sha256"] == faces.sha256() and "data" in table.find_traits(run)
+    faces.y_au[0] = 1 - faces.y_au[0]
+    assert run["data_sha256"] != faces.sha256()
+
+
 @pytest.mark.parametrize("case", [*SAME, *APART])
 def test_a_row_is_one_method(tmp_path, case):
     one, other, rows = {**SAME, **APART}[case]
