@@ -25,7 +25,6 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import io
@@ -580,11 +579,15 @@ class Faces:
         return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
 
-def parse_code(top, text):
-    """An integer 0..top."""
-    if not text.isascii() or not text.isdigit() or int(text) > top:
-        raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
-    return int(text)
+def parse_code(top):
+    """A parser of an integer 0..top."""
+
+    def parse(text):
+        if not text.isascii() or not text.isdigit() or int(text) > top:
+            raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
+        return int(text)
+
+    return parse
 
 
 def parse_aus(text):
@@ -650,8 +653,7 @@ def load_labels(folder):
                          "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
-    parsers = (functools.partial(parse_code, len(EMOTIONS) - 1),
-               functools.partial(parse_code, len(SPLITS) - 1), parse_aus)
+    parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
     files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
     for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
         for name, (number, _) in files[i].items():

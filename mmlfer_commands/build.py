@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 import os
 import shutil
@@ -118,7 +117,7 @@ def find_partition(names, y_emo, seed, *folders):
     official = find_file(LABEL_FILES[1], *folders, needed=False)
     if not official:
         return split_faces(y_emo, seed), f"drawn, seed {seed}"
-    rows = read_labels(official, functools.partial(parse_code, 2))
+    rows = read_labels(official, parse_code(2))
     missing = [name for name in names if name not in rows]
     if missing:
         raise InputError(f"{official}: {len(missing)} of the {len(names)} compound images have no "

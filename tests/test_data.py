@@ -1,6 +1,5 @@
 """RAF-CE's layout, ordinary damage to it, and stand-in faces."""
 
-import functools
 import shutil
 
 import numpy as np
@@ -339,7 +338,7 @@ def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
 def test_any_text_gives_data_or_a_clean_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / AU
     path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
-    for parse in (mmlfer.parse_aus, functools.partial(mmlfer.parse_code, 13)):
+    for parse in (mmlfer.parse_aus, mmlfer.parse_code(13)):
         try:
             assert mmlfer.read_labels(path, parse)
         except mmlfer.InputError as error:
