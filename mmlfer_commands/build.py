@@ -72,15 +72,6 @@ def find_file(name, *folders, needed=True):
     return None
 
 
-def find_images(*folders):
-    """{stem: path} of the images of all folders: a crop before an original, then in order."""
-    paths = [item for folder in folders for item in image_index(folder).items()]
-    index = {}
-    for key, path in sorted(paths, key=lambda item: not is_aligned(item[1])):
-        index.setdefault(key, path)
-    return index
-
-
 @contextlib.contextmanager
 def new_folder(out):
     """A folder to fill, within the new folder `out`; its content moves up once it is complete, so
@@ -156,7 +147,7 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
     """Make RAF-CE in `out`; returns what to say of it."""
     names, y_emo, aus, notes = join_labels(raf_ml, raf_au)
     split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
-    index = find_images(raf_au, raf_ml, raf_ml / "Image")
+    index = image_index(raf_au, raf_ml, raf_ml / "Image")
     with new_folder(out) as part:
         write_labels(part, names, y_emo, split, aus)
         (part / "aligned").mkdir()

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from mmlfer import (
     FOLDER,
     IMAGES,
+    LABEL_FILES,
     SIZE,
     InputError,
-    check_output,
     decode,
     image_index,
     progress,
@@ -261,6 +261,21 @@ def choose_template(like, state=None):
 # ---------------------------------------------------------------- photographs
 
 
+tell_once = functools.cache(functools.partial(click.echo, err=True))
+
+
+def to_8_bits(pixels):
+    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
+    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
+        kind, top = "0..1", 1
+    else:
+        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
+    if top != 65535:
+        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
+    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
+
+
 def images_below(folder, seen):
     """The images in a folder and its folders; links are followed, but none to where one was."""
     if (place := os.path.realpath(folder)) in seen:
@@ -301,6 +316,27 @@ def output_names(paths):
         taken.add(name.lower())
         names.append(name)
     return names
+
+
+def check_output(path, *inputs):
+    """Refuse an output that stands for an input: one of these files or folders, a label file,
+    an image beside the images given or below the folders given."""
+    output = Path(path).resolve()
+    for source in map(Path, inputs) if output.exists() else ():
+        folder = source if source.is_dir() else source.parent
+        images = source.is_dir() or source.suffix.lower() in IMAGES
+        beside = output.suffix.lower() in IMAGES and folder.resolve() in output.parents
+        same = source.exists() and output.samefile(source)
+        if same or (images and beside) or output.name in LABEL_FILES:
+            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
+
+
+def check_two_outputs(**options):
+    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
 def check_pictures_folder(folder, *inputs):

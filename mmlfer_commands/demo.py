@@ -10,10 +10,11 @@ from mmlfer import (
     LABEL_FILES,
     TEST,
     Config,
-    check_folder,
+    InputError,
     counts,
     device_option,
     fit,
+    holds_run,
     load_labels,
     load_stats,
     percent,
@@ -40,7 +41,9 @@ def best_by_aus(y_au, y_emo, table):
 def command(out, device):
     """Draw stand-in faces, train on them and test, in minutes."""
     started, data = time.perf_counter(), out / "faces"
-    check_folder(out, hint="give another --out, or `mmlfer train --resume --out` it")
+    if holds_run(out):
+        raise InputError(f"{out}: holds a run; give another --out, or `mmlfer train --resume "
+                         "--out` it")
     if not (data / LABEL_FILES[0]).exists():  # else drawn by a demo that was stopped after that
         synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
     numbers = fit(Config(data=str(data.resolve()), device=device, **DEMO), out)["best"]

@@ -14,13 +14,13 @@ from mmlfer import (
     EMOTIONS,
     FOLDER,
     InputError,
-    check_output,
     load_net,
     torch,
     trains_aus,
     versions,
     write_whole,
 )
+from mmlfer_commands.crop import check_output
 
 OPSET = 18
 CLOSE = 1e-4  # between onnxruntime's probabilities and torch's

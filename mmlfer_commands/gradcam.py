@@ -12,7 +12,6 @@ from mmlfer import (
     EMOTIONS,
     FOLDER,
     InputError,
-    check_output,
     decode,
     device_option,
     image_index,
@@ -22,6 +21,7 @@ from mmlfer import (
     torch,
     trains_aus,
 )
+from mmlfer_commands.crop import check_output
 from mmlfer_commands.plot import pyplot, save_figure
 from mmlfer_commands.predict import as_batch
 

@@ -26,8 +26,6 @@ from mmlfer import (
     EMOTIONS,
     FOLDER,
     InputError,
-    check_output,
-    check_two_outputs,
     decode,
     device_option,
     json_option,
@@ -41,7 +39,9 @@ from mmlfer import (
 from mmlfer_commands.crop import (
     FACE_COLUMNS,
     align,
+    check_output,
     check_pictures_folder,
+    check_two_outputs,
     choose_template,
     face_row,
     like_option,

@@ -35,9 +35,8 @@ from mmlfer import (
     SIZE,
     FiniteRange,
     InputError,
-    Interrupts,
     brief,
-    check_output,
+    caught_signals,
     device_option,
     locked,
     make_backbone,
@@ -52,6 +51,7 @@ from mmlfer import (
     versions,
     write_rows,
 )
+from mmlfer_commands.crop import check_output
 
 # ---------------------------------------------------------------- faces of people
 
@@ -530,9 +530,9 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def look(run, interrupts):
+def look(run, caught):
     """Add up all processes' numbers; stop at what is not finite; whether a signal came to any."""
-    sums = torch.cat([run.fresh, run.fresh.new_tensor([interrupts.number])])
+    sums = torch.cat([run.fresh, run.fresh.new_tensor([len(caught)])])
     if run.world.size > 1:
         torch.distributed.all_reduce(sums)
     run.fresh.zero_()
@@ -549,7 +549,7 @@ def check_finite(run, what, *tensors):
                          "a longer --warmup")
 
 
-def pretrain_epoch(run, images, interrupts):
+def pretrain_epoch(run, images, caught):
     """The rest of one epoch; returns early when a signal has come to one of the processes."""
     every = 1 if run.world.device.type == "cpu" else 50  # each look waits for the device
     start = time.perf_counter() - run.elapsed
@@ -565,7 +565,7 @@ def pretrain_epoch(run, images, interrupts):
         run.step += 1
         stop = False
         if run.step % every == 0 or run.step == run.steps:
-            stop = look(run, interrupts)
+            stop = look(run, caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
                 bar.set_postfix(loss=f"{run.totals[0] / run.step / run.world.size:.3f}")
@@ -609,18 +609,18 @@ def end_epoch(run, tests, paths, source_digest):
 
 
 def pretrain_epochs(run, images, tests, paths, source_digest):
-    with Interrupts() as interrupts:
+    with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
-            pretrain_epoch(run, images, interrupts)
+            pretrain_epoch(run, images, caught)
             if run.step == run.steps:
                 end_epoch(run, tests, paths, source_digest)
             elif run.world.rank == 0:
                 save_checkpoint(run.state(source_digest), paths["last"])
-            if run.step or look(run, interrupts):
+            if run.step or look(run, caught):
                 out = shlex.quote(str(paths["out"]))
                 run.world.say(f"stopped; {paths['last']} is written, go on with: mmlfer pretrain "
                               f"--out {out} --resume", err=True)
-                sys.exit(128 + (interrupts.number or signal.SIGTERM))
+                sys.exit(128 + (caught or [signal.SIGTERM])[-1])
 
 
 # ---------------------------------------------------------------- backbone files
@@ -645,10 +645,27 @@ TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014
 OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
+def read_tensors(path):
+    """The content of a file of torch's or of safetensors'; no code in it is ever run."""
+    if not path.endswith(".safetensors"):
+        return torch_load(path)
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
+    try:
+        return load(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # safetensors' own, by the kind of damage
+        raise InputError(f"{path}: not a checkpoint that can be read safely "
+                         f"({brief(error)})") from None
+
+
 def read_backbone(path):
     """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
     and {"mean": .., "std": ..} if the file is of mmlfer."""
-    content = state = torch_load(path)
+    content = state = read_tensors(path)
     for _ in WRAPPERS:  # one in another
         if isinstance(state, dict):
             state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
@@ -710,6 +727,21 @@ def load_backbone(path, arch, bgr, norm):
         raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
     return net, f"took {len(taken)} tensors from {path}" + (
         f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
+
+
+def load_imagenet(arch, norm):
+    """The base net with torchvision's backbone of ImageNet, and a line that says so."""
+    import torchvision
+
+    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    try:
+        state = source.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
+                         "elsewhere and give its path to --weights") from None
+    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
+    net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+    return net, "ImageNet's, from torchvision"
 
 
 # ---------------------------------------------------------------- a run

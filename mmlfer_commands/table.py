@@ -20,11 +20,11 @@ from mmlfer import (
     METHODS,
     RUN_FILES,
     InputError,
-    check_output,
     confusion_matrix,
     expression_metrics,
     write_whole,
 )
+from mmlfer_commands.crop import check_output
 
 PAPER = {  # Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),

@@ -187,7 +187,7 @@ def test_of_two_crops_raf_aus_is_taken(sources, tmp_path):
     for folder in (ml / "Image/aligned", ml / "aligned"):
         folder.mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(folder / "0001_aligned.jpg")
-    assert build.find_images(au, ml, ml / "Image")["0001"] == au / "aligned/0001_aligned.jpg"
+    assert mmlfer.image_index(au, ml, ml / "Image")["0001"] == au / "aligned/0001_aligned.jpg"
 
 
 @pytest.mark.parametrize("copy", [False, True])

@@ -10,6 +10,7 @@ from conftest import run_program
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands.crop import check_output, check_two_outputs
 
 
 def test_a_device_stays_a_device(tmp_path):
@@ -96,7 +97,7 @@ def inputs(tmp_path):
 ])
 def test_outputs_over_inputs_are_refused(inputs, output, given):
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+        check_output(inputs / output, *(inputs / g for g in given))
     assert str(error.value) == f"{inputs / output}: is an input or lies among the inputs; name another output"
 
 
@@ -105,7 +106,7 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
     ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),
 ])
 def test_other_outputs_are_not(inputs, output, given):
-    mmlfer.check_output(inputs / output, *(inputs / g for g in given))
+    check_output(inputs / output, *(inputs / g for g in given))
 
 
 @pytest.mark.parametrize("one,other,wrong", [
@@ -115,7 +116,7 @@ def test_other_outputs_are_not(inputs, output, given):
 def test_two_outputs_are_two_files(inputs, monkeypatch, one, other, wrong):
     monkeypatch.chdir(inputs)
     try:
-        mmlfer.check_two_outputs(csv=one, jsonl=other)
+        check_two_outputs(csv=one, jsonl=other)
     except click.UsageError as error:
         assert wrong and error.message == "--csv and --jsonl name one file."
     else:
