@@ -839,7 +839,8 @@ def fit(opt, paths, state, world):
             including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
     run, out = Pretraining(opt, people, len(images), world), paths["out"]
-    with contextlib.nullcontext() if world.rank else locked(out, out.with_suffix(".lock")):
+    lock = out.with_name(f".{out.stem}.lock")
+    with contextlib.nullcontext() if world.rank else locked(out, lock):
         if state:
             run.restore(state)
         check_alike(run, paths)

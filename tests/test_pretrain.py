@@ -365,7 +365,7 @@ def test_pairs_that_cannot_be_used(tmp_path, text, message):
 def test_a_run_writes_what_it_promises(run, people):
     out, result = run
     assert sorted(p.name for p in out.parent.iterdir()) == [
-        "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.lock", "resnet18_people.pth"]
+        ".resnet18_people.lock", "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
     assert list(rows[0]) == ["epoch", "loss", "train_acc", "lr", "seconds", "images_per_second", "bad_images",
                              "holdout_acc", "holdout_sd"]
@@ -532,7 +532,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
                                  "--batch-size", 30, "--lr", 5e39)
     assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".w.lock"]
 
 
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
@@ -641,7 +641,7 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
 def test_a_file_has_one_process_at_a_time(people, tmp_path):
     out = tmp_path / "new.pth"
     options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL)
-    with mmlfer.locked(out, tmp_path / "new.lock"):
+    with mmlfer.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
                                      "name another --out"]

@@ -254,7 +254,7 @@ def test_run_sh_without_data_says_how_to_get_it(tmp_path):
 def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
     synth.synthesize(tmp_path / "rafce", 60, "lab", None, 32, 0)
     settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICES": "cpu", "JOBS": "2",
-                "EXTRA": "--batch-size 8 --weights none --hypergrad jvp"}
+                "EXTRA": "--batch-size 8 --arch resnet18 --weights none --hypergrad jvp"}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def run_all():

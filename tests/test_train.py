@@ -121,7 +121,7 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
     faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
     few = np.flatnonzero(faces.split == mmlfer.TRAIN)[:8]
     few = faces.select(np.concatenate([few, np.flatnonzero(faces.split == mmlfer.VAL)]))
-    cfg = mmlfer.Config(size=32, batch_size=8, weights="none", lr_backbone=0.01, lr_meta=0.1,
+    cfg = mmlfer.Config(size=32, arch="resnet18", batch_size=8, weights="none", lr_backbone=0.01, lr_meta=0.1,
                         stats="lab", hypergrad="jvp", device="cpu")
     run, batches = mmlfer.Run(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
     losses = []
@@ -150,7 +150,7 @@ def stop_after(program, words, number):
 
 
 def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
-    options = ("--data", faces_folder, "--epochs", 5, "--schedule", "onecycle", *SMALL)
+    options = ("--data", faces_folder, "--epochs", 5, "--schedule", "onecycle", "--arch", "resnet18", *SMALL)
     assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
     again = ("train", "--out", tmp_path / "cut", "--resume")
     code, errors = stop_after(start(*again, *options), "epoch 1:", signal.SIGINT)
