@@ -37,7 +37,8 @@ class Fault(NamedTuple):
 
 M = "mmlfer.py"
 WEIGHTS = "mmlfer_commands/pretrain.py"
-STATS, TABLE, BUILD, PREDICT = (f"mmlfer_commands/{name}.py" for name in ("stats", "table", "build", "predict"))
+STATS, TABLE, BUILD, PREDICT, CROP, EXPORT, SYNTH, PLOT = (
+    f"mmlfer_commands/{name}.py" for name in ("stats", "table", "build", "predict", "crop", "export", "synth", "plot"))
 NEAREST = {  # short names of tests that many faults name
     "theta": "reference::test_theta", "psi": "reference::test_psi", "log": "reference::test_log",
     "buffers": "reference::test_running_statistics",
@@ -485,6 +486,67 @@ FAULTS = [
           "weights::test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder"),
     Fault("misfits-not-finite", WEIGHTS, "elif not given.to_dense().isfinite().all():", "elif False:",
           "details::test_weights_that_are_not_finite_are_refused"),
+    # photographs, files of predictions, ONNX
+    Fault("photos-border", CROP, "borderMode=cv2.BORDER_REPLICATE", "borderMode=cv2.BORDER_CONSTANT",
+          "crop::test_warp_averages_where_it_shrinks_and_continues_the_border"),
+    Fault("photos-no-antialias", CROP, "if scale < 1:", "if False:",
+          "crop::test_warp_averages_where_it_shrinks_and_continues_the_border"),
+    Fault("photos-half-pixel", CROP, "@ (0.5, 0.5) - 0.5", "@ (0.0, 0.0)",
+          "crop::test_warp_takes_the_very_pixels, crop::test_warp_of_every_scale_keeps_places"),
+    Fault("photos-template-first", CROP, "template = np.median(seen, 0)", "template = seen[0]",
+          "crop::test_the_template_is_where_drawn_faces_have_eyes_and_mouth"),
+    Fault("photos-detector-rgb", CROP, "image[:, :, ::-1]", "image",
+          "crop::test_one_face_in_astronaut_none_in_coffee, crop::test_faces_in_scenes_are_found_and_cropped_on_the_template, crop::test_a_turned_photograph_gives_the_same_crop"),
+    Fault("photos-no-close-look", CROP, "for _ in range(4):", "for _ in range(1):",
+          "crop::test_faces_in_scenes_are_found_and_cropped_on_the_template, crop::test_a_turned_photograph_gives_the_same_crop"),
+    Fault("photos-right-to-left", CROP, "key=lambda face: face.box[0])", "key=lambda face: -face.box[0])",
+          "crop::test_faces_in_scenes_are_found_and_cropped_on_the_template"),
+    Fault("photos-glance-lost", CROP, ", (GLANCE, GLANCE // 2)):", ",):",
+          "crop::test_a_face_that_fills_its_photograph_is_found"),
+    Fault("photos-like-ignored", CROP, "    if like:\n", "    if False:\n",
+          "crop::test_like_needs_faces, crop::test_crop_writes_faces_and_where_they_were"),
+    Fault("photos-exif-lost", M, "image = ImageOps.exif_transpose(image)", "ImageOps.exif_transpose(image)",
+          "crop::test_crop_writes_faces_and_where_they_were"),
+    Fault("photos-small", CROP, "SMALL = 10", "SMALL = 5",
+          "predict::test_small_faces_are_marked"),
+    Fault("photos-small-all", CROP, "SMALL = 10", "SMALL = 1000",
+          "predict::test_faces_of_photographs_from_left_to_right"),
+    Fault("photos-no-face-fails", PREDICT, "    if bad:\n        sys.exit(1)", "    if bad or without:\n        sys.exit(1)",
+          "predict::test_faces_of_photographs_from_left_to_right, predict::test_small_faces_are_marked, predict::test_photographs_alone_and_together_give_the_same"),
+    Fault("photos-csv-coarse", PREDICT, 'round(e["p"], 6)', 'round(e["p"], 3)',
+          "predict::test_predict_names_expressions_and_aus"),
+    Fault("photos-search-unbounded", CROP, "min(SEARCH, 2 * longest)", "2 * longest",
+          "crop::test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original"),
+    Fault("onnx-over-batch", EXPORT, "z_emo.softmax(1)", "z_emo.softmax(0)",
+          "export::test_onnxruntime_answers_as_torch_does"),
+    Fault("onnx-bgr-said", EXPORT, '"colour_order": "RGB"', '"colour_order": "BGR"',
+          "export::test_the_metadata_say_what_a_user_must_know"),
+    Fault("onnx-au-names-sorted", EXPORT, "[AU_NAMES[au] for au in AUS]", "sorted(AU_NAMES.values())",
+          "export::test_the_metadata_say_what_a_user_must_know"),
+    Fault("onnx-unchecked", EXPORT, "if not largest <= CLOSE:", "if False:",
+          "export::test_a_model_that_differs_from_torch_is_refused"),
+    Fault("onnx-any-epoch", EXPORT, ' if result["epoch"] == state["epoch"] else None', "",
+          "export::test_the_accuracy_is_of_this_checkpoint_or_unknown"),
+    # AU noise, curves of several methods, what a run says of its labels
+    Fault("noise-in-validation", SYNTH, "if split[name][1] == TRAIN]", "if split[name][1] != 1]",
+          "synth::test_au_noise_has_its_share_and_its_seed"),
+    Fault("noise-drawn-anew", SYNTH, "zip(wrong, wrong[1:] + wrong[:1])", "zip(wrong, rng.choice(train, len(wrong)).tolist())",
+          "synth::test_au_noise_has_its_share_and_its_seed"),
+    Fault("noise-of-all-rows", SYNTH, "round(share * len(train))", "round(share * len(rows))",
+          "synth::test_au_noise_has_its_share_and_its_seed"),
+    Fault("noise-without-seed", SYNTH, "np.random.default_rng([seed, 5])", "np.random.default_rng(5)",
+          "synth::test_au_noise_has_its_share_and_its_seed"),
+    Fault("noise-in-the-faces", SYNTH, "        if au_noise:\n            mislabel(part, au_noise, seed)\n",
+          "        if au_noise:\n            mislabel(part, au_noise, seed)\n            names, aus = read_rows(part)\n"
+          "            draw_all([(str(part / 'aligned' / f'{stem(n)}_aligned.jpg'), row, size, [seed, 2, i])\n"
+          "                      for i, (n, row) in enumerate(zip(names, aus))])\n",
+          "synth::test_au_noise_exchanges_the_aus_of_training_rows_alone"),
+    Fault("curves-of-the-first-seed", PLOT, "np.mean([log[key] for log in logs], 0)", "logs[0][key]",
+          "plot::test_curves_of_several_methods_are_means_of_their_seeds"),
+    Fault("curves-of-fixed-weights", PLOT, 'if source == "meta":', "if source:",
+          "plot::test_curves_of_several_methods_are_means_of_their_seeds"),
+    Fault("labels-unsaid", M, '              "data_sha256": run.data_sha256,\n', "",
+          "table::test_a_run_says_what_labels_it_had"),
 ]
 
 
