@@ -1091,6 +1091,10 @@ class Batches:
                 plan.append(torch.from_numpy(array).to(self.images.device).split(self.size))
         return list(zip(*plan))
 
+    def pair(self, index, flip, val_index, val_flip):
+        """The training and the validation batch of one step of an epoch."""
+        return self.take(index, flip), self.take(val_index, val_flip)
+
     def take(self, index, flip):
         """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips keep labels."""
         x = self.images[index]
@@ -1128,11 +1132,7 @@ def train_epoch(run, batches, caught, out):
     with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
                   run.steps, initial=run.step, unit=" steps") as bar:
         for i in bar:
-            index, flip, val_index, val_flip = plan[i]
-            batch = batches.take(index, flip)
-            val = batches.take(val_index, val_flip) if run.meta else None
-            run.hypergrad = choose_hypergrad(run, batch, val)
-            run.trace[i] = torch.stack(train_step(run, batch, val))
+            run.trace[i] = torch.stack(train_step(run, *batches.pair(*plan[i])))
             if run.scheduler:
                 run.scheduler.step()
             run.step = i + 1
@@ -1186,6 +1186,7 @@ def end_epoch(run, val, out):
 def train_epochs(run, batches, faces, out):
     """All epochs still to do, each with its log row and checkpoints."""
     val = faces.of("val")
+    run.hypergrad = choose_hypergrad(run, *batches.pair(*batches.epoch(0)[0]))
     with caught_signals() as caught:
         while run.epoch < run.cfg.epochs:
             train_epoch(run, batches, caught, out)

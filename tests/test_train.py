@@ -174,6 +174,30 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
     assert "complete, nothing to do" in run_program(*again).stdout
 
 
+def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
+    """On the first batches; a resumed run keeps it without a word."""
+    chosen, choose, step = [], mmlfer.choose_hypergrad, mmlfer.train_step
+
+    def noted(run, batch, val):
+        chosen.append((run.hypergrad, run.epoch, run.step, batch, val))
+        return choose(run, batch, val)
+
+    def first(run, batch, val):
+        if not run.step:
+            assert run.hypergrad == "jvp" and all(torch.equal(a, b) for a, b in zip((*batch, *val), (*chosen[0][3], *chosen[0][4])))
+        signal.raise_signal(signal.SIGINT)
+        return step(run, batch, val)
+
+    monkeypatch.setattr(mmlfer, "choose_hypergrad", noted)
+    monkeypatch.setattr(mmlfer, "train_step", first)
+    options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--arch", "resnet18", *SMALL)
+    result = invoke("train", *options)
+    assert result.exit_code == 130 and result.stdout.count("going on with jvp") == 1
+    assert [entry[:3] for entry in chosen] == [("auto", 0, 0)]
+    assert "hypergradient" not in invoke("train", "--out", tmp_path / "r", "--resume").output
+    assert [entry[:3] for entry in chosen] == [("auto", 0, 0), ("jvp", 0, 1)]
+
+
 def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
     options = ("--data", faces_folder, "--epochs", 2, "--method", "mtl", *SMALL)
     assert invoke("train", "--out", tmp_path / "whole", *options).exit_code == 0
