@@ -799,6 +799,9 @@ def new_options(paths, options, overwrite):
                              "replaces it")
     if options["margin"] is None:
         options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
+    for name in ("faces", "pairs", "pairs_root"):  # they hold wherever the run is resumed from
+        if options[name]:
+            options[name] = str(Path(options[name]).resolve())
     return types.SimpleNamespace(**options)
 
 

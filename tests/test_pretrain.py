@@ -638,6 +638,13 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
     assert 8 * float(row["pairs_acc"]) % 1 == 0 and "holdout_acc" in row
 
 
+def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch):
+    monkeypatch.chdir(people.parent)
+    given = {"faces": people.name, "pairs": "pairs.txt", "pairs_root": None, "margin": 0.2, "loss": "cosface"}
+    options = pretrain.new_options(pretrain.run_paths(tmp_path / "w.pth"), given, False)
+    assert (options.faces, options.pairs, options.pairs_root) == (str(people), str(people.parent / "pairs.txt"), None)
+
+
 def test_a_file_has_one_process_at_a_time(people, tmp_path):
     out = tmp_path / "new.pth"
     options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL)
