@@ -116,6 +116,7 @@ if [ -n "$LIST" ]; then
   exit
 fi
 mmlfer table "$RUNS" --out "$OUT/results.md"
+mmlfer plot "$RUNS"
 checkpoints=()
 for row in mtl mml-wild; do
   if [ -f "$RUNS/$row-$FIRST/test.json" ]; then
