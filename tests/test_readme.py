@@ -10,8 +10,10 @@ import time
 from conftest import ROOT, invoke
 
 import mmlfer
+from mmlfer_commands.table import results
 
 README = (ROOT / "README.md").read_text()
+RAW = ROOT / "tests/figures/results"
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 
 
@@ -71,3 +73,14 @@ def test_help_answers_in_a_second_and_shows_defaults():
         text = subprocess.run([sys.executable, ROOT / "mmlfer.py", "train", "--help"], capture_output=True, text=True)
         times.append(time.perf_counter() - start)
     assert min(times) < 1 and "default: 0.001" in re.sub(r"\s+", " ", text.stdout)
+
+
+def test_the_results_are_what_table_prints_from_the_raw_results():
+    section = README.split("\n## Results\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line]
+    printed = [line for text in map(results, (RAW / "clean", RAW)) for line in text.splitlines()]
+    assert len(rows) > 6 and [row for row in rows if row not in printed] == []
+    files = [path for path in RAW.rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    assert not any(re.search(r"\.jpg|/tmp|/home|/root", path.read_text()) for path in files)
