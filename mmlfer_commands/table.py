@@ -371,16 +371,28 @@ def best_options(folder, names):
     for path in find_files(folder, "config.yaml"):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            words = [(f"--{name}", str(config[name.replace("-", "_")])) for name in names]
-            found.append((validation_accuracy(path.parent), words))
+            values = [config[name.replace("-", "_")] for name in names]
+            found.append((validation_accuracy(path.parent), values))
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise InputError(f"{path.parent}: not a run of `train` ({error!r:.80})") from None
     if not found:
         raise InputError(f"{folder}: no run of `train` below it")
-    accuracy, words = max(found, key=lambda one: one[0])
-    return shlex.join(itertools.chain(*words))
+    accuracy, best = max(found, key=lambda one: one[0])
+    for name, value, tried in zip(names, best, zip(*(values for _, values in found))):
+        warn_of_edge(folder, name, value, tried)
+    return shlex.join(itertools.chain(*((f"--{n}", str(v)) for n, v in zip(names, best))))
+
+
+def warn_of_edge(folder, name, value, tried):
+    """Say that a search ended at its grid's edge: a method with a badly searched weight is no
+    baseline."""
+    if all(type(v) in (int, float) for v in tried) and min(tried) < max(tried):
+        for edge, most, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
+            if value == edge(tried):
+                click.echo(f"Warning: {folder}: {name} {value} is the best and the {most} of those "
+                           f"tried; try {beyond} ones too", err=True)
 
 
 def export(paths, folder, out):

@@ -215,7 +215,8 @@ def test_list_prints_the_next_stage_that_is_not_done(place):
     second, _ = listed()
     assert len(second) == 2 and all("final/mtl" in line and " --rho 0.3" in line for line in second)
     subprocess.run("\n".join(second), shell=True, cwd=place, env=environment(place), check=True)
-    assert listed() == ([], "run.sh: all runs are done; start it without --list for the tables and figures\n")
+    assert listed() == ([], "Warning: runs/search/mtl: rho 0.3 is the best and the largest of those tried; try larger ones too\n"
+                        "run.sh: all runs are done; start it without --list for the tables and figures\n")
 
 
 def test_places_may_have_spaces_and_quotes(place):

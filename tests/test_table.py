@@ -345,6 +345,18 @@ def test_best_names_the_options_of_the_best_run(tmp_path):
     assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
 
 
+@pytest.mark.parametrize(("tried", "best", "said"), [
+    ((0.1, 3.0, 1.0), 3.0, "rho 3.0 is the best and the largest of those tried; try larger ones too"),
+    ((0.1, 3.0, 1.0), 0.1, "rho 0.1 is the best and the smallest of those tried; try smaller ones too"),
+    ((0.1, 3.0, 1.0), 1.0, None), ((3.0,), 3.0, None), ((3.0, 3.0), 3.0, None), (("wild", "lab"), "lab", None)])
+def test_a_search_that_ends_at_its_edge_says_so(tmp_path, tried, best, said):
+    for i, value in enumerate(tried):
+        searched(tmp_path, str(i), [0.2, 0.4 if value == best else 0.3], rho=value)
+    result = invoke("table", tmp_path, "--best", "rho")
+    assert (result.exit_code, result.stdout) == (0, f"--rho {best}\n")
+    assert result.stderr == (f"Warning: {tmp_path}: {said}\n" if said else "")
+
+
 def test_best_says_what_it_cannot_choose_from(tmp_path):
     def error(*names):
         result = invoke("table", tmp_path, *[word for name in names for word in ("--best", name)])
