@@ -45,7 +45,7 @@ def plot_curves(log, steps, path):
 
     log: {column of log.csv: a number an epoch}; steps of an epoch.
     """
-    plt, figure, (left, right) = two_axes(10)
+    plt, figure, (left, right) = two_axes(12)
     x = steps * log["epoch"]
     for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
         left.plot(x, 100 * log[key], ".-", label=f"validation {name}")
@@ -77,23 +77,24 @@ def save_curves(plt, figure, path):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if axis.lines:  # no weights where no method learns them
-            axis.legend()
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, over none
     save_figure(plt, figure, path)
 
 
 def plot_methods(rows, path):
     """Figure 5 of several methods, each the mean of its seeds: validation accuracy, and the weights
     that a meta net learned. rows: those of `table`."""
-    plt, figure, (left, right) = two_axes(12)
-    for row in rows:
+    plt, figure, (left, right) = two_axes(14)
+    for i, row in enumerate(rows, 1):
         folders = [run.path.parent for run in row.seeds.values()]
         logs = [read_part(folder / "log.csv", parse_log) for folder in folders]
         steps = read_part(folders[0] / "config.yaml", parse_steps)
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
-        [line] = left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=row.title)
+        color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
+        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], color=color, label=row.title)
         for key, source, style in zip(WEIGHTS, METHODS[row.name.split()[0]][1:], ("-", "--")):
             if source == "meta":
-                right.plot(steps * mean["epoch"], mean[key], style, color=line.get_color(),
+                right.plot(steps * mean["epoch"], mean[key], style, color=color,
                            label=f"{row.title}, {WEIGHTS[key]}")
     left.set(title="(a) validation accuracy, mean of the seeds")
     save_curves(plt, figure, path)

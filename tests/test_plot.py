@@ -105,7 +105,11 @@ def test_curves_of_several_methods_are_means_of_their_seeds(tmp_path, kept):
         assert all(found[name] == pytest.approx(y) for name, y in expected.items())
     assert all(line.get_xdata().tolist() == [75, 150] for axis in (left, right) for line in axis.lines)
     assert [line.get_linestyle() for line in right.lines] == ["-", "-", "--"] and len({line.get_color() for line in left.lines}) == 3
-    assert "mean of the seeds" in left.get_title() and all(axis.get_legend() for axis in (left, right))
+    assert "mean of the seeds" in left.get_title()
+    colors = [{line.get_label().split(",")[0]: line.get_color() for line in axis.lines} for axis in (left, right)]
+    assert colors[0] == {"mtl": "C2", "mal2": "C1", "mml wild": "C0"} and colors[1].items() <= colors[0].items()
+    for axis in (left, right):  # a legend that hides no curve
+        assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1
 
 
 def test_the_picture_of_several_methods(tmp_path):
