@@ -7,9 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import pytest
+import yaml
 from conftest import ROOT, invoke
 
 import mmlfer
+from mmlfer_commands import build, demo, synth
 from mmlfer_commands.table import results
 
 README = (ROOT / "README.md").read_text()
@@ -84,3 +88,54 @@ def test_the_results_are_what_table_prints_from_the_raw_results():
     assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not any(re.search(r"\.jpg|/tmp|/home|/root", path.read_text()) for path in files)
+
+
+def test_the_claims_stand_in_the_tables():
+    """Every interval that a sentence of the results quotes is one that `table` prints."""
+    section = README.split("\n## Results\n")[1].split("\n## ")[0]
+    printed = "\n".join(results(folder) for folder in sorted(RAW.iterdir()))
+    pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
+    prose = [line for line in section.splitlines() if not line.startswith("|")]
+    quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points )?\[([+-]?\d+\.\d\d), ([+-]?\d+\.\d\d)\]", "\n".join(prose))
+    assert len(quoted) >= 5 and set(quoted) <= pairs
+    for sentence in re.findall(r"\*\*(.*?)\*\*[^*]*?\[(\S+), (\S+)\]", "\n".join(prose), re.S):
+        claim, low, high = sentence
+        if "holds here" in claim:
+            assert float(low) > 0, claim
+        if "not shown here" in claim:
+            assert float(low) <= 0 <= float(high), claim
+        if "fails here" in claim:
+            assert float(high) < 0, claim
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
+    names, y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
+    folder = tmp_path_factory.mktemp("drawn")
+    build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
+    clean = mmlfer.load_labels(folder)
+    synth.mislabel(folder, 0.3, 0)
+    return {"clean": clean, "noise": mmlfer.load_labels(folder)}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RAW.iterdir()))
+def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, name):
+    runs = [json.loads(path.read_text()) for path in sorted((RAW / name).glob("*/test.json"))]
+    assert {run["data_sha256"] for run in runs} == {drawn[name].sha256()}
+    assert all(run["truth"] == drawn[name].of("test").y_emo.tolist() for run in runs)
+
+
+def test_the_perfect_reader_of_the_results(drawn):
+    test = drawn["clean"].of("test")
+    perfect = demo.best_by_aus(test.y_au, test.y_emo, mmlfer.load_stats("wild"))
+    commonest = np.bincount(test.y_emo).max() / len(test.y_emo)
+    section = README.split("\n## Results\n")[1].split("\n## ")[0]
+    assert f"{100 * commonest:.2f} %" in section and f"{100 * perfect:.2f} %" in section
+
+
+def test_the_raw_results_are_of_one_setting():
+    """But for what makes the methods, the seeds and, of the noisy ones, the training AUs."""
+    keys = ("size", "epochs", "batch_size", "lr_backbone", "lr_heads", "lr_meta", "schedule", "arch", "weights", "momentum", "weight_decay")
+    configs = [yaml.safe_load(path.read_text()) for path in sorted(RAW.glob("*/*/config.yaml"))]
+    assert len(configs) >= 9 and len({tuple(config[key] for key in keys) for config in configs}) == 1
