@@ -93,7 +93,7 @@ def test_the_results_are_what_table_prints_from_the_raw_results():
 def test_the_claims_stand_in_the_tables():
     """Every interval that a sentence of the results quotes is one that `table` prints."""
     section = README.split("\n## Results\n")[1].split("\n## ")[0]
-    printed = "\n".join(results(folder) for folder in sorted(RAW.iterdir()))
+    printed = "\n".join(map(results, [RAW, *sorted(RAW.iterdir())]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
     prose = [line for line in section.splitlines() if not line.startswith("|")]
     quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points )?\[([+-]?\d+\.\d\d), ([+-]?\d+\.\d\d)\]", "\n".join(prose))
