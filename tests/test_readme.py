@@ -84,6 +84,8 @@ def test_the_results_are_what_table_prints_from_the_raw_results():
     rows = [line for line in section.splitlines() if line.startswith("| ") and "---" not in line]
     printed = [line for text in map(results, (RAW / "clean", RAW)) for line in text.splitlines()]
     assert len(rows) > 6 and [row for row in rows if row not in printed] == []
+    signals = [line for line in results(RAW / "clean").splitlines() if line.startswith("| ") and "signal" in line]
+    assert len(signals) > 1 and [line for line in signals if line not in rows] == []  # none is kept quiet
     files = [path for path in RAW.rglob("*") if path.is_file()]
     assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
     assert sum(path.stat().st_size for path in files) < 2_000_000
