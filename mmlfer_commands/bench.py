@@ -19,14 +19,16 @@ from mmlfer import (
     Run,
     brief,
     device_option,
+    in_processes,
     json_option,
+    load_stats,
+    make_base_net,
     pick_device,
     progress,
     torch,
     train_step,
-    versions,
 )
-from mmlfer_commands.synth import in_processes
+from mmlfer_commands._runs import versions
 
 BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
 
@@ -35,7 +37,7 @@ def bench_call(name, batch_size, size, device):
     """A call that does one of BENCH's steps on random faces, and waits for the device."""
     cfg = Config(method=BENCH[name], weights="none", size=size, device=device,
                  hypergrad=name if name == "jvp" else "create_graph")
-    run, rng = Run(cfg, 1), np.random.default_rng(0)
+    run, rng = Run(cfg, 1, make_base_net(cfg.arch), load_stats(cfg.stats)), np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (2 * batch_size, 3, size, size), np.uint8))
     x, x_val = images.to(run.device).to(memory_format=torch.channels_last).split(batch_size)
     y_emo = torch.from_numpy(rng.integers(0, len(EMOTIONS), batch_size)).to(run.device)

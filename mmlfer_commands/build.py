@@ -12,13 +12,14 @@ import numpy as np
 
 from mmlfer import (
     EMOTIONS,
-    FOLDER,
     LABEL_FILES,
+    PATH,
     SEED,
     TEST,
     TRAIN,
     VAL,
     InputError,
+    Stream,
     describe,
     image_index,
     is_aligned,
@@ -35,11 +36,11 @@ from mmlfer import (
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
            "disgustedly": "disgusted"}
-PAIRS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
+COMPOUNDS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
          for k, (adverb, basic) in enumerate(name.split() for name in EMOTIONS)}
 
 
-def compound(p):
+def name_compound(p):
     """The compound expression of six basic probabilities, 0..13, or the reason why it is none.
 
     The two most probable; of ties the first pair in column order that is one of the 14.
@@ -49,8 +50,9 @@ def compound(p):
         return "have no second emotion of a probability above 0"
     for pair in itertools.combinations(range(len(p)), 2):
         rest = [q for i, q in enumerate(p) if i not in pair]
-        if min(p[i] for i in pair) == second and max(rest) <= second and frozenset(pair) in PAIRS:
-            return PAIRS[frozenset(pair)]
+        compound = COMPOUNDS.get(frozenset(pair))
+        if min(p[i] for i in pair) == second and max(rest) <= second and compound is not None:
+            return compound
     return "have two most probable emotions that make none of the 14"
 
 
@@ -95,7 +97,7 @@ def join_labels(raf_ml, raf_au):
     ml = read_labels(find_file("distribution.txt", raf_ml), parse_distribution, 6)
     au_path = find_file("RAFAU_label.txt", raf_au)
     au = read_labels(au_path, str)
-    y_emo = {name: compound(ml[name][1]) for name in au if name in ml}
+    y_emo = {name: name_compound(ml[name][1]) for name in au if name in ml}
     discarded = collections.Counter(k for k in y_emo.values() if isinstance(k, str))
     names = [name for name, k in y_emo.items() if not isinstance(k, str)]
     if not names:
@@ -105,7 +107,7 @@ def join_labels(raf_ml, raf_au):
         try:
             parse_aus(text)
         except ValueError as error:
-            raise InputError(f"{au_path}:{number}: {error}; mend this row") from None
+            raise InputError(f"{au_path}:{number}: {error}; fix this row") from None
     one_image_a_row({name: au[name] for name in names}, au_path)
     notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
              *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
@@ -161,7 +163,7 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
 
 def split_faces(y_emo, seed):
     """20 % test, a quarter of the rest validation, within each expression. -> (N,)"""
-    rng = np.random.default_rng([seed, 20])
+    rng = np.random.default_rng([seed, Stream.PARTITION])
     split = np.full(len(y_emo), TRAIN)
     for k in range(len(EMOTIONS)):
         of_k = rng.permutation(np.flatnonzero(np.asarray(y_emo) == k))
@@ -179,9 +181,9 @@ def write_labels(folder, names, *columns):
 
 
 @click.command("build")
-@click.option("--raf-ml", required=True, type=FOLDER, help="RAF-ML (EmoLabel/distribution.txt).")
-@click.option("--raf-au", required=True, type=FOLDER, help="RAF-AU (RAFAU_label.txt, aligned/).")
-@click.option("--out", default="rafce", type=FOLDER, help="New folder.")
+@click.option("--raf-ml", required=True, type=PATH, help="RAF-ML (EmoLabel/distribution.txt).")
+@click.option("--raf-au", required=True, type=PATH, help="RAF-AU (RAFAU_label.txt, aligned/).")
+@click.option("--out", default="rafce", type=PATH, help="New folder.")
 @click.option("--seed", default=0, type=SEED, help="Of a partition drawn here.")
 @click.option("--copy", is_flag=True, help="Copy the images; else they are linked.")
 def command(raf_ml, raf_au, out, seed, copy):

@@ -6,21 +6,20 @@ import click
 import numpy as np
 
 from mmlfer import (
-    FOLDER,
     LABEL_FILES,
+    PATH,
     TEST,
     Config,
     InputError,
     counts,
     device_option,
-    fit,
-    holds_run,
     load_labels,
     load_stats,
     percent,
-    report,
 )
+from mmlfer_commands.eval import report
 from mmlfer_commands.synth import synthesize
+from mmlfer_commands.train import fit, holds_run
 
 DEMO_FACES = 1400
 DEMO = {"stats": "lab", "size": 48, "schedule": "onecycle", "lr_backbone": 0.005, "epochs": 3}
@@ -36,7 +35,7 @@ def best_by_aus(y_au, y_emo, table):
 
 
 @click.command("demo")
-@click.option("--out", default="runs/demo", type=FOLDER, help="Folder of the faces and the run.")
+@click.option("--out", default="runs/demo", type=PATH, help="Folder of the faces and the run.")
 @device_option
 def command(out, device):
     """Draw stand-in faces, train on them and test, in minutes."""

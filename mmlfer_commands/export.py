@@ -12,15 +12,15 @@ from mmlfer import (
     AU_NAMES,
     AUS,
     EMOTIONS,
-    FOLDER,
+    PATH,
     InputError,
+    check_output,
     load_net,
     torch,
     trains_aus,
-    versions,
     write_whole,
 )
-from mmlfer_commands.crop import check_output
+from mmlfer_commands._runs import versions
 
 OPSET = 18
 CLOSE = 1e-4  # between onnxruntime's probabilities and torch's
@@ -41,7 +41,7 @@ def deployable(net):
     return Deployable().eval()
 
 
-def test_accuracy(ckpt, state):
+def accuracy_on_test(ckpt, state):
     """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
     try:
         result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
@@ -63,7 +63,7 @@ def metadata(ckpt, state):
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "
         "parts of the side; null: not measured",
         "method": cfg["method"], "stats": cfg["stats"], "epoch": state["epoch"],
-        "test_accuracy": test_accuracy(ckpt, state),
+        "test_accuracy": accuracy_on_test(ckpt, state),
         "versions": {**versions(), "onnx": onnx.__version__},
     }
     return {name: json.dumps(value) for name, value in facts.items()}
@@ -131,8 +131,8 @@ def export(ckpt, out):
 
 
 @click.command("export")
-@click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
-@click.option("--out", required=True, type=FOLDER, help="File to write, e.g. model.onnx.")
+@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@click.option("--out", required=True, type=PATH, help="File to write, e.g. model.onnx.")
 def command(ckpt, out):
     """A checkpoint as one ONNX file (needs the extra `onnx`).
 

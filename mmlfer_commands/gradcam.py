@@ -10,8 +10,10 @@ import numpy as np
 from mmlfer import (
     AUS,
     EMOTIONS,
-    FOLDER,
+    PATH,
     InputError,
+    as_batch,
+    check_output,
     decode,
     device_option,
     image_index,
@@ -21,9 +23,7 @@ from mmlfer import (
     torch,
     trains_aus,
 )
-from mmlfer_commands.crop import check_output
 from mmlfer_commands.plot import pyplot, save_figure
-from mmlfer_commands.predict import as_batch
 
 
 def gradcam(net, x, k=None):
@@ -69,7 +69,7 @@ def read_all(paths, size):
     return images
 
 
-def look(net, images, batch=16):
+def explain(net, images, batch=16):
     """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N images (S, S, 3), all as arrays."""
     device = next(net.parameters()).device
     parts = [gradcam(net, x.to(device)) for x in as_batch(images).split(batch)]
@@ -94,7 +94,7 @@ def compute_columns(ckpts, paths, device):
         net, state = load_net(ckpt, device)
         config = state["config"]
         images = read(config["size"])
-        maps, p_emo, p_au = look(net, images)
+        maps, p_emo, p_au = explain(net, images)
         if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
             raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
                              "another checkpoint")
@@ -135,10 +135,10 @@ def draw_columns(columns, paths, out):
 
 
 @click.command("gradcam")
-@click.option("--ckpt", "ckpts", required=True, multiple=True, type=FOLDER,
+@click.option("--ckpt", "ckpts", required=True, multiple=True, type=PATH,
               help="Checkpoint; give it twice to compare two.")
-@click.option("--out", required=True, type=FOLDER, help="Figure to write, e.g. gradcam.png.")
-@click.argument("images", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", required=True, type=PATH, help="Figure to write, e.g. gradcam.png.")
+@click.argument("images", nargs=-1, required=True, type=PATH)
 @device_option
 def command(ckpts, out, images, device):
     """Draw where checkpoints look in these images (Figure 4).

@@ -10,8 +10,8 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import EMOTIONS, FOLDER, METHODS, InputError, brief, write_whole
-from mmlfer_commands.table import find_files, read_rows
+from mmlfer import EMOTIONS, PATH, InputError, brief, loss_sources, write_whole
+from mmlfer_commands._results import find_files, read_rows
 
 
 def pyplot():
@@ -92,7 +92,8 @@ def plot_methods(rows, path):
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
         color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
         left.plot(steps * mean["epoch"], 100 * mean["val_acc"], color=color, label=row.title)
-        for key, source, style in zip(WEIGHTS, METHODS[row.name.split()[0]][1:], ("-", "--")):
+        sources = loss_sources({"method": row.method})[1:]
+        for key, source, style in zip(WEIGHTS, sources, ("-", "--")):
             if source == "meta":
                 right.plot(steps * mean["epoch"], mean[key], style, color=color,
                            label=f"{row.title}, {WEIGHTS[key]}")
@@ -168,7 +169,7 @@ def parse_numbers(text):
 
 
 @click.command("plot")
-@click.argument("run", type=FOLDER)
+@click.argument("run", type=PATH)
 def command(run):
     """Draw the curves (Figure 5) and the confusion matrix of a run.
 

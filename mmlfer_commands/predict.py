@@ -24,26 +24,23 @@ from mmlfer import (
     AU_NAMES,
     AUS,
     EMOTIONS,
-    FOLDER,
+    PATH,
     InputError,
+    as_batch,
+    check_output,
+    check_two_outputs,
     decode,
     device_option,
     json_option,
     load_net,
     predict_faces,
     read_image,
-    torch,
     trains_aus,
     write_whole,
 )
+from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands.crop import (
-    FACE_COLUMNS,
-    align,
-    check_output,
     check_pictures_folder,
-    check_two_outputs,
-    choose_template,
-    face_row,
     like_option,
     list_images,
     output_names,
@@ -51,12 +48,6 @@ from mmlfer_commands.crop import (
     say,
     shown,
 )
-
-
-def as_batch(images):
-    """x (N, 3, S, S) uint8 of N arrays (S, S, 3)."""
-    return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
-
 
 # ---------------------------------------------------------------- predicting
 # Everything here is an iterator: of a hundred thousand images some hundred lie in memory.
@@ -267,19 +258,19 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 
 
 @click.command("predict")
-@click.option("--ckpt", required=True, type=FOLDER, help="best.pt of a run.")
-@click.argument("paths", nargs=-1, required=True, type=FOLDER)
+@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")
 @like_option
-@click.option("--draw", type=FOLDER, metavar="DIR", help="With --photos: a copy of each photograph "
+@click.option("--draw", type=PATH, metavar="DIR", help="With --photos: a copy of each photograph "
               "with what is predicted, to this folder.")
 @click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions to name "
               "for each face.")
 @json_option
-@click.option("--csv", "csv_path", type=FOLDER, help="Write all to this CSV file too, one row "
+@click.option("--csv", "csv_path", type=PATH, help="Write all to this CSV file too, one row "
               "per face; - is standard output.")
-@click.option("--jsonl", "jsonl_path", type=FOLDER, help="The same, with one line of "
+@click.option("--jsonl", "jsonl_path", type=PATH, help="The same, with one line of "
               "JSON per face.")
 @device_option
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):

@@ -7,14 +7,10 @@ margin. Under torchrun each process takes its share of every batch, and the firs
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import io
 import math
 import os
-import re
 import shlex
 import signal
-import struct
 import sys
 import time
 import types
@@ -26,194 +22,30 @@ import numpy as np
 from mmlfer import (
     COUNT,
     FEATURES,
-    FOLDER,
-    IMAGES,
     NORMS,
+    PATH,
     RATE,
     SEED,
     SHARE,
     SIZE,
     FiniteRange,
     InputError,
-    brief,
-    caught_signals,
+    Stream,
+    check_output,
     device_option,
-    locked,
     make_backbone,
-    make_base_net,
     pick_device,
     progress,
-    read_image,
     save_checkpoint,
     torch,
     torch_load,
-    try_read,
-    versions,
     write_rows,
 )
-from mmlfer_commands.crop import check_output
+from mmlfer_commands._backbones import backbone_state
+from mmlfer_commands._people import draw_pairs, people_sha256, read_pairs, read_people
+from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
 
 # ---------------------------------------------------------------- faces of people
-
-
-class Files:
-    """N images below a folder, and the person of each, 0..people - 1."""
-
-    def __init__(self, root, names, labels):
-        self.root, self.labels = str(root), np.array(labels)
-        self.names = np.array([os.fsencode(name) for name in names])  # one block, not N objects
-
-    def name(self, i):
-        return os.fsdecode(self.names[i])
-
-    def read(self, i, size):
-        """Image i as a (size, size, 3) array, or the reason why not."""
-        return try_read(os.path.join(self.root, self.name(i)), size)
-
-
-class Records:
-    """N images of an insightface train.rec, and the person of each."""
-
-    def __init__(self, path, keys, offsets, labels):
-        self.path, self.names, self.offsets, self.labels = str(path), keys, offsets, labels
-
-    def name(self, i):
-        return f"record {self.names[i]}"
-
-    def read(self, i, size):
-        try:
-            with open(self.path, "rb") as file:
-                _, image = parse_record(read_record(file, int(self.offsets[i])))
-            return read_image(io.BytesIO(image), size)
-        except Exception as error:  # Pillow's plugins raise many kinds
-            return f"{self.path}: {self.name(i)}: not an image that can be read ({brief(error)})"
-
-
-def digest(source):
-    """Of the images' names and people: what a resumed run must find again."""
-    return hashlib.sha256(source.names.tobytes() + source.labels.tobytes()).hexdigest()
-
-
-def some(names):
-    """How many, and the first three, in words."""
-    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
-
-
-def read_people(folder):
-    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, and notes on what is odd."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
-                         "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
-                         "draws people")
-    if (folder / "train.rec").exists():
-        source, notes = read_records(folder / "train.rec")
-    else:
-        source, notes = read_folders(folder)
-    counts = np.bincount(source.labels)
-    if len(counts) < 2:
-        raise InputError(f"{folder}: {len(counts)} people with images; expected a folder of "
-                         "images for each of two or more, or train.rec and train.idx")
-    single = [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]
-    notes += [f"people with one image, never held out: {some(single)}"] if single else []
-    return source, notes
-
-
-def read_folders(folder):
-    names, counts, empty, loose = [], [], [], 0
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir():
-            loose += entry.name.lower().endswith(IMAGES)
-            continue
-        images = sorted(e.name for e in os.scandir(entry) if e.name.lower().endswith(IMAGES))
-        names += [os.path.join(entry.name, image) for image in images]
-        counts += [len(images)] if images else []
-        empty += [] if images else [entry.name]
-    notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
-    notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
-    return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
-
-
-# MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
-# multiple of 4. Data that hold the magic number are cut there: parts 1 (first), 2 and 3 (last).
-MAGIC = 0xCED7230A
-
-
-def read_record(file, offset):
-    """The bytes of the record at an offset."""
-    parts, part = [], None
-    file.seek(offset)
-    while part not in (0, 3):
-        head = file.read(8)
-        magic, word = struct.unpack("<II", head) if len(head) == 8 else (None, 0)
-        part, length = word >> 29, word % 2**29
-        data = file.read(length)
-        if magic not in (MAGIC, None):
-            raise ValueError("no record where train.idx has one")
-        if magic is None or len(data) < length:
-            raise ValueError("cut off")
-        parts.append(data)
-        file.seek(-length % 4, os.SEEK_CUR)
-    return struct.pack("<I", MAGIC).join(parts)
-
-
-def parse_record(data):
-    """A record's labels and image: flag (how many labels follow, 0: one, here), label, two ids."""
-    try:
-        flag, label, *_ = struct.unpack_from("<IfQQ", data)
-        labels = struct.unpack_from(f"<{flag}f", data, 24) if flag else (label,)
-    except struct.error:
-        raise ValueError("cut off") from None
-    return labels, data[24 + 4 * flag :]
-
-
-def read_index(path):
-    """train.idx: its keys in order and their offsets in train.rec, (N,) and (N,)."""
-
-    def rows(file):
-        for number, line in enumerate(file, 1):
-            row = re.fullmatch(r"(\d{1,18})\s+(\d{1,18})\s*", line, re.ASCII)
-            if not row:
-                raise InputError(f"{path}:{number}: expected a key and an offset; take the file "
-                                 "that came with train.rec")
-            yield int(row[1]), int(row[2])
-
-    try:
-        with open(path, errors="replace") as file:
-            index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
-    keys, last = np.unique(index[:, 0], return_index=True)
-    return keys, index[last, 1]
-
-
-def read_label(file, offset, size):
-    """The first label of the record at an offset; nan if the file, of some size, has none there."""
-    file.seek(offset)
-    head = file.read(36)
-    if len(head) < 36:
-        return math.nan
-    magic, word, flag, label, first = struct.unpack("<IIIf16xf", head)
-    whole = magic == MAGIC and offset + 8 + word % 2**29 <= size
-    return math.nan if not whole else first if flag else label
-
-
-def read_records(path):
-    """The images of a train.rec by its train.idx; record 0 says where they end."""
-    keys, offsets = read_index(path.with_suffix(".idx"))
-    with open(path, "rb") as file:
-        try:
-            first, _ = parse_record(read_record(file, offsets[0])) if 0 in keys[:1] else ((), b"")
-        except ValueError as error:
-            raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
-        wanted = (keys >= 1) & (keys < (first[0] if len(first) > 1 else math.inf))
-        keys, offsets, size = keys[wanted], offsets[wanted], path.stat().st_size
-        bar = progress(offsets, "reading labels", unit=" records")
-        labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
-    whole = ~np.isnan(labels)
-    notes = [] if whole.all() else [f"records cut off or not there: {some(keys[~whole])}"]
-    labels = np.unique(labels[whole], return_inverse=True)[1]
-    return Records(path, keys[whole], offsets[whole], labels), notes
 
 
 class Images:
@@ -248,7 +80,7 @@ def leave_signals(worker):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def load(images, batch, opt, order=None):
+def data_loader(images, batch, opt, order=None):
     return torch.utils.data.DataLoader(
         images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available())
@@ -311,60 +143,6 @@ def with_margin(cosines, y, loss, margin):
 # ---------------------------------------------------------------- verification
 
 
-def draw_pairs(labels, seed, n=3000):
-    """Up to n pairs of images of one person and as many of two people, mixed, in ten folds.
-    -> (P, 2) indices, same (P,), fold (P,)"""
-    rng = np.random.default_rng([seed, 5])
-    order, labels = np.argsort(labels, kind="stable"), np.sort(labels)
-    _, start, who, count = np.unique(labels, return_index=True, return_inverse=True,
-                                     return_counts=True)
-    i = rng.integers(0, len(labels), 8 * n)
-    begin, many = start[who[i]], count[who[i]]
-    twin = begin + (i - begin + rng.integers(1, np.maximum(many, 2))) % many
-    other = (begin + many + rng.integers(0, len(labels) - many)) % len(labels)
-    kinds = [np.unique(np.sort(np.stack([i, j], 1)[i != j], 1), axis=0) for j in (twin, other)]
-    n = min(n, *map(len, kinds))
-    pairs = np.concatenate([rng.permutation(kind)[:n] for kind in kinds])
-    mixed = rng.permutation(2 * n)
-    return order[pairs[mixed]], mixed < n, np.arange(2 * n) % 10
-
-
-def read_pairs(path, root):
-    """LFW's pairs.txt. -> Files, (P, 2) indices, same (P,), fold (P,)"""
-    try:
-        rows = [line.split() for line in Path(path).read_text().splitlines()]
-        folds, n = map(int, rows[0])
-        if folds < 2 or n < 1:
-            raise ValueError("two folds or more, of pairs")
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
-                         f"({error})") from None
-    if len(rows) < 1 + 2 * folds * n:
-        raise InputError(f"{path}: {len(rows) - 1} pairs, and its first row says {2 * folds * n}")
-    names, pairs = {}, []
-    for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
-        try:
-            one, i, other, j = row if len(row) != 3 else (row[0], row[1], row[0], row[2])
-            found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
-        except ValueError:
-            raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
-        except FileNotFoundError as error:
-            raise InputError(f"{path}:{number}: no image {error}") from None
-        pairs.append([names.setdefault(name, len(names)) for name in found])
-    same = np.array([len(row) == 3 for row in rows[1 : len(pairs) + 1]])
-    fold = np.arange(len(pairs)) // (2 * n)
-    return Files(root, names, range(len(names))), np.array(pairs), same, fold
-
-
-def lfw_image(root, name, i):
-    """NAME/NAME_0001.jpg, or whichever kind of image it is there."""
-    for suffix in IMAGES:
-        image = Path(name, f"{name}_{i:04d}{suffix}")
-        if (root / image).exists():
-            return str(image)
-    raise FileNotFoundError(root / name / f"{name}_{i:04d}.jpg")
-
-
 def best_threshold(similarity, same):
     """The similarity from which on pairs are called the same, with the most pairs right."""
     order = np.argsort(-similarity, kind="stable")
@@ -389,7 +167,7 @@ def embed(net, images, opt, known):
     device, parts, bad = next(net.parameters()).device, [], []
     net.eval()
     with torch.no_grad():
-        for x, _, rows in progress(load(images, 256, opt), "verifying", unit=" batches"):
+        for x, _, rows in progress(data_loader(images, 256, opt), "verifying", unit=" batches"):
             note_bad(rows, images.source, opt, known)
             x = x.to(device)
             parts.append(torch.nn.functional.normalize(net.embed(x) + net.embed(x.flip(3))).cpu())
@@ -486,8 +264,8 @@ class Pretraining:
     def state(self, source_digest):
         numbers = {name: getattr(self, name) for name in
                    ("people", "steps", "epoch", "step", "elapsed", "log", "totals")}
-        return {"format": FORMAT, "options": vars(self.opt), "digest": source_digest, **numbers,
-                "net": self.net.state_dict(), "sgd": self.sgd.state_dict(),
+        return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": source_digest,
+                **numbers, "net": self.net.state_dict(), "sgd": self.sgd.state_dict(),
                 "schedule": self.schedule.state_dict()}
 
     def restore(self, state):
@@ -497,7 +275,7 @@ class Pretraining:
             setattr(self, name, state[name])
 
 
-FORMAT = "mmlfer pretraining 1"
+PRETRAINING_FORMAT = "mmlfer pretraining 1"
 
 
 def epoch_batches(run, images):
@@ -508,8 +286,8 @@ def epoch_batches(run, images):
     sampler.set_epoch(run.epoch)
     share = opt.batch_size // world.size
     order = list(sampler)[run.step * share : run.steps * share]
-    for step, batch in enumerate(load(images, share, opt, order), run.step):
-        rng = np.random.default_rng([opt.seed, 6, run.epoch, step])
+    for step, batch in enumerate(data_loader(images, share, opt, order), run.step):
+        rng = np.random.default_rng([opt.seed, Stream.FLIPS, run.epoch, step])
         flip = torch.from_numpy(rng.random(opt.batch_size) < 0.5)[world.rank :: world.size]
         yield *batch, flip
 
@@ -530,7 +308,7 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def look(run, caught):
+def sum_over_processes(run, caught):
     """Add up all processes' numbers; stop at what is not finite; whether a signal came to any."""
     sums = torch.cat([run.fresh, run.fresh.new_tensor([len(caught)])])
     if run.world.size > 1:
@@ -538,14 +316,14 @@ def look(run, caught):
     run.fresh.zero_()
     *numbers, stop = sums.tolist()
     run.totals += torch.tensor(numbers)
-    check_finite(run, "the loss or its gradient", torch.tensor(numbers))
+    check_numbers(run, "the loss or its gradient", torch.tensor(numbers))
     return stop > 0
 
 
-def check_finite(run, what, *tensors):
+def check_numbers(run, what, *tensors):
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The last "
-                         "checkpoint is as it was; start anew (--overwrite) with a lower --lr or "
+                         "checkpoint is as it was; start again (--overwrite) with a lower --lr or "
                          "a longer --warmup")
 
 
@@ -565,7 +343,7 @@ def pretrain_epoch(run, images, caught):
         run.step += 1
         stop = False
         if run.step % every == 0 or run.step == run.steps:
-            stop = look(run, caught)
+            stop = sum_over_processes(run, caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
                 bar.set_postfix(loss=f"{run.totals[0] / run.step / run.world.size:.3f}")
@@ -576,7 +354,7 @@ def pretrain_epoch(run, images, caught):
         bar.close()
 
 
-def log_row(run, tests):
+def pretraining_row(run, tests):
     """One epoch's row of the log; verification by the first process."""
     loss, right, _, bad = run.totals.tolist()
     shares = run.steps * run.world.size
@@ -589,11 +367,11 @@ def log_row(run, tests):
     return row
 
 
-def end_epoch(run, tests, paths, source_digest):
+def end_pretraining_epoch(run, tests, paths, source_digest):
     """Verification, a checkpoint and the log's row; the schedule's step."""
-    check_finite(run, "the net", *run.net.state_dict().values())
+    check_numbers(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
-        row = log_row(run, tests)
+        row = pretraining_row(run, tests)
         run.log.append(row)
         tested = "".join(", {} {:.2%} ± {:.2%}".format(name, row[f"{name}_acc"], row[f"{name}_sd"])
                          for name in tests)
@@ -613,135 +391,12 @@ def pretrain_epochs(run, images, tests, paths, source_digest):
         while run.epoch < run.opt.epochs:
             pretrain_epoch(run, images, caught)
             if run.step == run.steps:
-                end_epoch(run, tests, paths, source_digest)
+                end_pretraining_epoch(run, tests, paths, source_digest)
             elif run.world.rank == 0:
                 save_checkpoint(run.state(source_digest), paths["last"])
-            if run.step or look(run, caught):
-                out = shlex.quote(str(paths["out"]))
-                run.world.say(f"stopped; {paths['last']} is written, go on with: mmlfer pretrain "
-                              f"--out {out} --resume", err=True)
+            if run.step or sum_over_processes(run, caught):
+                run.world.say(stopped_line(paths["last"], "pretrain", paths["out"]), err=True)
                 sys.exit(128 + (caught or [signal.SIGTERM])[-1])
-
-
-# ---------------------------------------------------------------- backbone files
-
-
-def backbone_state(run):
-    """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
-    last = run.log[-1]
-    mean, std = map(list, NORMS["half"])
-    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
-            "people": run.people, "options": vars(run.opt), "versions": versions(),
-            "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
-            "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}
-
-
-WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
-            "backbone", "ema")
-PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
-            "encoder_q", "feature", "features")
-SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
-OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
-
-
-def read_tensors(path):
-    """The content of a file of torch's or of safetensors'; no code in it is ever run."""
-    if not path.endswith(".safetensors"):
-        return torch_load(path)
-    try:
-        from safetensors.torch import load
-    except ImportError:
-        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
-    try:
-        return load(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # safetensors' own, by the kind of damage
-        raise InputError(f"{path}: not a checkpoint that can be read safely "
-                         f"({brief(error)})") from None
-
-
-def read_backbone(path):
-    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
-    and {"mean": .., "std": ..} if the file is of mmlfer."""
-    content = state = read_tensors(path)
-    for _ in WRAPPERS:  # one in another
-        if isinstance(state, dict):
-            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
-    if not isinstance(state, dict):
-        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
-    found, left, norm = {}, [], {}
-    for key, value in state.items():
-        match = TENSOR.fullmatch(str(key))
-        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
-        if name in found:
-            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
-        if name and isinstance(value, torch.Tensor):
-            found[name] = key, value
-        else:
-            left.append(str(key))
-    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
-    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
-        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
-                         "`mmlfer pretrain` makes one that fits")
-    if str(content.get("format")).startswith("mmlfer"):
-        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
-    return found, [key for key in left if key not in norm], norm
-
-
-def misfits(found, own):
-    """What keeps the tensors of a file from being all of a net's."""
-    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
-    for name, tensor in own.items():
-        key, given = found.get(name, (name, None))
-        if given is None:
-            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
-        elif given.shape != tensor.shape:
-            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
-        elif not given.to_dense().isfinite().all():
-            wrong.append(f"{key} not finite")
-    return wrong
-
-
-def load_backbone(path, arch, bgr, norm):
-    """The base net with all of a file's backbone, and a line on what was taken."""
-    found, left, own_norm = read_backbone(path)
-    if own_norm and bgr:
-        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
-    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
-    if wrong := misfits(found, net.backbone.state_dict()):
-        with torch.device("meta"):
-            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
-        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
-                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
-                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
-    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
-    if bgr:
-        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
-    net.backbone.load_state_dict(taken, strict=False)
-    try:
-        for name, values in own_norm.items() if norm == "auto" else ():
-            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
-    return net, f"took {len(taken)} tensors from {path}" + (
-        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
-
-
-def load_imagenet(arch, norm):
-    """The base net with torchvision's backbone of ImageNet, and a line that says so."""
-    import torchvision
-
-    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    try:
-        state = source.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
-                         "elsewhere and give its path to --weights") from None
-    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
-    net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
-    return net, "ImageNet's, from torchvision"
 
 
 # ---------------------------------------------------------------- a run
@@ -755,7 +410,7 @@ def split_people(labels, holdout, seed):
     if n > len(able) or len(people) - n < 2:
         raise InputError(f"--holdout {holdout}: {n} of {len(people)} people to hold out, of whom "
                          f"{len(able)} have two images; give more people, or --holdout 0")
-    held = np.random.default_rng([seed, 4]).permutation(able)[:n]
+    held = np.random.default_rng([seed, Stream.HELD_OUT]).permutation(able)[:n]
     is_held = np.isin(labels, held)
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
@@ -781,7 +436,7 @@ def prepare(opt, world):
         tests["holdout"] = source, held[pairs], same, fold
     if opt.pairs:
         tests["pairs"] = read_pairs(opt.pairs, opt.pairs_root)
-    return Images(source, train, labels, opt.size), len(people), tests, digest(source)
+    return Images(source, train, labels, opt.size), len(people), tests, people_sha256(source)
 
 
 def run_paths(out):
@@ -809,13 +464,10 @@ def resumed_options(paths, given):
     """The options and the state of a stopped run; given ones must be its own, but for where the
     faces lie and how they are read."""
     state = torch_load(paths["last"])
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != PRETRAINING_FORMAT:
         raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
     own = state["options"]
-    for name, value in given.items():
-        if name not in MOVABLE and value != own[name]:
-            raise InputError(f"{paths['last']}: its run has --{name.replace('_', '-')} "
-                             f"{own[name]}, not {value}; a resumed run keeps its options")
+    check_kept(given, own, MOVABLE, paths["last"])
     moved = {name: value for name, value in given.items() if name in MOVABLE}
     return types.SimpleNamespace(**{**own, **moved}), state
 
@@ -832,7 +484,7 @@ def check_alike(run, paths):
         raise InputError(f"{paths['last']}: not the same on every machine; copy it to all")
 
 
-def fit(opt, paths, state, world):
+def pretrain(opt, paths, state, world):
     """Train as the options say, or go on from a state; write the backbone at the end."""
     images, people, tests, source_digest = prepare(opt, world)
     if state and state["digest"] != source_digest:
@@ -874,7 +526,7 @@ def start(paths, options, given, resume, overwrite):
         opt = new_options(paths, options, overwrite)
     world = join_world(opt.device)
     try:
-        fit(opt, paths, state, world)
+        pretrain(opt, paths, state, world)
     finally:
         if world.size > 1:
             torch.distributed.destroy_process_group()
@@ -883,7 +535,7 @@ def start(paths, options, given, resume, overwrite):
 @click.command("pretrain")
 @click.option("--faces", type=click.Path(), help="A folder with a folder of images for each "
               "person, or with insightface's train.rec and train.idx.")
-@click.option("--out", required=True, type=FOLDER, help="The backbone's file, for `train "
+@click.option("--out", required=True, type=PATH, help="The backbone's file, for `train "
               "--weights`; its log and checkpoint beside it, with .csv and .last.pt.")
 @click.option("--arch", default="resnet34", type=click.Choice(list(FEATURES)), help="Backbone.")
 @click.option("--epochs", default=40, type=COUNT, help="Passes over the images.")
@@ -922,7 +574,5 @@ def command(ctx, out, resume, overwrite, **options):
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if bool(options["pairs"]) != bool(options["pairs_root"]):
         raise click.UsageError("--pairs and --pairs-root go together.")
-    explicit = click.core.ParameterSource.COMMANDLINE
-    given = {k: v for k, v in options.items() if ctx.get_parameter_source(k) == explicit}
     with one_voice():
-        start(run_paths(out), options, given, resume, overwrite)
+        start(run_paths(out), options, given_options(ctx, options), resume, overwrite)

@@ -4,27 +4,26 @@ from pathlib import Path
 
 import click
 import numpy as np
-import yaml
 
 from mmlfer import (
     AUS,
     EMOTIONS,
-    FOLDER,
     LABEL_FILES,
     OBSERVED,
+    PATH,
     PROTOTYPICAL,
     SPLITS,
     InputError,
-    brief,
+    check_output,
+    check_two_outputs,
     counts,
     describe,
     load_labels,
     load_stats,
+    markdown,
     write_whole,
 )
-from mmlfer_commands.crop import check_output, check_two_outputs
 from mmlfer_commands.plot import pyplot, save_figure
-from mmlfer_commands.table import markdown
 
 
 def au_frequencies(faces):
@@ -87,51 +86,6 @@ def observations(p, n, reference):
     return "\n".join(lines)
 
 
-class StatsLoader(yaml.SafeLoader):
-    """Plain YAML: no aliases, whose nesting can grow without end, and no key twice."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*); write the values out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = [str(key) for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
-        return super().construct_mapping(node, deep)
-
-
-def read_stats(path):
-    """The rows of a file as `stats --out` writes them, checked: {expression: {AU: fraction}}."""
-
-    def expect(ok, message):
-        if not ok:
-            raise InputError(f"{path}: {message}")
-
-    try:
-        rows = yaml.load(Path(path).read_text(encoding="utf-8"), StatsLoader)
-    except Exception as error:  # yaml raises many kinds for odd tags and nesting
-        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
-                         "lab or a file of `mmlfer stats --out`") from None
-    expect(isinstance(rows, dict), "expected expressions with their AUs, as in stats/wild.yaml")
-    for unknown in [e for e in rows if e not in EMOTIONS]:
-        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
-    missing = ", ".join(e for e in EMOTIONS if e not in rows)
-    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
-    for emotion, row in rows.items():
-        expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
-        for au, p in row.items():
-            expect(type(au) is int and au in (*AUS, 11),
-                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
-            expect(type(p) in (int, float) and 0 <= p <= 1,
-                   f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
-        expect(any(p >= OBSERVED for au, p in row.items() if au != 11),
-               f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
-    return rows
-
-
 def write_stats(p, n, source, path):
     """YAML that --stats reads: the observed AUs of each expression as fractions."""
     lines = [f"# p(AU active | compound expression) of {source}, {sum(n)} images, by mmlfer stats.",
@@ -166,12 +120,12 @@ def plot_stats(tables, path):
 
 
 @click.command("stats")
-@click.option("--data", required=True, type=FOLDER, help="Folder with the three label files.")
+@click.option("--data", required=True, type=PATH, help="Folder with the three label files.")
 @click.option("--split", default="all", type=click.Choice(["all", *SPLITS]), help="Which images.")
-@click.option("--out", type=FOLDER, help="Write YAML that --stats takes; - is standard output, and "
+@click.option("--out", type=PATH, help="Write YAML that --stats takes; - is standard output, and "
               "the table then goes to standard error.")
 @click.option("--against", help="Compare with wild, lab or a YAML file.")
-@click.option("--plot", type=FOLDER, help="Write a heat map, e.g. stats.png (extra `plot`).")
+@click.option("--plot", type=PATH, help="Write a heat map, e.g. stats.png (extra `plot`).")
 def command(data, split, out, against, plot):
     """Count AUs by expression: Table 1 and Figure 2 for these labels.
 

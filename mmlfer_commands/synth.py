@@ -1,12 +1,8 @@
 """mmlfer synth: stand-in faces, drawn from AUs, in RAF-CE's own layout."""
 
-import concurrent.futures
 import io
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from pathlib import Path
 
 import click
@@ -17,14 +13,16 @@ from mmlfer import (
     AUS,
     COUNT,
     EMOTIONS,
-    FOLDER,
     LABEL_FILES,
+    PATH,
     RAFCE_TOTALS,
     SEED,
     SIZE,
     TRAIN,
     FiniteRange,
+    Stream,
     describe,
+    in_processes,
     load_labels,
     load_stats,
     parse_aus,
@@ -40,7 +38,8 @@ from mmlfer_commands.build import new_folder, split_faces, write_labels
 
 SKIN = ("#f4d4ba", "#eabe9e", "#e0ac84", "#be8862", "#8d5c3e", "#5c3a2a")
 HAIR = ("#1c1614", "#3a261a", "#603e24", "#966838", "#ceaa6e", "#807c7a")
-LOOK = ("jaw", "eye", "brow", "nose", "mouth", "lips", "hairline", "long")  # of a person, -1..1
+PROPORTIONS = (  # of a person, -1..1
+    "jaw", "eye", "brow", "nose", "mouth", "lips", "hairline", "long")
 FURROWS = (  # AU, depth, width, control points on the left, mirrored to the right
     (1, 0.75, 0.009, ((0.02, -0.65), (0.16, -0.71), (0.30, -0.63))),
     (1, 0.75, 0.009, ((0.02, -0.74), (0.16, -0.80), (0.30, -0.72))),
@@ -138,7 +137,7 @@ def draw_face(aus, rng, size, person=None):
     canvas = FaceCanvas(size, person, rng)
     skin = mix(*[ImageColor.getrgb(SKIN[i]) for i in person.integers(0, 6, 2)], person.random())
     hair = mix(*[ImageColor.getrgb(HAIR[i]) for i in person.integers(0, 6, 2)], person.random() / 2)
-    look = dict(zip(LOOK, person.uniform(-1, 1, len(LOOK)).tolist()))
+    look = dict(zip(PROPORTIONS, person.uniform(-1, 1, len(PROPORTIONS)).tolist()))
     jaw = 0.14 * both[26] + 0.26 * both[27] + 0.03 * both[25]
     draw_head(canvas, skin, hair, look, jaw)
     for side, a in zip((-1, 1), by_side):
@@ -322,7 +321,7 @@ def write_face(job):
 def draw_labels(n, table, seed):
     """Labels of n stand-ins: expressions in RAF-CE's proportions, AUs by the statistics, sides
     for some, 1 row in 100 null. -> names, y_emo, AU strings"""
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, Stream.LABELS])
     y_emo = rng.choice(len(EMOTIONS), n, p=np.array(RAFCE_TOTALS) / sum(RAFCE_TOTALS))
     active = (rng.random((n, len(AUS))) < table[y_emo]) & (rng.random((n, 1)) > 0.01)
     aus = []
@@ -330,25 +329,6 @@ def draw_labels(n, table, seed):
         sides = rng.choice(["", "L", "R"], len(AUS), p=[0.9, 0.05, 0.05])
         aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], np.array(AUS)[row])) or "null")
     return [f"{i:04d}.jpg" for i in range(1, n + 1)], y_emo, aus
-
-
-def end_with_parent():
-    """In a worker process: do not outlive the program, however it was ended."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def in_processes(workers, function, jobs, chunk=1, **options):
-    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
-        done = pool.map(function, jobs, chunksize=chunk)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield from done
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def draw_all(jobs):
@@ -359,7 +339,7 @@ def draw_all(jobs):
         pass
 
 
-def read_rows(folder):
+def read_au_strings(folder):
     """The names and AU strings of a folder's label files."""
     load_labels(folder)  # complains
     names = list(read_labels(Path(folder) / LABEL_FILES[0], str))
@@ -370,7 +350,7 @@ def read_rows(folder):
 def mislabel(folder, share, seed):
     """Give a share of the training rows the AU string of another of them, as bad annotation would:
     the faces and how often each AU is named stay; validation and test rows stay right."""
-    rng, path = np.random.default_rng([seed, 5]), folder / LABEL_FILES[2]
+    rng, path = np.random.default_rng([seed, Stream.AU_NOISE]), folder / LABEL_FILES[2]
     split = read_labels(folder / LABEL_FILES[1], parse_code(2))
     rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
     train = [name for name in rows if split[name][1] == TRAIN]
@@ -383,15 +363,15 @@ def synthesize(out, n, stats, labels, size, seed, au_noise=0.0):
     """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
     with new_folder(out) as part:
         if labels:
-            names, aus = read_rows(labels)
+            names, aus = read_au_strings(labels)
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
         else:
             names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
             write_labels(part, names, y_emo, split_faces(y_emo, seed), aus)
         (part / "aligned").mkdir()
-        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, [seed, 2, i])
-                  for i, (name, row) in enumerate(zip(names, aus))])
+        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size,
+                   [seed, Stream.FACES, i]) for i, (name, row) in enumerate(zip(names, aus))])
         if au_noise:
             mislabel(part, au_noise, seed)
 
@@ -405,13 +385,13 @@ def synthesize_people(out, people, per_person, stats, size, seed):
             person, face = divmod(i, per_person)
             folder = part / f"{person + 1:05d}"
             folder.mkdir(exist_ok=True)
-            jobs.append((str(folder / f"{face + 1:03d}.jpg"), row, size, [seed, 2, i],
-                         [seed, 4, person]))
+            jobs.append((str(folder / f"{face + 1:03d}.jpg"), row, size, [seed, Stream.FACES, i],
+                         [seed, Stream.PEOPLE, person]))
         draw_all(jobs)
 
 
 @click.command("synth")
-@click.argument("out", type=FOLDER)
+@click.argument("out", type=PATH)
 @click.option("--n", default=1400, type=COUNT, help="How many faces.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "

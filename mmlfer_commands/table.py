@@ -1,13 +1,8 @@
 """mmlfer table: Tables 2 and 3 of finished runs, compared in pairs; the best run of a search."""
 
-import csv
-import dataclasses
-import hashlib
 import itertools
 import json
 import math
-import os
-import shlex
 from pathlib import Path
 
 import click
@@ -16,199 +11,19 @@ import yaml
 
 from mmlfer import (
     EMOTIONS,
-    FOLDER,
-    METHODS,
+    PATH,
     RUN_FILES,
     InputError,
-    confusion_matrix,
-    expression_metrics,
+    check_output,
+    markdown,
     write_whole,
 )
-from mmlfer_commands.crop import check_output
+from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_rows
 
-PAPER = {  # Acc. / Diag. by method and statistics
-    "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
-    "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
-    "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
-}
-SEARCHED = ("rho", "rho_am")
-OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
 DRAWS = 10_000  # of the bootstrap
-
-# ---------------------------------------------------------------- finished runs
-
-
-def find_files(folder, name):
-    """The files of a name below a folder, in order; links are followed, no folder is read twice."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        if os.path.realpath(place) in seen:
-            folders.clear()
-        elif name in files and os.path.isfile(os.path.join(place, name)):
-            found.append(Path(place, name))
-        seen.add(os.path.realpath(place))
-    return sorted(found)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    """What a run's test.json says, checked."""
-
-    path: Path
-    method: str
-    stats: str  # what p(AU | expression) is called, "" where the method does not use it
-    traits: dict  # what makes the method, {name: (value, value as shown)}
-    seed: int
-    rafce: bool
-    names: str  # digest of the test images' names
-    truth: np.ndarray  # (N,)
-    right: np.ndarray  # (N,) whether the prediction is the truth
-    rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
-
-    def row(self):
-        """What the runs of one row have in common."""
-        return self.method, frozenset((name, value) for name, (value, _) in self.traits.items())
-
-
-def digest(names):
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
-
-
-def stats_name(run):
-    """A test.json's statistics in a word; a file of one's own is never called wild or lab."""
-    if not METHODS[run["method"]][2]:
-        return ""
-    stats, form = run["stats"], run["form"]
-    name = stats if Path(stats).name in ("wild", "lab") else Path(stats).name
-    return name if form == ("lab" if stats == "lab" else "wild") else f"{name}, {form} form"
-
-
-def find_traits(run):
-    """What makes a test.json's method: the options that it reads, but seed, data place and device;
-    the contents of its statistics and, where they are known, of the data's labels."""
-    sources, options = METHODS[run["method"]], run.get("options")
-    traits = {}
-    if sources[2]:
-        traits["form"] = (run["form"], run["form"])
-        traits["statistics"] = (run["stats"], run["stats"])
-    if options is None:  # written by an older version
-        return {**traits, "options": ("unknown", "unknown")}
-    if sources[2]:
-        content = run["table_sha256"]
-        traits["statistics"] = (content, f"{run['stats']} ({content:.8})")
-    if "data_sha256" in run:
-        place = Path(options["data"]).name
-        traits["data"] = (run["data_sha256"], f"{place} ({run['data_sha256']:.8})")
-    unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
-    if "meta" not in sources:
-        unread |= {"lr_meta", "hypergrad"}
-    return traits | {name: (value, value) for name, value in options.items() if name not in unread}
-
-
-def rates(numbers):
-    """Acc., Diag. and each expression's rate among a test.json's numbers, (2 + K,)."""
-    per_class = [numbers["per_class"][emotion] for emotion in EMOTIONS]
-    return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
-
-
-def read_run(path):
-    """A run's test.json; its numbers must follow from its predictions."""
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
-        if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
-            raise ValueError("predictions that are none")
-        own = expression_metrics(confusion_matrix(truth, pred))
-        names = run["names_sha256"] if "names_sha256" in run else digest(run["names"])
-        whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
-                 and np.allclose(rates(best), rates(own), equal_nan=True)
-                 and len(run.get("names", truth)) == len(truth)
-                 and type(run["seed"]) is int and isinstance(run["rafce"], bool))
-        if not whole:
-            raise ValueError("numbers that do not fit each other")
-        tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
-                        run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
-        hash((tested.row(), names))  # no lists among the options
-        return tested
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-            OSError) as error:
-        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
-
-
-def read_runs(folder):
-    """The finished runs below a folder, all of one test set."""
-    runs = [read_run(path) for path in find_files(folder, "test.json")]
-    if not runs:
-        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
-    for run in runs:
-        if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
-            raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
-                             "one data set, name the folder of its runs alone")
-    return runs
-
-
-# ---------------------------------------------------------------- rows: the runs of one method
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The runs of one method, by seed."""
-
-    name: str  # method and statistics
-    traits: dict
-    seeds: dict  # {seed: Tested}
-    title: str = ""  # the name, and what tells the row from others
-
-
-def gather(runs):
-    """The Rows of runs, without their titles."""
-    groups = {}
-    for run in runs:
-        seeds = groups.setdefault(run.row(), {})
-        if run.seed in seeds:
-            raise InputError(f"{run.path}: the same method, options and seed as "
-                             f"{seeds[run.seed].path}; take one away")
-        seeds[run.seed] = run
-    rows = []
-    for (method, _), seeds in groups.items():
-        stats = min((run.stats for run in seeds.values()),  # if one file has two names: the paper's
-                    key=lambda name: (f"{method} {name}" not in PAPER, name))
-        rows.append(Row(f"{method} {stats}".strip(), next(iter(seeds.values())).traits, seeds))
-    return rows
-
-
-def differs(trait, row, rows):
-    """Whether other rows have another value: those of the row's name in what methods have of
-    their own, such as what is searched for each; all rows in everything else."""
-    if trait == "options":  # unknown here; known elsewhere?
-        return any(trait not in other.traits for other in rows)
-    age = "options" in row.traits
-    peers = [other.traits for other in rows if ("options" in other.traits) == age
-             and (other.name == row.name or (trait in other.traits and trait not in OWN))]
-    return any(traits.get(trait, (None,))[0] != row.traits[trait][0] for traits in peers)
-
-
-def title(row, rows):
-    """A row's name, and the traits that tell it from others."""
-    traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
-              if differs(trait, row, rows)]
-    return ", ".join([row.name, *traits])
-
-
-def read_rows(folder):
-    """The Rows of the finished runs below a folder, in the order of Table 3."""
-    rows = gather(read_runs(folder))
-    rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
-    return sorted(rows, key=lambda row: (list(METHODS).index(row.name.split()[0]), row.title))
 
 
 # ---------------------------------------------------------------- Tables 2 and 3
-
-
-def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
-                      for r in [header, ["---"] * len(header), *rows]])
 
 
 def spread(values):
@@ -352,50 +167,7 @@ mean ± standard deviation over seeds.
 # ---------------------------------------------------------------- searches, raw results
 
 
-def validation_accuracy(run):
-    """The highest of a finished run's epochs, which chose its best.pt."""
-    if not (run / "test.json").exists():
-        raise InputError(f"{run}: not finished; go on with: mmlfer train --out "
-                         f"{shlex.quote(str(run))} --resume")
-    log = csv.DictReader((run / "log.csv").read_text(encoding="utf-8").splitlines())
-    accuracy = max(float(row["val_acc"]) for row in log)
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"val_acc {accuracy}")
-    return accuracy
-
-
-def best_options(folder, names):
-    """Options of the run below a folder with the highest validation accuracy, as `train` takes
-    them; of equals the first in order of the paths."""
-    found = []
-    for path in find_files(folder, "config.yaml"):
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            values = [config[name.replace("-", "_")] for name in names]
-            found.append((validation_accuracy(path.parent), values))
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise InputError(f"{path.parent}: not a run of `train` ({error!r:.80})") from None
-    if not found:
-        raise InputError(f"{folder}: no run of `train` below it")
-    accuracy, best = max(found, key=lambda one: one[0])
-    for name, value, tried in zip(names, best, zip(*(values for _, values in found))):
-        warn_of_edge(folder, name, value, tried)
-    return shlex.join(itertools.chain(*((f"--{n}", str(v)) for n, v in zip(names, best))))
-
-
-def warn_of_edge(folder, name, value, tried):
-    """Say that a search ended at its grid's edge: a method with a badly searched weight is no
-    baseline."""
-    if all(type(v) in (int, float) for v in tried) and min(tried) < max(tried):
-        for edge, most, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
-            if value == edge(tried):
-                click.echo(f"Warning: {folder}: {name} {value} is the best and the {most} of those "
-                           f"tried; try {beyond} ones too", err=True)
-
-
-def export(paths, folder, out):
+def export_results(paths, folder, out):
     """Copy what tables and curves need of the runs below a folder: test.json without images' names
     and the last epoch's predictions, log.csv and config.yaml; of the data's place its name."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
@@ -404,7 +176,7 @@ def export(paths, folder, out):
         run = json.loads(path.read_text(encoding="utf-8"))
         config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
         if "names" in run:
-            run["names_sha256"] = digest(run.pop("names"))
+            run["names_sha256"] = digest_of_names(run.pop("names"))
         run["last"].pop("pred", None)
         for content in (run, run.get("options", run), config):
             content["data"] = Path(content["data"]).name
@@ -415,24 +187,20 @@ def export(paths, folder, out):
 
 
 @click.command("table")
-@click.argument("runs", type=FOLDER)
-@click.option("--out", default="results.md", type=FOLDER, help="Markdown file, - for none.")
-@click.option("--best", multiple=True, metavar="OPTION", help="Print instead this option of the "
-              "run with the highest validation accuracy, as `train` takes it; may be repeated.")
-@click.option("--export", "to", type=FOLDER, help="Copy the results there as well, without images' "
+@click.argument("runs", type=PATH)
+@click.option("--out", default="results.md", type=PATH, help="Markdown file, - for none.")
+@click.option("--export", "to", type=PATH, help="Copy the results there as well, without images' "
               "names and places: enough for `table` and `plot`.")
-def command(runs, out, best, to):
+def command(runs, out, to):
     """Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
 
     Runs of one row have the same options but for seed, device and the place of the data.
     """
-    if best:
-        return click.echo(best_options(runs, best))
     paths = find_files(runs, "test.json")
     check_output(out, *(path.parent / name for path in paths for name in RUN_FILES))
     text = results(runs)
     if to:
-        export(paths, runs, to)
+        export_results(paths, runs, to)
     if str(out) != "-":
         write_whole(out, text.encode())
     click.echo(text)

@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import crop
+from mmlfer_commands import _alignment, train
 from mmlfer_commands.synth import synthesize
 
-crop.MEASURED = 8  # `train` measures no more faces than these in the tests, but for one of them
+_alignment.MEASURED = 8  # `train` measures no more faces than these in the tests, but for one of them
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
 
@@ -53,7 +53,7 @@ def trained(faces_folder, tmp_path_factory):
 def sketch(faces_folder, tmp_path_factory):
     """A checkpoint of random weights whose answers differ from face to face; no training."""
     cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
-    run = mmlfer.Run(cfg, 1)
+    run = run_of(cfg, 1)
     for module in run.net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -65,6 +65,11 @@ def sketch(faces_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("sketch") / "best.pt"
     mmlfer.save_checkpoint(mmlfer.inference_state(run), path)
     return path
+
+
+def run_of(cfg, steps=1):
+    """A new run of a Config, its net at its start."""
+    return train.new_run(cfg, steps, mmlfer.load_stats(cfg.stats))[0]
 
 
 def random_batch(n, size=32, seed=0, dtype=torch.float64):

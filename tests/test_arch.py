@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, invoke, random_batch
+from conftest import SMALL, invoke, random_batch, run_of
 from PIL import Image
 
 import mmlfer
@@ -15,7 +15,7 @@ ARCHS = ["resnet18", "resnet34", "resnet50"]
 
 def make_run(arch, hypergrad="create_graph", method="mml"):
     """A run in float64 whose meta net is away from its zeros."""
-    run = mmlfer.Run(mmlfer.Config(data="-", arch=arch, method=method, size=32, batch_size=4, weights="none",
+    run = run_of(mmlfer.Config(data="-", arch=arch, method=method, size=32, batch_size=4, weights="none",
                                    device="cpu", hypergrad=hypergrad), 1)
     run.net.double()
     run.table = run.table.double()
@@ -99,7 +99,7 @@ def test_a_run_of_another_size_is_trained_tested_and_predicted_with(faces_folder
 
 
 def test_a_checkpoint_of_resnet50_is_loaded_whole(tmp_path):
-    run = mmlfer.Run(mmlfer.Config(data="-", arch="resnet50", weights="none", device="cpu"), 1)
+    run = run_of(mmlfer.Config(data="-", arch="resnet50", weights="none", device="cpu"), 1)
     mmlfer.save_checkpoint(mmlfer.inference_state(run), tmp_path / "best.pt")
     net, state = mmlfer.load_net(tmp_path / "best.pt", "cpu")
     assert state["meta"]["weight"].shape == (2, 2048)

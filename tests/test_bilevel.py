@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import random_batch
+from conftest import random_batch, run_of
 
 import mmlfer
 
@@ -16,7 +16,7 @@ CFG = mmlfer.Config(data="-", size=32, batch_size=4, weights="none", device="cpu
 
 def make_run(method="mml", hypergrad="create_graph", batchnorm=True, seed=0):
     """A run in float64 whose meta net is away from its zeros."""
-    run = mmlfer.Run(dataclasses.replace(CFG, method=method, hypergrad=hypergrad, seed=seed), 1)
+    run = run_of(dataclasses.replace(CFG, method=method, hypergrad=hypergrad, seed=seed), 1)
     if not batchnorm:
         for module in list(run.net.backbone.modules()):
             for name, child in module.named_children():
@@ -219,7 +219,7 @@ def test_a_step_names_what_it_reports():
     assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.table, "wild").mean().item())
     assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
     assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
-    assert mmlfer.STEP.norm_psi == "gradient of psi" and step.norm_psi > 0
+    assert mmlfer.STEP_LABELS.norm_psi == "gradient of psi" and step.norm_psi > 0
 
 
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):

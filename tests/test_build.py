@@ -27,7 +27,7 @@ TIED_AND_DISCARDED = (0.0, 0.0, 0.0, 0.6, 0.0, 0.4)  # happily angry
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_compound_of_six_probabilities(name):
-    assert mmlfer.EMOTIONS[build.compound(DISTRIBUTIONS[name])] == name
+    assert mmlfer.EMOTIONS[build.name_compound(DISTRIBUTIONS[name])] == name
 
 
 def test_every_pair_of_the_14_and_no_other():
@@ -36,7 +36,7 @@ def test_every_pair_of_the_14_and_no_other():
         for j in range(i + 1, 6):
             p = [0.0] * 6
             p[i], p[j] = 0.6, 0.4
-            found[i, j] = build.compound(p)
+            found[i, j] = build.name_compound(p)
     assert sorted(k for k in found.values() if not isinstance(k, str)) == list(range(14))
     assert [pair for pair, k in found.items() if isinstance(k, str)] == [(3, 5)]
     assert "none of the 14" in found[3, 5]
@@ -63,7 +63,7 @@ def test_compound_matches_every_order_read_off(levels):
     seen = set()
     for _ in range(300):
         p = rng.integers(0, levels, 6) * (rng.random(6) < rng.random()) / levels
-        k, name = build.compound(tuple(p)), read_off(p)
+        k, name = build.name_compound(tuple(p)), read_off(p)
         assert (mmlfer.EMOTIONS[k] == name) if isinstance(k, int) else name in k, p
         seen.add(name)
     assert {"none of the 14", "no second emotion"} < seen and len(seen) > 10
@@ -249,7 +249,7 @@ def test_build_complains_in_one_line(sources, tmp_path):
     (au / "RAFAU_label.txt").write_text("0001.jpg 12\n0002.jpg 77\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert result.stderr == (f"Error: {au}/RAFAU_label.txt:2: AU 77 is not one of the 32 AUs of RAF-CE; "
-                             "mend this row\n")
+                             "fix this row\n")
     (ml / "EmoLabel/distribution.txt").write_text("0001.jpg 1 2 3\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert "distribution.txt:1: expected an image name and 6 values, got 4 fields" in result.stderr

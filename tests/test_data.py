@@ -159,7 +159,7 @@ def test_decoding_holds_no_more_than_a_few_hundred_images(monkeypatch):
 # ---------------------------------------------------------------- what is broken in ordinary ways
 
 GOOD = {EMO: "1.jpg 0\n2.jpg 1\n", PARTITION: "1.jpg 0\n2.jpg 1\n", AU: "1.jpg 4\n2.jpg 1+2\n"}
-MEND = "; mend this row"
+MEND = "; fix this row"
 BROKEN_LABELS = {
     "missing": (EMO, None, "{path}: No such file or directory; `synth` makes stand-ins"),
     "empty": (AU, "", "{path}: empty; take the published one"),

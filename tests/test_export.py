@@ -77,12 +77,12 @@ def test_the_metadata_say_what_a_user_must_know(exported):
 
 def test_the_accuracy_is_of_this_checkpoint_or_unknown(sketch, tmp_path):
     state = {"epoch": 2}
-    assert export.test_accuracy(tmp_path / "best.pt", state) is None
+    assert export.accuracy_on_test(tmp_path / "best.pt", state) is None
     for content, expected in (({"best": {"epoch": 2, "accuracy": 0.5}}, 0.5), ({"best": {"epoch": 1, "accuracy": 0.5}}, None),
                               ([], None), ({"best": None}, None)):
         (tmp_path / "test.json").write_text(json.dumps(content))
-        assert export.test_accuracy(tmp_path / "best.pt", state) == expected
-        assert export.test_accuracy(tmp_path / "other.pt", state) is None
+        assert export.accuracy_on_test(tmp_path / "best.pt", state) == expected
+        assert export.accuracy_on_test(tmp_path / "other.pt", state) is None
 
 
 def test_the_template_stands_in_the_metadata(sketch):

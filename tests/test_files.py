@@ -10,7 +10,7 @@ from conftest import run_program
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands.crop import check_output, check_two_outputs
+from mmlfer import check_output, check_two_outputs
 
 
 def test_a_device_stays_a_device(tmp_path):

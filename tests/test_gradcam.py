@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import invoke, random_batch
+from conftest import invoke, random_batch, run_of
 from PIL import Image
 
 import mmlfer
@@ -15,7 +15,7 @@ from mmlfer_commands import gradcam, plot
 def make_checkpoint(path, data, **options):
     """A checkpoint as `train` writes it, of random weights."""
     cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "weights": "none", "device": "cpu", **options})
-    mmlfer.save_checkpoint(mmlfer.inference_state(mmlfer.Run(cfg, 1)), path)
+    mmlfer.save_checkpoint(mmlfer.inference_state(run_of(cfg, 1)), path)
     return path
 
 
@@ -81,10 +81,10 @@ def test_what_speaks_against_an_expression_is_no_attention():
 def test_many_images_in_chunks_are_as_one_by_one(ckpt):
     net, _ = mmlfer.load_net(ckpt, "cpu")
     images = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(35)]
-    maps, p_emo, p_au = gradcam.look(net, images)
+    maps, p_emo, p_au = gradcam.explain(net, images)
     assert (maps.shape, p_emo.shape, p_au.shape) == ((35, 32, 32), (35, 14), (35, 32))
     for i in (0, 15, 16, 31, 32, 34):
-        one = gradcam.look(net, images[i : i + 1])
+        one = gradcam.explain(net, images[i : i + 1])
         for whole, alone in zip((maps, p_emo, p_au), one):
             assert np.allclose(whole[i], alone[0], atol=1e-4)
 

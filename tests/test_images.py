@@ -11,7 +11,6 @@ from conftest import SMALL, invoke, write_labels_as
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import crop
 
 TWINS = [("a/1.jpg", "b/1.jpg"), ("1.jpg", "1.png"), ("frame.001", "frame.002"), ("1.jpg", "1_aligned.jpg")]
 
@@ -73,7 +72,7 @@ def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
     levels = np.linspace(0, 1, 16)[None, :].repeat(16, 0)
     for name in ("a.tif", "b.tif"):
         Image.fromarray((levels * white).astype(dtype)).save(tmp_path / name)
-    crop.tell_once.cache_clear()
+    mmlfer.tell_once.cache_clear()
     pixels = [mmlfer.read_image(tmp_path / name) for name in ("a.tif", "b.tif")]
     assert all(np.abs(p - 255 * levels[..., None]).max() < 1.01 and p.shape == (16, 16, 3) for p in pixels)
     text = f"Note: images of 16 or 32 bits whose values lie in {said} are read as {said}\n" if said else ""
@@ -81,7 +80,7 @@ def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
 
 
 def test_values_above_255_are_of_16_bits():
-    assert crop.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
+    assert mmlfer.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
 
 
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):

@@ -21,7 +21,7 @@ from conftest import ROOT, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import pretrain, synth
+from mmlfer_commands import _backbones, _people, _runs, pretrain, synth
 
 SMALL = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device", "cpu",
          "--lr", 1, "--warmup", 1)
@@ -163,25 +163,25 @@ def test_records_are_read_as_insightface_writes_them(tmp_path):
     for i, image in enumerate(images):
         assert np.array_equal(source.read(i, 32), np.asarray(Image.open(io.BytesIO(image)))), i
     with open(tmp_path / "rec/train.rec", "rb") as file:
-        data = pretrain.read_record(file, int(source.offsets[3]))
-    assert pretrain.parse_record(data) == ((11.0,), images[3])
+        data = _people.read_record(file, int(source.offsets[3]))
+    assert _people.parse_record(data) == ((11.0,), images[3])
 
 
 def test_without_an_end_in_record_0_every_other_record_is_an_image(tmp_path):
     write_rec(tmp_path / "rec", first=(3.0,))
-    assert pretrain.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 9))
+    assert _people.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 9))
 
 
 def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
     write_rec(tmp_path / "rec")
     rec = tmp_path / "rec/train.rec"
-    source, _ = pretrain.read_records(rec)
+    source, _ = _people.read_records(rec)
     whole = rec.read_bytes()
     rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # amid the fifth image
-    source, notes = pretrain.read_records(rec)
+    source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
     rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
-    source, notes = pretrain.read_records(rec)
+    source, notes = _people.read_records(rec)
     assert notes == ["records cut off or not there: 2 (5, 6)"]
     assert source.read(3, 32).startswith(f"{rec}: record 4: ")
     lines = refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)
@@ -214,7 +214,7 @@ def test_records_that_are_not_what_they_say(tmp_path):
     blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
     blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
     rec.write_bytes(blob)
-    source, notes = pretrain.read_records(rec)
+    source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
     assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
     assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
@@ -223,7 +223,7 @@ def test_records_that_are_not_what_they_say(tmp_path):
     assert "0 people with images" in refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)[0]
     blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.inf)
     rec.write_bytes(blob)
-    assert pretrain.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
+    assert _people.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
 
 
 def test_an_index_of_many_records_takes_little_memory(tmp_path):
@@ -234,7 +234,7 @@ def test_an_index_of_many_records_takes_little_memory(tmp_path):
     (tmp_path / "train.idx").write_text("".join(f"{i}\t{40 * i}\n" for i in range(n)))
     tracemalloc.start()
     try:
-        source, _ = pretrain.read_records(tmp_path / "train.rec")
+        source, _ = _people.read_records(tmp_path / "train.rec")
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -384,7 +384,7 @@ def test_a_run_writes_what_it_promises(run, people):
 
 def test_train_takes_the_file_with_its_normalisation(run):
     state = load(run[0])
-    net, origin = mmlfer.start_base_net(str(run[0]), "resnet18")
+    net, origin = _backbones.start_base_net(str(run[0]), "resnet18")
     assert origin == f"took 120 tensors from {run[0]}"
     assert all(torch.equal(v, state["state_dict"][k]) for k, v in net.backbone.state_dict().items())
     trained = load(run[0].with_suffix(".last.pt"))["net"]
@@ -394,7 +394,7 @@ def test_train_takes_the_file_with_its_normalisation(run):
     assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
     assert state["accuracy"].keys() == {"train_acc", "holdout_acc", "holdout_sd"}
     with pytest.raises(mmlfer.InputError, match="it is a resnet18: --arch resnet18"):
-        mmlfer.start_base_net(str(run[0]))
+        _backbones.start_base_net(str(run[0]))
 
 
 def assert_same_run(one, other):
@@ -510,7 +510,7 @@ def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, precision="bf16")
     with pytest.raises(mmlfer.InputError, match="^--precision bf16: not on this GPU; leave it out$"):
-        pretrain.fit(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
+        pretrain.pretrain(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
 
 
 def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkeypatch):
@@ -523,7 +523,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
     assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
-                     "start anew (--overwrite) with a lower --lr or a longer --warmup"]
+                     "start again (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
 
@@ -648,7 +648,7 @@ def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch)
 def test_a_file_has_one_process_at_a_time(people, tmp_path):
     out = tmp_path / "new.pth"
     options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL)
-    with mmlfer.locked(out, tmp_path / ".new.lock"):
+    with _runs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
                                      "name another --out"]
@@ -782,7 +782,7 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
         str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
-    assert mmlfer.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
+    assert _backbones.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
 
 
 @pytest.mark.parametrize("how,line", [

@@ -18,10 +18,11 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, invoke
+from conftest import ROOT, invoke, run_of
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands import train
 
 AUS = [1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 32,
        33, 34, 35, 39, 43]
@@ -61,7 +62,7 @@ def run_program_loop(options, data, out):
         cfg = mmlfer.Config(data=str(data), **{k: v for k, v in options.items() if k != "psi"})
         faces = mmlfer.load_images(mmlfer.load_labels(data), data, cfg.size)
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
-        run = mmlfer.Run(cfg, batches.steps)
+        run = run_of(cfg, batches.steps)
         run.table = run.table.double()
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
@@ -69,10 +70,10 @@ def run_program_loop(options, data, out):
             for p in run.meta.parameters() if run.meta else ():
                 p.normal_(0, options["psi"], generator=torch.Generator().manual_seed(3))
             start = snapshot(run)
-            patch.setattr(mmlfer, "save_checkpoint", lambda state, path: saved.update({
+            patch.setattr(train, "save_checkpoint", lambda state, path: saved.update({
                 path.name: copy.deepcopy({key: state[key] for key in ("epoch", "net", "meta")})}))
             with torch.enable_grad():
-                mmlfer.train_epochs(run, batches, faces, out)
+                train.train_epochs(run, batches, faces, out)
     finally:
         torch.set_default_dtype(torch_float)
     log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader((out / "log.csv").open())]
@@ -335,8 +336,8 @@ def test_one_cycle_is_as_described():
 def test_seed_reaches_the_net_and_the_batches(noise_folder, tmp_path, monkeypatch):
     """`train --seed 7` starts from torch's net after manual_seed(7), and takes that seed's batches."""
     started = []
-    monkeypatch.setattr(mmlfer, "train_epochs", lambda *args: started.append(args))
-    monkeypatch.setattr(mmlfer, "test_run", lambda *args: {name: {
+    monkeypatch.setattr(train, "train_epochs", lambda *args: started.append(args))
+    monkeypatch.setattr(train, "read_test_set", lambda *args: {name: {
         "epoch": 0, "accuracy": 0.0, "diag": 0.0, "n": 4} for name in ("best", "last")})
     result = invoke("train", "--data", noise_folder, "--out", tmp_path / "r", "--seed", 7, "--size", 32, "--batch-size", 4,
                     "--weights", "none", "--device", "cpu")

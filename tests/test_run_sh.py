@@ -19,7 +19,7 @@ STAND_IN = """#!{python}
 import json, os, signal, sys, time
 from pathlib import Path
 words = sys.argv[2:]
-if "--best" in words:
+if words[0] == "search":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 given = dict(zip(words[1::2], words[2::2])) if words[0] != "train" else dict(
     zip(*[iter(w for w in words[1:] if w != "--resume")] * 2))

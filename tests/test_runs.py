@@ -16,6 +16,7 @@ import yaml
 from conftest import ROOT, SMALL, invoke, run_program
 
 import mmlfer
+from mmlfer_commands import train
 from mmlfer_commands.synth import synthesize
 
 PARTITION = mmlfer.LABEL_FILES[1]
@@ -84,7 +85,7 @@ def test_resume_refuses_options_that_were_changed_by_hand(stopped, name, value, 
 def test_resume_refuses_statistics_that_changed(faces_folder, tmp_path, monkeypatch):
     shutil.copy(mmlfer.HERE / "stats/wild.yaml", tmp_path / "own.yaml")
     with monkeypatch.context() as patch:
-        patch.setattr(mmlfer, "train_epochs", lambda *_: sys.exit(130))
+        patch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
         assert invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "am",
                       "--stats", tmp_path / "own.yaml", *SMALL).exit_code == 130
     own = (tmp_path / "own.yaml").read_text()
@@ -113,7 +114,7 @@ def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder):
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     result = invoke("train", "--data", faces_folder, "--out", out, "--resume")
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {out}: results but no last.pt to go on from; --overwrite starts anew\n")
+        1, f"Error: {out}: results but no last.pt to go on from; --overwrite starts again\n")
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"} == {
         k: v for k, v in before.items() if k != ".lock"}
 
@@ -123,7 +124,7 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
     def killed(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mmlfer, "train_epochs", killed)
+    monkeypatch.setattr(train, "train_epochs", killed)
     options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "stl", *SMALL)
     assert invoke("train", *options).exit_code == 130
     monkeypatch.undo()
@@ -134,9 +135,10 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-HOLD = """import sys, mmlfer
+HOLD = """import sys
+from mmlfer_commands import _runs
 from pathlib import Path
-with mmlfer.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
+with _runs.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -186,7 +188,7 @@ def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_p
     for args in (("eval",), ("predict", face, "--json"), ("gradcam", face, "--out", tmp_path / "g.png")):
         result = invoke(*args, "--ckpt", tmp_path / "bad.pt")
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == (f"Error: {tmp_path}/bad.pt: {name} is not finite: training diverged; train anew with "
+        assert result.stderr == (f"Error: {tmp_path}/bad.pt: {name} is not finite: training diverged; train again with "
                                  "lower --lr-backbone, --lr-heads or --lr-meta\n")
 
 
@@ -207,12 +209,12 @@ def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypat
             run.net.backbone.layer4[2].bn2.running_mean.fill_(math.inf)
         return report
 
-    monkeypatch.setattr(mmlfer, "train_step", diverging)
+    monkeypatch.setattr(train, "train_step", diverging)
     out = tmp_path / "r"
     result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 3, "--method", "mtl", *SMALL)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        "Error: epoch 2: backbone.layer4.2.bn2.running_mean is not finite: training diverged; train anew with lower "
+        "Error: epoch 2: backbone.layer4.2.bn2.running_mean is not finite: training diverged; train again with lower "
         "--lr-backbone, --lr-heads or --lr-meta")
     assert not (out / "test.json").exists()
     for name in ("best.pt", "last.pt"):

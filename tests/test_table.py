@@ -13,7 +13,7 @@ import yaml
 from conftest import invoke
 
 import mmlfer
-from mmlfer_commands import table
+from mmlfer_commands import _results, table
 
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
@@ -112,7 +112,7 @@ def test_a_run_says_what_labels_it_had(trained, faces_folder):
     """Other AUs of the training rows make another row of the table."""
     run = json.loads((trained[0] / "test.json").read_text())
     faces = mmlfer.load_labels(faces_folder)
-    assert run["data_sha256"] == faces.sha256() and "data" in table.find_traits(run)
+    assert run["data_sha256"] == faces.sha256() and "data" in _results.find_traits(run)
     faces.y_au[0] = 1 - faces.y_au[0]
     assert run["data_sha256"] != faces.sha256()
 
@@ -339,9 +339,9 @@ def test_best_names_the_options_of_the_best_run(tmp_path):
     searched(tmp_path, "deep/2", [0.1, 0.1, 0.09], rho=1.0, rho_am=0.3)
     searched(tmp_path, "1", [9e-05, 0.31, 0.3], rho=0.1, rho_am=0.1)
     searched(tmp_path, "4", [0.47, 0.1, 0.1], rho=1e-05, rho_am=0.1)  # equal; the first by path
-    result = invoke("table", tmp_path, "--best", "rho")
+    result = invoke("search", tmp_path, "rho")
     assert (result.exit_code, result.stdout) == (0, "--rho 0.03\n")
-    result = invoke("table", tmp_path, "--best", "rho-am", "--best", "rho")
+    result = invoke("search", tmp_path, "rho-am", "rho")
     assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
 
 
@@ -352,14 +352,14 @@ def test_best_names_the_options_of_the_best_run(tmp_path):
 def test_a_search_that_ends_at_its_edge_says_so(tmp_path, tried, best, said):
     for i, value in enumerate(tried):
         searched(tmp_path, str(i), [0.2, 0.4 if value == best else 0.3], rho=value)
-    result = invoke("table", tmp_path, "--best", "rho")
+    result = invoke("search", tmp_path, "rho")
     assert (result.exit_code, result.stdout) == (0, f"--rho {best}\n")
     assert result.stderr == (f"Warning: {tmp_path}: {said}\n" if said else "")
 
 
 def test_best_says_what_it_cannot_choose_from(tmp_path):
     def error(*names):
-        result = invoke("table", tmp_path, *[word for name in names for word in ("--best", name)])
+        result = invoke("search", tmp_path, *names)
         assert result.exit_code == 1 and not result.stdout
         return result.stderr
 

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, invoke, random_batch, resident_mb, run_program
+from conftest import ROOT, SMALL, invoke, random_batch, resident_mb, run_of, run_program
 from PIL import Image
 
 import mmlfer
+from mmlfer_commands import train
 
 COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
            "val_diag", "lr", "seconds", "images_per_second"]
@@ -123,7 +124,7 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
     few = faces.select(np.concatenate([few, np.flatnonzero(faces.split == mmlfer.VAL)]))
     cfg = mmlfer.Config(size=32, arch="resnet18", batch_size=8, weights="none", lr_backbone=0.01, lr_meta=0.1,
                         stats="lab", hypergrad="jvp", device="cpu")
-    run, batches = mmlfer.Run(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
+    run, batches = run_of(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
     losses = []
     for epoch in range(60):
         index, flip, val_index, val_flip = batches.epoch(epoch)[0]
@@ -188,8 +189,8 @@ def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, m
         signal.raise_signal(signal.SIGINT)
         return step(run, batch, val)
 
-    monkeypatch.setattr(mmlfer, "choose_hypergrad", noted)
-    monkeypatch.setattr(mmlfer, "train_step", first)
+    monkeypatch.setattr(train, "choose_hypergrad", noted)
+    monkeypatch.setattr(train, "train_step", first)
     options = ("--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--arch", "resnet18", *SMALL)
     result = invoke("train", *options)
     assert result.exit_code == 130 and result.stdout.count("going on with jvp") == 1
@@ -209,7 +210,7 @@ def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path,
             signal.raise_signal(signal.SIGTERM)
         return step(*args)
 
-    monkeypatch.setattr(mmlfer, "train_step", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     result = invoke("train", "--out", tmp_path / "cut", *options)
     assert result.exit_code == 143 and load(tmp_path / "cut/last.pt")["step"] == 3
     assert "--resume" in result.stderr
@@ -265,7 +266,7 @@ def test_resume_refuses_data_or_files_that_changed(trained, faces_folder, tmp_pa
     shutil.copy(out / "best.pt", out / "last.pt")
     result = invoke("train", "--out", out, "--resume")
     assert result.exit_code == 1
-    assert result.stderr == f"Error: {out}/last.pt: not the state of a run; --overwrite starts anew\n"
+    assert result.stderr == f"Error: {out}/last.pt: not the state of a run; --overwrite starts again\n"
 
 
 def test_a_run_that_skips_bad_images_resumes_as_it_says(faces_folder, tmp_path, monkeypatch):
@@ -273,12 +274,12 @@ def test_a_run_that_skips_bad_images_resumes_as_it_says(faces_folder, tmp_path, 
     shutil.copytree(faces_folder, faces)
     (faces / "aligned/0001_aligned.jpg").unlink()
     step = mmlfer.train_step
-    monkeypatch.setattr(mmlfer, "train_step", lambda *a: signal.raise_signal(signal.SIGINT) or step(*a))
+    monkeypatch.setattr(train, "train_step", lambda *a: signal.raise_signal(signal.SIGINT) or step(*a))
     result = invoke("train", "--data", faces, "--out", out, "--epochs", 1, "--method", "stl", "--skip-bad-images",
                     *SMALL)
     assert result.exit_code == 130
     said = shlex.split(result.stderr.split("go on with: mmlfer ")[1])
-    monkeypatch.setattr(mmlfer, "train_step", step)
+    monkeypatch.setattr(train, "train_step", step)
     assert invoke(*said).exit_code == 0 and (out / "test.json").exists()
 
 
@@ -300,7 +301,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(faces_folder, tmp_path, 
         nan = torch.tensor(float("nan"))
         return report._replace(**{field: nan}) if len(taken) == run.steps + 2 else report
 
-    monkeypatch.setattr(mmlfer, "train_step", broken)
+    monkeypatch.setattr(train, "train_step", broken)
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 2, "--method", "mtl", *SMALL)
     assert result.exit_code == 1 and f"epoch 2, step 2: {name} is not finite" in result.stderr
     state = load(tmp_path / "r/last.pt")
@@ -408,7 +409,7 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):
     cfg = mmlfer.Config(size=32, batch_size=4, weights="none", hypergrad=hypergrad, device="cpu")
-    run = mmlfer.Run(cfg, 1)
+    run = run_of(cfg, 1)
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
                                 torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
     run.net.backbone = small

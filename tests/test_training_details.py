@@ -13,11 +13,12 @@ import pytest
 import torch
 import torchvision
 import yaml
-from conftest import ROOT, invoke
+from conftest import ROOT, invoke, run_of
 from PIL import Image
 from test_reference import AUS, EMOTIONS, Net, read_folder
 
 import mmlfer
+from mmlfer_commands import _backbones, eval, train
 
 # ---------------------------------------------------------------- what the paper gives
 
@@ -30,7 +31,7 @@ DEFAULTS = {
 
 
 def test_constants_of_the_paper_are_the_defaults():
-    options = {p.name: p.default for p in mmlfer.main.commands["train"].params}
+    options = {p.name: p.default for p in mmlfer.main.get_command(None, "train").params}
     assert {name: options[name] for name in DEFAULTS} == DEFAULTS
     assert vars(mmlfer.Config()) == DEFAULTS
 
@@ -77,7 +78,7 @@ FORMS = [("wild", "auto", "wild"), ("lab", "auto", "lab"), ("lab", "wild", "wild
 @pytest.mark.parametrize("stats,form,expected", FORMS)
 def test_form_follows_the_statistics_unless_given(stats, form, expected):
     cfg = mmlfer.Config(stats=stats, form=form, method="stl", weights="none", size=32, device="cpu")
-    assert mmlfer.Run(cfg, 1).form == expected
+    assert run_of(cfg, 1).form == expected
 
 
 # ---------------------------------------------------------------- images and labels
@@ -225,7 +226,7 @@ def test_the_report_says_what_the_numbers_are():
     counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
     numbers = mmlfer.expression_metrics(counts)
     numbers |= {"au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
-    lines = mmlfer.report(numbers).splitlines()
+    lines = eval.report(numbers).splitlines()
     cells = {line[:24].strip(): line[24:].split() for line in lines[1:18]}
     assert cells["happily surprised"] == ["4", "75.00", "46.15"]  # F1: 2 * 3 / (4 + 9)
     assert cells["sadly angry"] == ["5", "20.00", "28.57"] and cells["happily sad"] == ["2", "0.00", "0.00"]
@@ -307,7 +308,7 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
 
 
 def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(mmlfer, "fit", lambda cfg, *rest: seen.append(cfg))
+    monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
     seen = []
     shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")
     monkeypatch.chdir(tmp_path)
@@ -339,7 +340,7 @@ def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folde
         return step(*args)
 
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(mmlfer, "train_step", interrupted)
+    monkeypatch.setattr(train, "train_step", interrupted)
     assert run_mml(noise_folder, tmp_path / "cut").exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     cut = load(tmp_path / "cut/last.pt")
@@ -378,7 +379,7 @@ def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatc
                 assert k == y_emo[seen[-1]] and torch.equal(row.double(), y_au[seen[-1]])
         return step(run, *batches)
 
-    monkeypatch.setattr(mmlfer, "train_step", spy)
+    monkeypatch.setattr(train, "train_step", spy)
     result = invoke("train", "--data", tmp_path / "faces", "--out", tmp_path / "r", "--epochs", 1, "--skip-bad-images",
                     "--hypergrad", "jvp", *NOISE)
     assert result.exit_code == 0, result.output
@@ -432,13 +433,13 @@ def test_casia_weights_are_found_where_they_belong(tmp_path, monkeypatch):
     for b in source.buffers():
         b.copy_(torch.rand(b.shape) + 0.5) if b.ndim else b.fill_(7)
     torch.save(source.state_dict(), tmp_path / "weights/resnet34_casia.pth")
-    monkeypatch.setattr(mmlfer, "HERE", tmp_path)
-    net, origin = mmlfer.start_base_net("auto")
+    monkeypatch.setattr(_backbones, "HERE", tmp_path)
+    net, origin = _backbones.start_base_net("auto")
     assert str(tmp_path / "weights/resnet34_casia.pth") in origin
     for name, value in source.state_dict().items():
         if not name.startswith("fc."):
             assert torch.equal(net.backbone.state_dict()[name], value), name
-    none, _ = mmlfer.start_base_net("none")
+    none, _ = _backbones.start_base_net("none")
     assert not torch.equal(none.backbone.conv1.weight, source.conv1.weight)
 
 
@@ -447,7 +448,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     state["layer2.0.bn1.running_var"][3] = float("nan")
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.start_base_net(str(tmp_path / "w.pth"))
+        _backbones.start_base_net(str(tmp_path / "w.pth"))
     assert str(error.value) == (f"{tmp_path}/w.pth: not a whole resnet34, 1 tensors: "
                                 "layer2.0.bn1.running_var not finite")
 
@@ -457,7 +458,7 @@ def test_imagenet_tensors_are_all_loaded(monkeypatch):
     source = torchvision.models.resnet34().state_dict()
     source["bn1.running_var"] += 0.25
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", lambda *a, **k: dict(source))
-    net, _ = mmlfer.start_base_net("imagenet")
+    net, _ = _backbones.start_base_net("imagenet")
     for name, value in net.backbone.state_dict().items():
         assert torch.equal(value, source[name]), name
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 import torchvision
-from conftest import SMALL, invoke
+from conftest import SMALL, invoke, run_of
 
 import mmlfer
-from mmlfer_commands import pretrain
+from mmlfer_commands import _backbones
 
 STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
@@ -55,7 +55,7 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
     content = bare(source)
     for key in reversed(wrapper):
         content = {"epoch": 3, key: content, "optimizer": {"lr": 0.1}}
-    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == f"took 216 tensors from {tmp_path}/w.pth"
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
@@ -66,7 +66,7 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
     "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])
 def test_every_prefix_is_taken_off(source, tmp_path, prefix):
     content = {prefix + k: v for k, v in source.items()}
-    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == f"took 216 tensors from {tmp_path}/w.pth, left out {prefix}fc.weight, {prefix}fc.bias"
 
@@ -78,7 +78,7 @@ def test_the_sequential_form(source, tmp_path, prefix):
     for name, value in bare(source).items():
         stage, rest = name.split(".", 1)
         content[f"{prefix}{STAGES[stage]}.{rest}"] = value
-    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == f"took 216 tensors from {tmp_path}/w.pth"
 
@@ -87,7 +87,7 @@ def test_heads_are_left_out_and_named(source, tmp_path):
     heads = {"module.feature.weight": torch.ones(2, 512), "module.feature.bias": torch.ones(2), "alpha.0.weight": 1,
              "head.weight": torch.ones(3), "note": "hello"}
     content = {"state_dict": {**{f"module.{k}": v for k, v in bare(source).items()}, **heads}}
-    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == (f"took 216 tensors from {tmp_path}/w.pth, left out module.feature.weight, module.feature.bias, "
                       "alpha.0.weight, head.weight, ...")
@@ -96,14 +96,14 @@ def test_heads_are_left_out_and_named(source, tmp_path):
 def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
     content = {f"module.encoder_q.{k}": v for k, v in bare(source).items()}
     content |= {f"module.encoder_k.{k}": v * 0 for k, v in bare(source).items()}
-    net, origin = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert "left out module.encoder_k.conv1.weight" in origin
 
 
 def test_files_from_before_batchnorm_counted(source, tmp_path):
     old = {k: v for k, v in bare(source).items() if not k.endswith("num_batches_tracked")}
-    net, origin = mmlfer.start_base_net(saved(old, tmp_path / "w.pth"))
+    net, origin = _backbones.start_base_net(saved(old, tmp_path / "w.pth"))
     assert origin == f"took 180 tensors from {tmp_path}/w.pth"
     assert_backbone(net, {**source, **{k: torch.tensor(0) for k in source if k not in old}})
 
@@ -111,7 +111,7 @@ def test_files_from_before_batchnorm_counted(source, tmp_path):
 def test_half_precision_and_sparse_tensors_are_taken(source, tmp_path):
     content = {k: v.half() if v.is_floating_point() else v for k, v in bare(source).items()}
     content["bn1.weight"] = content["bn1.weight"].float().to_sparse()
-    net, _ = mmlfer.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, _ = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
     assert torch.allclose(net.backbone.layer4[2].bn2.running_var, source["layer4.2.bn2.running_var"], atol=1e-3)
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], atol=1e-3)
 
@@ -120,31 +120,31 @@ def test_safetensors(source, tmp_path, monkeypatch):
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / "w.safetensors"
     safetensors.save_file({f"model.{k}": v for k, v in source.items()}, path)
-    net, _ = mmlfer.start_base_net(str(path))
+    net, _ = _backbones.start_base_net(str(path))
     assert_backbone(net, source)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(mmlfer.InputError, match=re.escape(f"{path}: not a checkpoint that can be read safely")):
-        mmlfer.start_base_net(str(path))
+        _backbones.start_base_net(str(path))
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.start_base_net(str(path))
+        _backbones.start_base_net(str(path))
     assert str(error.value) == f"{path}: reading it takes: pip install safetensors"
 
 
 def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
     """conv1 turned round: the net's answer to RGB is the file's own answer to BGR."""
     path = saved(source, tmp_path / "w.pth")
-    net, _ = mmlfer.start_base_net(path, bgr=True)
+    net, _ = _backbones.start_base_net(path, bgr=True)
     rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     reference = torchvision.models.resnet34()
     reference.load_state_dict(source)
     reference.fc = torch.nn.Identity()
     with torch.no_grad():
         assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
-    result = pretrain.load_backbone(path, "resnet34", False, "auto")[0]
+    result = _backbones.load_backbone(path, "resnet34", False, "auto")[0]
     assert_backbone(result, source)
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.start_base_net("none", bgr=True)
+        _backbones.start_base_net("none", bgr=True)
     assert str(error.value) == "--weights-bgr: says how a file was trained; name it with --weights"
 
 
@@ -153,7 +153,7 @@ def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
 def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
     path = saved(source, tmp_path / "w.pth")
     for weights in (path, "none"):
-        net, _ = mmlfer.start_base_net(weights, norm=norm)
+        net, _ = _backbones.start_base_net(weights, norm=norm)
         assert net.mean.flatten().tolist() == pytest.approx(mean) and net.std.flatten().tolist() == pytest.approx(std)
 
 
@@ -161,30 +161,30 @@ def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
 
 
 def test_a_run_of_ours_brings_its_normalisation(tmp_path):
-    run = mmlfer.Run(mmlfer.Config(data="-", weights="none", device="cpu"), 1)
+    run = run_of(mmlfer.Config(data="-", weights="none", device="cpu"), 1)
     state = mmlfer.inference_state(run)
     state["net"] |= {"mean": torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), "std": torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)}
     path = saved(state, tmp_path / "best.pt")
-    net, origin = mmlfer.start_base_net(path)
+    net, origin = _backbones.start_base_net(path)
     assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert_backbone(net, {k.removeprefix("backbone."): v for k, v in state["net"].items() if k.startswith("backbone.")})
     assert origin == f"took 216 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
-    net, _ = mmlfer.start_base_net(path, norm="half")  # said on the command line: that wins
+    net, _ = _backbones.start_base_net(path, norm="half")  # said on the command line: that wins
     assert net.mean.flatten().tolist() == [0.5] * 3
     with pytest.raises(mmlfer.InputError, match="trained on RGB by mmlfer; leave out --weights-bgr"):
-        mmlfer.start_base_net(path, bgr=True)
+        _backbones.start_base_net(path, bgr=True)
     for broken in ("text", torch.zeros(2), None):
         saved({**state, "net": {**state["net"], "mean": broken}}, tmp_path / "best.pt")
         with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
-            mmlfer.start_base_net(path)
+            _backbones.start_base_net(path)
 
 
 def test_the_options_reach_the_run(source, tmp_path):
     """--weights, --weights-bgr and --weights-norm of `train`, seen in the checkpoint's net."""
     path = saved(source, tmp_path / "w.pth")
     cfg = mmlfer.Config(data="-", method="stl", weights=path, weights_bgr=True, weights_norm="imagenet", device="cpu")
-    run = mmlfer.Run(cfg, 1)
+    run = run_of(cfg, 1)
     assert torch.equal(run.net.backbone.conv1.weight, source["conv1.weight"].flip(1))
     assert torch.equal(run.net.backbone.layer2[1].bn1.running_mean, source["layer2.1.bn1.running_mean"])
     assert run.net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
@@ -196,7 +196,7 @@ def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", offline)
     with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
-        mmlfer.start_base_net("imagenet")
+        _backbones.start_base_net("imagenet")
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
@@ -209,13 +209,13 @@ def test_imagenet_brings_its_tensors_and_its_normalisation(monkeypatch, arch):
     assert weights.IMAGENET1K_V1.transforms().std == list(mmlfer.NORMS["imagenet"][1])
     asked = []
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **k: asked.append((self, k)) or state)
-    net, origin = mmlfer.start_base_net("imagenet", arch)
+    net, origin = _backbones.start_base_net("imagenet", arch)
     assert_backbone(net, state)
     assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True})]
     assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
     assert origin == "ImageNet's, from torchvision"
-    net, _ = mmlfer.start_base_net("imagenet", arch, norm="half")
+    net, _ = _backbones.start_base_net("imagenet", arch, norm="half")
     assert net.mean.flatten().tolist() == [0.5] * 3
 
 
@@ -224,24 +224,24 @@ def test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder(so
     for folder, value in ((here, 1.0), (current, 2.0)):
         (folder / "weights").mkdir(parents=True)
         torch.save({**source, "bn1.bias": torch.full((64,), value)}, folder / "weights/resnet34_casia.pth")
-    monkeypatch.setattr(mmlfer, "HERE", here)
+    monkeypatch.setattr(_backbones, "HERE", here)
     monkeypatch.chdir(current)
-    bias = lambda *a, **k: mmlfer.start_base_net(*a, **k)[0].backbone.bn1.bias.unique().tolist()  # noqa: E731
+    bias = lambda *a, **k: _backbones.start_base_net(*a, **k)[0].backbone.bn1.bias.unique().tolist()  # noqa: E731
     assert bias("auto") == [1.0]
-    assert "from scratch" in mmlfer.start_base_net("none")[1]
-    assert "from scratch" in mmlfer.start_base_net("auto", "resnet18")[1]  # it has a file of its own name
+    assert "from scratch" in _backbones.start_base_net("none")[1]
+    assert "from scratch" in _backbones.start_base_net("auto", "resnet18")[1]  # it has a file of its own name
     shutil.rmtree(here / "weights")
     assert bias("auto") == [2.0]
     shutil.rmtree(current / "weights")
-    assert "from scratch" in mmlfer.start_base_net("auto")[1]
+    assert "from scratch" in _backbones.start_base_net("auto")[1]
 
 
 def test_a_file_called_none_is_a_file_where_it_has_a_path(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("none", "auto", "imagenet"):
         torch.save(source, name)
-        assert mmlfer.start_base_net(f"./{name}")[1] == f"took 216 tensors from ./{name}, left out fc.weight, fc.bias"
-    assert "from scratch" in mmlfer.start_base_net("none")[1]
+        assert _backbones.start_base_net(f"./{name}")[1] == f"took 216 tensors from ./{name}, left out fc.weight, fc.bias"
+    assert "from scratch" in _backbones.start_base_net("none")[1]
 
 
 # ---------------------------------------------------------------- what is refused
@@ -249,7 +249,7 @@ def test_a_file_called_none_is_a_file_where_it_has_a_path(source, tmp_path, monk
 
 def refusal(content, path, arch="resnet34"):
     with pytest.raises(mmlfer.InputError) as error:
-        mmlfer.start_base_net(saved(content, path), arch)
+        _backbones.start_base_net(saved(content, path), arch)
     return str(error.value).removeprefix(f"{path}: ")
 
 

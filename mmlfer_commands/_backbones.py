@@ -1,0 +1,153 @@
+"""Weights files: where the backbone comes from, and what `pretrain` hands on."""
+
+import re
+from pathlib import Path
+
+from mmlfer import (
+    FEATURES,
+    HERE,
+    NORMS,
+    InputError,
+    brief,
+    make_backbone,
+    make_base_net,
+    torch,
+    torch_load,
+)
+from mmlfer_commands._runs import versions
+
+
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
+    """The base net at the start of a run, and a line on where its backbone comes from."""
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights == "auto":
+        weights = "none"
+        for path in (casia, HERE / casia):
+            if path.exists():
+                weights = str(path)
+    if bgr and weights in ("none", "imagenet"):
+        raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
+    if weights == "none":
+        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm]),
+                "from scratch. The paper starts from CASIA-WebFace: see --weights")
+    if weights == "imagenet":
+        return load_imagenet(arch, norm)
+    return load_backbone(weights, arch, bgr, norm)
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
+            "backbone", "ema")
+PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
+            "encoder_q", "feature", "features")
+SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
+
+
+def read_tensors(path):
+    """The content of a file of torch's or of safetensors'; no code in it is ever run."""
+    if not path.endswith(".safetensors"):
+        return torch_load(path)
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
+    try:
+        return load(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception as error:  # safetensors' own, by the kind of damage
+        raise InputError(f"{path}: not a checkpoint that can be read safely "
+                         f"({brief(error)})") from None
+
+
+def read_backbone(path):
+    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
+    and {"mean": .., "std": ..} if the file is of mmlfer."""
+    content = state = read_tensors(path)
+    for _ in WRAPPERS:  # one in another
+        if isinstance(state, dict):
+            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    found, left, norm = {}, [], {}
+    for key, value in state.items():
+        match = TENSOR.fullmatch(str(key))
+        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in found:
+            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
+        if name and isinstance(value, torch.Tensor):
+            found[name] = key, value
+        else:
+            left.append(str(key))
+    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
+    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
+        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+                         "`mmlfer pretrain` makes one that fits")
+    if str(content.get("format")).startswith("mmlfer"):
+        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    return found, [key for key in left if key not in norm], norm
+
+
+def misfits(found, own):
+    """What keeps the tensors of a file from being all of a net's."""
+    wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
+    for name, tensor in own.items():
+        key, given = found.get(name, (name, None))
+        if given is None:
+            wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
+        elif given.shape != tensor.shape:
+            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
+        elif not given.to_dense().isfinite().all():
+            wrong.append(f"{key} not finite")
+    return wrong
+
+
+def load_backbone(path, arch, bgr, norm):
+    """The base net with all of a file's backbone, and a line on what was taken."""
+    found, left, own_norm = read_backbone(path)
+    if own_norm and bgr:
+        raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
+    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+    if wrong := misfits(found, net.backbone.state_dict()):
+        with torch.device("meta"):
+            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
+        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
+                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
+                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
+    taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
+    if bgr:
+        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
+    net.backbone.load_state_dict(taken, strict=False)
+    try:
+        for name, values in own_norm.items() if norm == "auto" else ():
+            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
+    return net, f"took {len(taken)} tensors from {path}" + (
+        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
+
+
+def load_imagenet(arch, norm):
+    """The base net with torchvision's backbone of ImageNet, and a line that says so."""
+    import torchvision
+
+    source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
+    try:
+        state = source.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
+                         "elsewhere and give its path to --weights") from None
+    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
+    net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
+    return net, "ImageNet's, from torchvision"
+
+
+def backbone_state(run):
+    """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
+    last = run.log[-1]
+    mean, std = map(list, NORMS["half"])
+    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
+            "people": run.people, "options": vars(run.opt), "versions": versions(),
+            "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
+            "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}

@@ -1,0 +1,228 @@
+"""Images of people: folders, insightface's train.rec, pairs to verify on."""
+
+import hashlib
+import io
+import math
+import os
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from mmlfer import IMAGE_SUFFIXES, InputError, Stream, brief, progress, read_image, try_read
+
+
+class Files:
+    """N images below a folder, and the person of each, 0..people - 1."""
+
+    def __init__(self, root, names, labels):
+        self.root, self.labels = str(root), np.array(labels)
+        self.names = np.array([os.fsencode(name) for name in names])  # one block, not N objects
+
+    def name(self, i):
+        return os.fsdecode(self.names[i])
+
+    def read(self, i, size):
+        """Image i as a (size, size, 3) array, or the reason why not."""
+        return try_read(os.path.join(self.root, self.name(i)), size)
+
+
+class Records:
+    """N images of an insightface train.rec, and the person of each."""
+
+    def __init__(self, path, keys, offsets, labels):
+        self.path, self.names, self.offsets, self.labels = str(path), keys, offsets, labels
+
+    def name(self, i):
+        return f"record {self.names[i]}"
+
+    def read(self, i, size):
+        try:
+            with open(self.path, "rb") as file:
+                _, image = parse_record(read_record(file, int(self.offsets[i])))
+            return read_image(io.BytesIO(image), size)
+        except Exception as error:  # Pillow's plugins raise many kinds
+            return f"{self.path}: {self.name(i)}: not an image that can be read ({brief(error)})"
+
+
+def people_sha256(source):
+    """Of the images' names and people: what a resumed run must find again."""
+    return hashlib.sha256(source.names.tobytes() + source.labels.tobytes()).hexdigest()
+
+
+def some(names):
+    """How many, and the first three, in words."""
+    return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
+
+
+def read_people(folder):
+    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, and notes on what is odd."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
+                         "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
+                         "draws people")
+    if (folder / "train.rec").exists():
+        source, notes = read_records(folder / "train.rec")
+    else:
+        source, notes = read_folders(folder)
+    counts = np.bincount(source.labels)
+    if len(counts) < 2:
+        raise InputError(f"{folder}: {len(counts)} people with images; expected a folder of "
+                         "images for each of two or more, or train.rec and train.idx")
+    single = [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]
+    notes += [f"people with one image, never held out: {some(single)}"] if single else []
+    return source, notes
+
+
+def read_folders(folder):
+    names, counts, empty, loose = [], [], [], 0
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not entry.is_dir():
+            loose += entry.name.lower().endswith(IMAGE_SUFFIXES)
+            continue
+        images = sorted(file.name for file in os.scandir(entry)
+                        if file.name.lower().endswith(IMAGE_SUFFIXES))
+        names += [os.path.join(entry.name, image) for image in images]
+        counts += [len(images)] if images else []
+        empty += [] if images else [entry.name]
+    notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
+    notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
+    return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
+
+
+# MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
+# multiple of 4. Data that hold the magic number are cut there: parts 1 (first), 2 and 3 (last).
+MAGIC = 0xCED7230A
+
+
+def read_record(file, offset):
+    """The bytes of the record at an offset."""
+    parts, part = [], None
+    file.seek(offset)
+    while part not in (0, 3):
+        head = file.read(8)
+        magic, word = struct.unpack("<II", head) if len(head) == 8 else (None, 0)
+        part, length = word >> 29, word % 2**29
+        data = file.read(length)
+        if magic not in (MAGIC, None):
+            raise ValueError("no record where train.idx has one")
+        if magic is None or len(data) < length:
+            raise ValueError("cut off")
+        parts.append(data)
+        file.seek(-length % 4, os.SEEK_CUR)
+    return struct.pack("<I", MAGIC).join(parts)
+
+
+def parse_record(data):
+    """A record's labels and image: flag (how many labels follow, 0: one, here), label, two ids."""
+    try:
+        flag, label, *_ = struct.unpack_from("<IfQQ", data)
+        labels = struct.unpack_from(f"<{flag}f", data, 24) if flag else (label,)
+    except struct.error:
+        raise ValueError("cut off") from None
+    return labels, data[24 + 4 * flag :]
+
+
+def read_index(path):
+    """train.idx: its keys in order and their offsets in train.rec, (N,) and (N,)."""
+
+    def rows(file):
+        for number, line in enumerate(file, 1):
+            row = re.fullmatch(r"(\d{1,18})\s+(\d{1,18})\s*", line, re.ASCII)
+            if not row:
+                raise InputError(f"{path}:{number}: expected a key and an offset; take the file "
+                                 "that came with train.rec")
+            yield int(row[1]), int(row[2])
+
+    try:
+        with open(path, errors="replace") as file:
+            index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
+    keys, last = np.unique(index[:, 0], return_index=True)
+    return keys, index[last, 1]
+
+
+def read_label(file, offset, size):
+    """The first label of the record at an offset; nan if the file, of some size, has none there."""
+    file.seek(offset)
+    head = file.read(36)
+    if len(head) < 36:
+        return math.nan
+    magic, word, flag, label, first = struct.unpack("<IIIf16xf", head)
+    whole = magic == MAGIC and offset + 8 + word % 2**29 <= size
+    return math.nan if not whole else first if flag else label
+
+
+def read_records(path):
+    """The images of a train.rec by its train.idx; record 0 says where they end."""
+    keys, offsets = read_index(path.with_suffix(".idx"))
+    with open(path, "rb") as file:
+        try:
+            first, _ = parse_record(read_record(file, offsets[0])) if 0 in keys[:1] else ((), b"")
+        except ValueError as error:
+            raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
+        wanted = (keys >= 1) & (keys < (first[0] if len(first) > 1 else math.inf))
+        keys, offsets, size = keys[wanted], offsets[wanted], path.stat().st_size
+        bar = progress(offsets, "reading labels", unit=" records")
+        labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
+    whole = ~np.isnan(labels)
+    notes = [] if whole.all() else [f"records cut off or not there: {some(keys[~whole])}"]
+    labels = np.unique(labels[whole], return_inverse=True)[1]
+    return Records(path, keys[whole], offsets[whole], labels), notes
+
+
+def draw_pairs(labels, seed, n=3000):
+    """Up to n pairs of images of one person and as many of two people, mixed, in ten folds.
+    -> (P, 2) indices, same (P,), fold (P,)"""
+    rng = np.random.default_rng([seed, Stream.PAIRS])
+    order, labels = np.argsort(labels, kind="stable"), np.sort(labels)
+    _, start, who, count = np.unique(labels, return_index=True, return_inverse=True,
+                                     return_counts=True)
+    i = rng.integers(0, len(labels), 8 * n)
+    begin, many = start[who[i]], count[who[i]]
+    twin = begin + (i - begin + rng.integers(1, np.maximum(many, 2))) % many
+    other = (begin + many + rng.integers(0, len(labels) - many)) % len(labels)
+    kinds = [np.unique(np.sort(np.stack([i, j], 1)[i != j], 1), axis=0) for j in (twin, other)]
+    n = min(n, *map(len, kinds))
+    pairs = np.concatenate([rng.permutation(kind)[:n] for kind in kinds])
+    mixed = rng.permutation(2 * n)
+    return order[pairs[mixed]], mixed < n, np.arange(2 * n) % 10
+
+
+def read_pairs(path, root):
+    """LFW's pairs.txt. -> Files, (P, 2) indices, same (P,), fold (P,)"""
+    try:
+        rows = [line.split() for line in Path(path).read_text().splitlines()]
+        folds, n = map(int, rows[0])
+        if folds < 2 or n < 1:
+            raise ValueError("two folds or more, of pairs")
+    except (OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
+                         f"({error})") from None
+    if len(rows) < 1 + 2 * folds * n:
+        raise InputError(f"{path}: {len(rows) - 1} pairs, and its first row says {2 * folds * n}")
+    names, pairs = {}, []
+    for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
+        try:
+            one, i, other, j = row if len(row) != 3 else (row[0], row[1], row[0], row[2])
+            found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
+        except ValueError:
+            raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
+        except FileNotFoundError as error:
+            raise InputError(f"{path}:{number}: no image {error}") from None
+        pairs.append([names.setdefault(name, len(names)) for name in found])
+    same = np.array([len(row) == 3 for row in rows[1 : len(pairs) + 1]])
+    fold = np.arange(len(pairs)) // (2 * n)
+    return Files(root, names, range(len(names))), np.array(pairs), same, fold
+
+
+def lfw_image(root, name, i):
+    """NAME/NAME_0001.jpg, or whichever kind of image it is there."""
+    for suffix in IMAGE_SUFFIXES:
+        image = Path(name, f"{name}_{i:04d}{suffix}")
+        if (root / image).exists():
+            return str(image)
+    raise FileNotFoundError(root / name / f"{name}_{i:04d}.jpg")

@@ -1,0 +1,186 @@
+"""Finished runs as rows: what `table` and `plot` read."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mmlfer import EMOTIONS, METHODS, InputError, confusion_matrix, expression_metrics, loss_sources
+
+PAPER = {  # Acc. / Diag. by method and statistics
+    "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
+    "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
+    "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
+}
+SEARCHED = ("rho", "rho_am")
+OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
+
+
+def find_files(folder, name):
+    """The files of a name below a folder, in order; links are followed, no folder is read twice."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if os.path.realpath(place) in seen:
+            folders.clear()
+        elif name in files and os.path.isfile(os.path.join(place, name)):
+            found.append(Path(place, name))
+        seen.add(os.path.realpath(place))
+    return sorted(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What a run's test.json says, checked."""
+
+    path: Path
+    method: str
+    stats: str  # what p(AU | expression) is called, "" where the method does not use it
+    traits: dict  # what makes the method, {name: (value, value as shown)}
+    seed: int
+    rafce: bool
+    names: str  # digest of the test images' names
+    truth: np.ndarray  # (N,)
+    right: np.ndarray  # (N,) whether the prediction is the truth
+    rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
+
+    def row(self):
+        """What the runs of one row have in common."""
+        return self.method, frozenset((name, value) for name, (value, _) in self.traits.items())
+
+
+def digest_of_names(names):
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def stats_name(run):
+    """A test.json's statistics in a word; a file of one's own is never called wild or lab."""
+    if not loss_sources(run)[2]:
+        return ""
+    stats, form = run["stats"], run["form"]
+    name = stats if Path(stats).name in ("wild", "lab") else Path(stats).name
+    return name if form == ("lab" if stats == "lab" else "wild") else f"{name}, {form} form"
+
+
+def find_traits(run):
+    """What makes a test.json's method: the options that it reads, but seed, data place and device;
+    the contents of its statistics and, where they are known, of the data's labels."""
+    sources, options = METHODS[run["method"]], run.get("options")
+    traits = {}
+    if sources[2]:
+        traits["form"] = (run["form"], run["form"])
+        traits["statistics"] = (run["stats"], run["stats"])
+    if options is None:  # written by an older version
+        return {**traits, "options": ("unknown", "unknown")}
+    if sources[2]:
+        content = run["table_sha256"]
+        traits["statistics"] = (content, f"{run['stats']} ({content:.8})")
+    if "data_sha256" in run:
+        place = Path(options["data"]).name
+        traits["data"] = (run["data_sha256"], f"{place} ({run['data_sha256']:.8})")
+    unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
+    if "meta" not in sources:
+        unread |= {"lr_meta", "hypergrad"}
+    return traits | {name: (value, value) for name, value in options.items() if name not in unread}
+
+
+def rates(numbers):
+    """Acc., Diag. and each expression's rate among a test.json's numbers, (2 + K,)."""
+    per_class = [numbers["per_class"][emotion] for emotion in EMOTIONS]
+    return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
+
+
+def read_run(path):
+    """A run's test.json; its numbers must follow from its predictions."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
+        if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
+            raise ValueError("predictions that are none")
+        own = expression_metrics(confusion_matrix(truth, pred))
+        names = run["names_sha256"] if "names_sha256" in run else digest_of_names(run["names"])
+        whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
+                 and np.allclose(rates(best), rates(own), equal_nan=True)
+                 and len(run.get("names", truth)) == len(truth)
+                 and type(run["seed"]) is int and isinstance(run["rafce"], bool))
+        if not whole:
+            raise ValueError("numbers that do not fit each other")
+        tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
+                        run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
+        hash((tested.row(), names))  # no lists among the options
+        return tested
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
+            OSError) as error:
+        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
+
+
+def read_runs(folder):
+    """The finished runs below a folder, all of one test set."""
+    runs = [read_run(path) for path in find_files(folder, "test.json")]
+    if not runs:
+        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
+    for run in runs:
+        if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
+            raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
+                             "one data set, name the folder of its runs alone")
+    return runs
+
+
+# ---------------------------------------------------------------- rows: the runs of one method
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The runs of one method, by seed."""
+
+    method: str
+    name: str  # method and statistics
+    traits: dict
+    seeds: dict  # {seed: Tested}
+    title: str = ""  # the name, and what tells the row from others
+
+
+def gather(runs):
+    """The Rows of runs, without their titles."""
+    groups = {}
+    for run in runs:
+        seeds = groups.setdefault(run.row(), {})
+        if run.seed in seeds:
+            raise InputError(f"{run.path}: the same method, options and seed as "
+                             f"{seeds[run.seed].path}; take one away")
+        seeds[run.seed] = run
+    rows = []
+    for (method, _), seeds in groups.items():
+        stats = min((run.stats for run in seeds.values()),  # if one file has two names: the paper's
+                    key=lambda name: (f"{method} {name}" not in PAPER, name))
+        traits = next(iter(seeds.values())).traits
+        rows.append(Row(method, f"{method} {stats}".strip(), traits, seeds))
+    return rows
+
+
+def differs(trait, row, rows):
+    """Whether other rows have another value: those of the row's name in what methods have of
+    their own, such as what is searched for each; all rows in everything else."""
+    if trait == "options":  # unknown here; known elsewhere?
+        return any(trait not in other.traits for other in rows)
+    age = "options" in row.traits
+    peers = [other.traits for other in rows if ("options" in other.traits) == age
+             and (other.name == row.name or (trait in other.traits and trait not in OWN))]
+    return any(traits.get(trait, (None,))[0] != row.traits[trait][0] for traits in peers)
+
+
+def title(row, rows):
+    """A row's name, and the traits that tell it from others."""
+    traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
+              if differs(trait, row, rows)]
+    return ", ".join([row.name, *traits])
+
+
+def read_rows(folder):
+    """The Rows of the finished runs below a folder, in the order of Table 3."""
+    rows = gather(read_runs(folder))
+    rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
+    return sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.title))

@@ -1,0 +1,76 @@
+"""What `train` and `pretrain` share: the lock, signals, the options of a resumed run, versions."""
+
+import contextlib
+import hashlib
+import os
+import platform
+import shlex
+import signal
+
+import click
+import numpy as np
+
+from mmlfer import HERE, InputError, torch, write_whole
+
+
+@contextlib.contextmanager
+def locked(out, lock):
+    """Hold a run's folder or file against other processes; the system lets go with the process."""
+    import fcntl
+
+    if not lock.exists():
+        write_whole(lock, b"")
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
+                             "--out") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def caught_signals():
+    """Ctrl-C and SIGTERM let the step finish: a list of the numbers of those that came."""
+    caught = []
+    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def versions():
+    """What a run was made with; the source's digest covers this module, the paper's code."""
+    import torchvision
+
+    return {"python": platform.python_version(), "torch": str(torch.__version__),
+            "torchvision": str(torchvision.__version__), "numpy": np.__version__,
+            "source_sha256": hashlib.sha256((HERE / "mmlfer.py").read_bytes()).hexdigest()}
+
+
+def given_options(ctx, options):
+    """Those of a command's options that stood on its command line."""
+    explicit = click.core.ParameterSource.COMMANDLINE
+    return {name: value for name, value in options.items()
+            if ctx.get_parameter_source(name) == explicit}
+
+
+def check_kept(given, own, movable, where):
+    """Refuse given options that differ from a resumed run's own, but for those that may move."""
+    for name, value in given.items():
+        if name not in movable and value != own[name]:
+            raise InputError(f"{where}: its run has --{name.replace('_', '-')} {own[name]}, not "
+                             f"{value}; a resumed run keeps its options")
+
+
+def stopped_line(last, command, out):
+    """What a stopped run says of how it goes on."""
+    return (f"stopped; {last} is written, go on with: mmlfer {command} --out "
+            f"{shlex.quote(str(out))} --resume")

