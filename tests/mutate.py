@@ -144,7 +144,7 @@ def run_faults(tree, faults, jobs):
     limit, found = max(LIMIT, run_without_a_fault(tree, faults)), Counter()
     for trial in run_trials(tree, [*CONTROLS, *faults], jobs, limit):
         fault, verdict = trial.fault, trial.verdict()
-        print(f"{fault.name:36} {verdict:10} {trial.seconds():6.1f} s  {fault.equivalent}", flush=True)
+        print(f"{fault.name:38} {verdict:10} {trial.seconds():6.1f} s  {fault.equivalent}", flush=True)
         if verdict == "ERROR":
             print(trial.output)
         if fault not in CONTROLS:
@@ -164,7 +164,7 @@ def main():
     wanted = tuple(options.names) or ("",)
     faults = [fault for fault in FAULTS if fault.name.startswith(wanted)]
     if options.list:
-        return print("\n".join(f"{fault.name:36} {fault.file:27} {fault.tests}" for fault in faults))
+        return print("\n".join(f"{fault.name:38} {fault.file:27} {fault.tests}" for fault in faults))
     if wrong := misfits([*CONTROLS, *faults]) or ([] if faults else ["no fault has such a name"]):
         sys.exit("\n".join(wrong))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
