@@ -182,6 +182,15 @@ def test_crops_win_over_originals(sources, tmp_path, crop, original):
     assert "4 of them without an image" in result.stdout
 
 
+def test_links_lead_to_the_images_from_everywhere(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke("build", "--raf-ml", "ml", "--raf-au", "au", "--out", "some/where/rafce")
+    assert result.exit_code == 0, result.output
+    monkeypatch.chdir("/")
+    links = sorted((tmp_path / "some/where/rafce/aligned").iterdir())
+    assert len(links) == 6 and all(Image.open(link).size == (20, 20) for link in links)
+
+
 def test_of_two_crops_raf_aus_is_taken(sources, tmp_path):
     ml, au = sources
     for folder in (ml / "Image/aligned", ml / "aligned"):

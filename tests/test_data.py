@@ -277,7 +277,7 @@ def test_skip_bad_images_goes_on_and_says_so(copy_of_faces, tmp_path):
 
 GOOD_STATS = yaml.safe_load((mmlfer.HERE / "stats/wild.yaml").read_text())
 BROKEN_STATS = {
-    "missing": (None, "cannot be read as YAML ([Errno 2] No such file or directory: '{path}'); "
+    "missing": (None, "cannot be read as YAML ({reason}); "
                 "--stats takes wild, lab or a file of `mmlfer stats --out`"),
     "a list": ([1, 2], "expected expressions with their AUs, as in stats/wild.yaml"),
     "expression": ({**GOOD_STATS, "bored": {1: 0.5}}, "unknown expression 'bored'; see stats/wild.yaml"),
@@ -301,7 +301,8 @@ def test_broken_statistics_end_in_one_line(faces_folder, tmp_path, kind):
     if content is not None:
         path.write_text(yaml.safe_dump(content))
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", "--stats", path, *SMALL)
-    assert_fails(result, f"{path}: {message.format(path=path)}")
+    reason = f"[Errno 2] No such file or directory: '{path}'"[:120]  # a reason is cut there
+    assert_fails(result, f"{path}: {message.format(reason=reason)}")
     assert not (tmp_path / "run").exists()
 
 

@@ -83,6 +83,12 @@ def test_values_above_255_are_of_16_bits():
     assert mmlfer.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
 
 
+def test_values_beyond_white_are_white_and_below_black_are_black(tmp_path):
+    values = np.array([[-5, 0, 65535, 65536, 70000, 2e9]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert mmlfer.read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255, 255, 255, 255]
+
+
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):
     """The tags of a turned photograph, with random bytes of its EXIF header changed, 600 times."""
     exif = Image.Exif()

@@ -373,6 +373,26 @@ def test_faces_of_photographs_from_left_to_right(ckpt, photos, tmp_path):
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "nobody.jpg"]
 
 
+def test_photographs_without_a_face_are_no_failure(ckpt, photos, tmp_path):
+    result = invoke("predict", "--ckpt", ckpt, "--photos", photos / "nobody.png", "--jsonl", tmp_path / "p.jsonl",
+                    "--csv", tmp_path / "p.csv")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.endswith(f"no face: {photos}/nobody.png\n1 of 1 images without a face\n")
+    assert (tmp_path / "p.jsonl").read_text() == "" and (tmp_path / "p.csv").read_text().count("\n") == 1
+
+
+def test_photographs_are_aligned_as_the_checkpoints_faces(ckpt, photos, tmp_path, monkeypatch):
+    """Of a checkpoint whose faces stood on their heads it is the same crop, upside down."""
+    seen, state = [], torch.load(ckpt, weights_only=True)
+    monkeypatch.setattr(predict, "predict_faces", lambda net, x: seen.append(x) or mmlfer.predict_faces(net, x))
+    template = np.array([[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]])
+    for kept in (template, 1 - template):
+        torch.save({**state, "template": kept.tolist()}, tmp_path / "best.pt")
+        assert invoke("predict", "--ckpt", tmp_path / "best.pt", "--photos", photos / "0.png").exit_code == 0
+    upright, heads_down = (x.int() for x in seen)
+    assert (heads_down.flip(2, 3) - upright).abs().max() <= 2 < 20 < (heads_down - upright).abs().float().mean()
+
+
 def test_photographs_alone_and_together_give_the_same(ckpt, photos):
     together = json.loads(invoke("predict", "--ckpt", ckpt, "--photos", photos, "--json").stdout)
     alone = json.loads(invoke("predict", "--ckpt", ckpt, "--photos", photos / "1.png", "--json").stdout)

@@ -56,6 +56,14 @@ def test_statistics_written_are_statistics_read(tmp_path):
     assert np.allclose(table[:, [mmlfer.AUS.index(a) for a in (12, 25, 4)]], [[0.6667, 0.6667, 0.3333]] * 14)
 
 
+def test_an_au_of_20_percent_exactly_is_written_and_read(tmp_path):
+    rows = [(f"{i}.jpg", i % 14, 0, "12+4" if i < 14 else "12") for i in range(70)]
+    build.write_labels(tmp_path, *zip(*rows))
+    assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
+    assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == dict.fromkeys(mmlfer.EMOTIONS, {4: 0.2, 12: 1.0})
+    assert (mmlfer.load_stats(str(tmp_path / "s.yaml"))[:, mmlfer.AUS.index(4)] == 0.2).all()
+
+
 def test_lab_against_wild_gives_the_papers_observations():
     lab, wild = mmlfer.load_stats("lab"), mmlfer.load_stats("wild")
     assert stats.observations(wild, [1] * 14, lab).splitlines() == [

@@ -66,14 +66,22 @@ def test_tables_give_means_and_spread(tmp_path):
     assert "paper's Acc." not in text and "Not RAF-CE" in text
 
 
+PRINTED = {  # the paper's Table 3
+    "stl": "51.49 / 28.12", "mtl": "53.25 / 29.58", "mal": "52.37 / 30.73", "mal2": "",
+    "am lab": "54.12 / 30.15", "am wild": "53.36 / 28.02", "mml lab": "55.01 / 30.85", "mml wild": "55.23 / 31.68"}
+
+
 def test_the_papers_column_stands_beside_rafce_alone(tmp_path):
-    fake_run(tmp_path, "mml", "wild", 0, [0], [0], rafce=True)
+    for name in PRINTED:
+        method, _, stats = name.partition(" ")
+        fake_run(tmp_path, method, stats or "wild", 0, [0], [0], rafce=True)
     fake_run(tmp_path, "mml", "/mine/wild", 0, [0], [0], rafce=True)  # one's own file of that name
-    fake_run(tmp_path, "am", "lab", 0, [0], [0], rafce=True, form="wild")
+    fake_run(tmp_path / "more", "am", "lab", 0, [0], [0], rafce=True, form="wild")
     text = table.results(tmp_path)
-    assert "| mml wild | 1 | 100.00 | 100.00 | 55.23 / 31.68 |" in text
+    for name, numbers in PRINTED.items():
+        assert f"| {name} | 1 | 100.00 | 100.00 | {numbers} |" in text
     assert "| mml /mine/wild | 1 | 100.00 | 100.00 |  |" in text and "| am lab, wild form | 1 | 100.00 | 100.00 |  |" in text
-    fake_run(tmp_path, "stl", "wild", 0, [0], [0])
+    fake_run(tmp_path / "others", "stl", "wild", 1, [0], [0])
     assert "55.23" not in table.results(tmp_path)
 
 
