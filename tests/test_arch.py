@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, invoke, make_run, random_batch, run_of
+from conftest import SMALL, invoke, random_batch, run_of
 from PIL import Image
 
 import mmlfer

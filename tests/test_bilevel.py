@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import make_run, random_batch, run_of
+from conftest import random_batch, run_of
 
 import mmlfer
 

@@ -4,15 +4,15 @@ from faults.fault import Fault
 
 FAULTS = [
     # reading of backbones
-    Fault("weights-not-finite", "mmlfer_commands/pretrain.py",
+    Fault("weights-not-finite", "mmlfer_commands/_backbones.py",
           "not given.to_dense().isfinite().all()", "given.to_dense().isnan().all()",
           "training_details::test_weights_that_are_not_finite_are_refused"),
-    Fault("imagenet-not-loaded", "mmlfer_commands/pretrain.py",
+    Fault("imagenet-not-loaded", "mmlfer_commands/_backbones.py",
           'net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})',
           "pass", "training_details::test_imagenet_tensors_are_all_loaded"),
-    Fault("bgr-not-turned", "mmlfer_commands/pretrain.py",
+    Fault("bgr-not-turned", "mmlfer_commands/_backbones.py",
           "].flip(1)", "].flip(0)", "weights::test_weights_trained_on_bgr_see_the_same_with_rgb"),
-    Fault("imagenet-normalisation-lost", "mmlfer_commands/pretrain.py",
+    Fault("imagenet-normalisation-lost", "mmlfer_commands/_backbones.py",
           '"imagenet" if norm == "auto" else norm', '"half" if norm == "auto" else norm',
           "weights::test_imagenet_brings_its_tensors_and_its_normalisation"),
     Fault("casia-of-current-folder-first", "mmlfer.py",
@@ -21,7 +21,7 @@ FAULTS = [
     Fault("casia-not-found", "mmlfer.py",
           "(HERE / casia, casia)", "()",
           "weights::test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder"),
-    Fault("misfits-not-finite", "mmlfer_commands/pretrain.py",
+    Fault("misfits-not-finite", "mmlfer_commands/_backbones.py",
           "elif not given.to_dense().isfinite().all():", "elif False:",
           "training_details::test_weights_that_are_not_finite_are_refused"),
     # pre-training
