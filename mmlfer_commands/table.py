@@ -116,6 +116,9 @@ def read_run(path):
     """A run's test.json; its numbers must follow from its predictions."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        if "truth" not in run and "confusion" in run["best"] and "pred" not in run["best"]:
+            raise InputError(f"{path}: written by an early version, which kept no predictions; "
+                             "take it away or train anew")
         best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
             raise ValueError("predictions that are none")
@@ -131,6 +134,8 @@ def read_run(path):
                         run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
         hash((tested.row(), names))  # no lists among the options
         return tested
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
             OSError) as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None

@@ -199,6 +199,17 @@ def test_table_refuses_strange_files(tmp_path, text):
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/test.json: not a run's test.json")
 
 
+def test_a_run_of_an_early_version_is_called_that(tmp_path):
+    """The first versions' test.json had neither truth nor predictions."""
+    path = fake_run(tmp_path, "stl", "wild", 0, [0, 1], [0, 1]) / "test.json"
+    run = json.loads(path.read_text())
+    del run["truth"], run["names"], run["best"]["pred"], run["last"]["pred"]
+    path.write_text(json.dumps(run))
+    result = invoke("table", tmp_path, "--out", "-")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {path}: written by an early version, which kept no predictions; take it away or train anew\n"
+
+
 @pytest.mark.parametrize("name", ["test.json", "log.csv", "best.pt"])
 def test_table_does_not_write_over_a_run(tmp_path, name):
     path = fake_run(tmp_path, "stl", "wild", 0, [0], [0]) / name
