@@ -52,6 +52,13 @@ def test_interval_by_hand():
     assert table.interval(d / 3, np.ones(3)) == pytest.approx((1 / 9 - half / 3, 1 / 9 + half / 3), abs=1e-5)
 
 
+def test_the_degrees_of_freedom_are_no_fewer_than_the_seeds_own():
+    """Each image is right with one seed: MS images 0, seeds 7/6, rest 1/6, and Satterthwaite's degrees are 1.46."""
+    d = np.array([[1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]) / 4
+    half = 4.30265 * math.sqrt((7 / 6 - 1 / 6) / 18) / 4
+    assert table.interval(d, np.ones(6)) == pytest.approx((1 / 12 - half, 1 / 12 + half), abs=1e-5)
+
+
 def test_interval_of_one_seed_is_of_images_alone():
     # 1, 1, 1, 0: mean 3/4, MS images (3/16 + 9/16) / 3 = 1/4, of three degrees of freedom
     half = 3.18245 * math.sqrt(1 / 4 / 4)

@@ -206,6 +206,9 @@ def test_a_run_of_an_early_version_is_called_that(tmp_path):
     result = invoke("table", tmp_path, "--out", "-")
     assert result.exit_code == 1
     assert result.stderr == f"Error: {path}: written by an early version, which kept no predictions; take it away or train anew\n"
+    run["best"]["pred"] = [0, 1]  # no version wrote these without the truth
+    path.write_text(json.dumps(run))
+    assert invoke("table", tmp_path, "--out", "-").stderr.startswith(f"Error: {path}: not a run's test.json (KeyError('truth')")
 
 
 @pytest.mark.parametrize("name", ["test.json", "log.csv", "best.pt"])
