@@ -97,6 +97,9 @@ def read_run(path):
     """A run's test.json; its numbers must follow from its predictions."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        if "truth" not in run and "confusion" in run["best"] and "pred" not in run["best"]:
+            raise InputError(f"{path}: written by an early version, which kept no predictions; "
+                             "remove it or train again")
         best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
             raise ValueError("predictions that are none")
@@ -112,9 +115,11 @@ def read_run(path):
                         run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
         hash((tested.row(), names))  # no lists among the options
         return tested
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
             OSError) as error:
-        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); take it away") from None
+        raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
 
 
 def read_runs(folder):
@@ -150,7 +155,7 @@ def gather(runs):
         seeds = groups.setdefault(run.row(), {})
         if run.seed in seeds:
             raise InputError(f"{run.path}: the same method, options and seed as "
-                             f"{seeds[run.seed].path}; take one away")
+                             f"{seeds[run.seed].path}; remove one")
         seeds[run.seed] = run
     rows = []
     for (method, _), seeds in groups.items():

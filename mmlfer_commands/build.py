@@ -139,7 +139,7 @@ def place_images(keys, index, out, copy):
         try:
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
         except OSError as error:
-            remedy = "mend it or take it away" if copy else "--copy copies the images"
+            remedy = "mend it or remove it" if copy else "--copy copies the images"
             raise InputError(f"{source}: cannot be {'copied' if copy else 'linked'} "
                              f"({error.strerror or error}); {remedy}") from None
     return placed[True], placed[False], placed[None]
