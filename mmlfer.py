@@ -137,6 +137,8 @@ class Stream(enum.IntEnum):
     PAIRS = 5  # pretrain's pairs of them
     AU_NOISE = 5
     FLIPS = 6  # pretrain's
+    TEST_LABELS = 7  # of synth's further test faces
+    TEST_FACES = 8
     PARTITION = 20
 
 

@@ -75,7 +75,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     assert corners.std(1).mean() > 30
     options = ("synth", tmp_path / "x", "--people", 2)
     for option in (("--labels", people), ("--au-noise", 0.1)):
-        assert "--people has no label files: no --labels and no --au-noise" in invoke(*options, *option).stderr
+        assert "--people has no label files: no --labels, --au-noise or --test" in invoke(*options, *option).stderr
     assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
     assert "not empty" in invoke(*options).stderr
 

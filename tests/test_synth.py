@@ -30,9 +30,35 @@ def test_synth_writes_rafces_layout_and_the_same_twice(faces_folder, tmp_path):
     assert len(sides) > 5
 
 
+def test_further_test_faces_leave_the_others_byte_for_byte(faces_folder, tmp_path):
+    """30 and 5 after the 60 of the fixture."""
+    for n in (30, 5):
+        result = invoke("synth", tmp_path / str(n), "--n", 60, "--test", n, "--stats", "lab", "--size", 32)
+        assert result.exit_code == 0, result.output
+    rows = {}
+    for place in (faces_folder, tmp_path / "30", tmp_path / "5"):
+        rows[place] = [(place / file).read_text().splitlines() for file in mmlfer.LABEL_FILES]
+        pictures = sorted((place / "aligned").iterdir())
+        assert [path.name for path in pictures] == [f"{i + 1:04d}_aligned.jpg" for i in range(len(rows[place][0]))]
+        for path in pictures[:60]:
+            assert path.read_bytes() == (faces_folder / "aligned" / path.name).read_bytes()
+    old, new, few = rows.values()
+    assert [column[:60] for column in new] == old == [column[:60] for column in few]
+    assert [len(column) for column in new] == [90] * 3
+    assert new[1][60:] == [f"{i:04d}.jpg 1" for i in range(61, 91)]  # all of them to test
+    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # not those again
+    assert (tmp_path / "30/aligned/0061_aligned.jpg").read_bytes() != (tmp_path / "30/aligned/0001_aligned.jpg").read_bytes()
+
+
+def test_further_test_faces_go_with_drawn_labels_alone(faces_folder, tmp_path):
+    result = invoke("synth", tmp_path / "a", "--labels", faces_folder, "--test", 3)
+    assert result.exit_code == 2 and "--labels says which faces to draw: no --test." in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_drawn_labels_follow_proportions_and_statistics():
     table = mmlfer.load_stats("wild")
-    _, y_emo, aus = synth.draw_labels(20000, table, 0)
+    y_emo, aus = synth.draw_labels(20000, table, 0)
     assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
     rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
     surprised = [r for r, k in zip(rows, y_emo) if k == 0]
