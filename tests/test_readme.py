@@ -18,7 +18,7 @@ from mmlfer_commands import build, demo, synth, table
 
 README = (ROOT / "README.md").read_text()
 RESULTS = README.split("\n## Results\n")[1].split("\n## ")[0]
-RAW = ROOT / "tests/figures/results"
+RAW = ROOT / "tests/results"
 results = functools.cache(table.results)  # text of a folder of runs
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 
