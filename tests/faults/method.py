@@ -124,7 +124,7 @@ FAULTS = [
           "if recorded != name:", "if False:",
           "bilevel::test_a_tape_entry_must_be_of_the_layer_that_asks"),
     Fault("unknown-layers-pass", "mmlfer.py",
-          "        if strange:\n", "        if False:\n",
+          "    if strange:\n", "    if False:\n",
           "bilevel::test_layers_without_a_rule_are_refused"),
     Fault("conv-bias-dropped", "mmlfer.py",
           'd["weight"], d.get("bias"))  # like y', 'd["weight"], None)  # like y',
