@@ -190,12 +190,13 @@ def test_tangents_match_finite_differences(kind):
 
 
 @pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5)])
-def test_layers_without_a_rule_are_refused(layer):
-    net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
-    taped = mmlfer.Taped(net, torch.randn(4, 3, 10, 10, dtype=torch.float64), lambda *z: torch.cat(z, 1))
+@pytest.mark.parametrize("hypergrad", ["auto", "jvp"])
+def test_layers_without_a_rule_are_refused(layer, hypergrad):
+    run = make_run("mml", hypergrad)
+    run.net.backbone.relu = layer
     with pytest.raises(mmlfer.InputError) as error:
-        taped.along({n: p.detach() for n, p in net.named_parameters()})
-    assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
+        mmlfer.choose_hypergrad(run, None, None)
+    assert str(error.value) == (f"no tangent rule for backbone.relu ({type(layer).__name__}): "
                                 "--hypergrad create_graph")
 
 

@@ -250,6 +250,33 @@ def test_aus_that_were_lost_are_an_error(copy_of_faces, tmp_path):
                          "take the published file")
 
 
+def test_the_aus_of_training_faces_count_alone():
+    split = np.repeat([mmlfer.TRAIN, mmlfer.TEST, mmlfer.VAL], [4, 80, 4])
+
+    def check(active):
+        y_au = np.zeros((88, 32), int)
+        y_au[active] = 1
+        mmlfer.check_trainable(mmlfer.Faces([""] * 88, np.zeros(88, int), split, y_au), "here", 4)
+
+    with pytest.raises(mmlfer.InputError, match="here/RAFCE_AUlabel.txt: 0.000 active AUs a training face"):
+        check(split != mmlfer.TRAIN)
+    check(np.arange(88) == 0)
+
+
+@pytest.mark.parametrize("name,code,left,message", [
+    ("val", "2", 3, "3 val images, expected at least 4"), ("train", "0", 3, "3 train images, expected at least 4"),
+    ("test", "1", 0, "0 test images, expected at least 1")])
+def test_bad_images_that_leave_too_few_are_an_error(copy_of_faces, tmp_path, name, code, left, message):
+    rows = [line.split() for line in (copy_of_faces / PARTITION).read_text().splitlines()]
+    for lost in [n for n, p in rows if p == code][left:]:
+        (copy_of_faces / "aligned" / lost.replace(".jpg", "_aligned.jpg")).write_bytes(b"")
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", "--skip-bad-images", "--epochs", 1,
+                    "--method", "stl", *SMALL)
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1] == (
+        f"Error: {copy_of_faces}: {message}; see {PARTITION} (0 train, 1 test, 2 validation), --batch-size")
+    assert not (tmp_path / "run").exists()
+
+
 def break_images(folder):
     paths = sorted((folder / "aligned").iterdir())
     paths[0].unlink()

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +41,53 @@ RIVALS = [("0005.jpg", "RAF-AU/aligned/0005_aligned.jpg"), ("RAF-AU/0005.jpg", "
 def test_aligned_crops_win_over_originals(tmp_path, loser, winner):
     paint(tmp_path / loser, 20), paint(tmp_path / winner, 220)
     assert mmlfer.image_index(tmp_path) == {"0005": tmp_path / winner}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_images_of_one_name_the_first_by_name_wins(tmp_path, monkeypatch, order):
+    """Whichever the system lists first."""
+    for name in ("0007.jpg", "0007.png", "0008_aligned.bmp", "0008_aligned.jpg"):
+        paint(tmp_path / name, 20)
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [folder / name for name in sorted(os.listdir(folder))[::order]])
+    assert mmlfer.image_index(tmp_path) == {"0007": tmp_path / "0007.jpg", "0008": tmp_path / "0008_aligned.bmp"}
+
+
+@pytest.mark.parametrize("name,stem", [
+    ("sad_angel_aligned.jpg", "sad_angel"), ("angled.png", "angled"), ("a/0001_aligned.JPG", "0001"),
+    ("aligned.jpg", "aligned"), ("0001_aligned_2.jpg", "0001_aligned_2"), ("1.2_aligned.png", "1.2")])
+def test_the_stem_of_a_name(name, stem):
+    assert mmlfer.stem(name) == stem
+
+
+def transparent(kind):
+    """Four pixels of levels 200, 100, 100 and 0, of opacity 1, 1, 0 and 0.2 (a palette's key: 0)."""
+    levels, alpha = [200, 100, 100, 0], [255, 255, 0, 51]
+    if kind in ("LA", "RGBA"):
+        pixels = [(v, a) if kind == "LA" else (v, v, v, a) for v, a in zip(levels, alpha)]
+        image = Image.new(kind, (4, 1))
+        image.putdata(pixels)
+        return image, {}
+    image = Image.new("P", (4, 1))
+    image.putpalette([v for level in levels for v in (level,) * 3])
+    image.putdata(range(4))
+    if kind == "PA":
+        image = image.convert("PA")
+        image.putalpha(Image.frombytes("L", (4, 1), bytes(alpha)))
+        return image, {}
+    return image, {"transparency": bytes(alpha) if kind == "P of four" else 3}
+
+
+@pytest.mark.parametrize("kind,expected", [
+    ("LA", [200, 100, 255, 204]), ("RGBA", [200, 100, 255, 204]), ("PA", [200, 100, 255, 204]),
+    ("P of four", [200, 100, 255, 204]), ("P of one", [200, 100, 100, 255])])
+def test_what_is_transparent_shows_white(tmp_path, kind, expected):
+    image, options = transparent(kind)
+    path = tmp_path / ("a.tif" if kind == "PA" else "a.png")
+    image.save(path, **options)
+    with Image.open(path) as written:
+        assert written.mode == kind.split()[0]
+    pixels = mmlfer.read_image(path)
+    assert np.abs(pixels - np.array(expected)[None, :, None]).max() <= 1
 
 
 def test_a_mixture_of_aligned_and_other_images_is_warned_of(tmp_path, capsys):

@@ -405,6 +405,17 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     assert result.exit_code == 1 and "fe.weight" in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("size,taken", [(31, False), (32, True), (512, True), (513, False)])
+def test_a_checkpoint_of_any_size_that_train_takes_is_read(sketch, tmp_path, size, taken):
+    state = load(sketch)
+    torch.save({**state, "config": {**state["config"], "size": size}}, tmp_path / "c.pt")
+    if taken:
+        assert mmlfer.read_checkpoint(tmp_path / "c.pt")["config"]["size"] == size
+    else:
+        with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
+            mmlfer.read_checkpoint(tmp_path / "c.pt")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):

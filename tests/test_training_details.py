@@ -266,7 +266,7 @@ def scripted(noise_folder, tmp_path_factory):
         return {**numbers, "accuracy": next(given)} if len(faces.names) == 7 else numbers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mmlfer, "evaluate", evaluate)
+        patch.setattr(train, "evaluate", evaluate)
         result = invoke("train", "--data", noise_folder, "--out", out, "--epochs", 5, "--method", "stl",
                         "--lr-backbone", 0.01, "--lr-heads", 0.1, *NOISE)
     assert result.exit_code == 0, result.output

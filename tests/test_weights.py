@@ -143,9 +143,15 @@ def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
         assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
     result = _backbones.load_backbone(path, "resnet34", False, "auto")[0]
     assert_backbone(result, source)
-    with pytest.raises(mmlfer.InputError) as error:
-        _backbones.start_base_net("none", bgr=True)
-    assert str(error.value) == "--weights-bgr: says how a file was trained; name it with --weights"
+
+
+@pytest.mark.parametrize("weights", ["none", "imagenet", "auto"])
+def test_the_order_of_colours_is_said_of_a_file_alone(tmp_path, monkeypatch, weights):
+    monkeypatch.setattr(_backbones, "HERE", tmp_path)
+    monkeypatch.setattr(_backbones, "load_imagenet", lambda *_: pytest.fail("was taken"))
+    monkeypatch.chdir(tmp_path)  # where auto finds no file
+    with pytest.raises(mmlfer.InputError, match="--weights-bgr: says how a file was trained; name it with --weights"):
+        _backbones.start_base_net(weights, bgr=True)
 
 
 @pytest.mark.parametrize("norm,mean,std", [("auto", [0.5] * 3, [0.5] * 3), ("half", [0.5] * 3, [0.5] * 3),
