@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, invoke, write_labels_as
 from PIL import Image
+from reference import AUS
 
 import mmlfer
 
@@ -232,3 +233,68 @@ def test_labels_stay_with_their_images_past_every_chunk_and_bad_one(tmp_path, mo
     assert faces.names == [f"{i}.jpg" for i in numbers]
     assert faces.y_emo.tolist() == [i * 7 % 14 for i in numbers] and faces.split.tolist() == [i % 3 for i in numbers]
     assert faces.y_au.argmax(1).tolist() == [i % 32 for i in numbers] and (faces.y_au.sum(1) == 1).all()
+
+
+# ---------------------------------------------------------------- each image at its row, in its place, at its size
+
+
+def colour_of(i):
+    return 7 * i % 256, i // 36, 90
+
+
+def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
+    """300 faces, each of its own colour; bad ones at the start, in the middle, across the 256th."""
+    rng, bad = np.random.default_rng(1), [0, 7, 8, 100, 255, 256, 290, 299]
+    order = rng.permutation(300)
+    emo, split, au = rng.integers(0, 14, 300), rng.integers(0, 3, 300), rng.integers(0, 32, 300)
+    for name, value in (("emolabel", emo), ("partition", split), ("AUlabel", [AUS[j] for j in au])):
+        (tmp_path / f"RAFCE_{name}.txt").write_text("".join(f"{i:04d}.jpg {value[i]}\n" for i in order))
+    (tmp_path / "aligned").mkdir()
+    for place, i in enumerate(order):
+        path = tmp_path / f"aligned/{i:04d}_aligned.png"
+        if place in bad[::2]:
+            path.write_bytes(b"no image")
+        elif place not in bad:
+            Image.new("RGB", (32, 32), colour_of(int(i))).save(path)
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
+    kept = [int(i) for place, i in enumerate(order) if place not in bad]
+    assert faces.names == [f"{i:04d}.jpg" for i in kept]
+    assert faces.images.float().mean((2, 3)).tolist() == [list(colour_of(i)) for i in kept]
+    assert faces.y_emo.tolist() == emo[kept].tolist() and faces.split.tolist() == split[kept].tolist()
+    assert (faces.y_au == np.eye(32)[au[kept]]).all()
+
+
+def triangle_weights(n, size):
+    """What each of n pixels adds to each of `size`: a triangle as wide as the larger pixel."""
+    scale = n / size
+    distance = np.abs(np.arange(n)[None] + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)
+    weights = np.maximum(0, 1 - distance)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("height,width", [(64, 64), (20, 20), (47, 80), (32, 32)])
+def test_images_are_resized_bilinearly(tmp_path, height, width):
+    pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    ours = mmlfer.read_image(tmp_path / "a.png", 32)
+    down, across = triangle_weights(height, 32), triangle_weights(width, 32)
+    naive = np.einsum("ih,hwc,jw->ijc", down, pixels.astype(float), across)
+    assert ours.shape == (32, 32, 3) and ours.dtype == np.uint8
+    assert np.abs(ours - naive).max() <= 1.01  # rounded after each of the two directions
+
+
+PLACES = ["aligned/aligned/0001_aligned.jpg", "aligned/0001_aligned.jpg", "0001.jpg"]
+
+
+@pytest.mark.parametrize("base", ["", "RAF-AU/"])
+def test_the_inner_place_of_an_image_is_preferred(tmp_path, base):
+    places = [base + place for place in PLACES]
+    if not base:  # and what lies beside the label files to what RAF-AU has
+        places = [*places[:2], *("RAF-AU/" + place for place in PLACES[:2])]
+    for code, place in reversed(list(enumerate(places))):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * code, 0, 0)).save(tmp_path / place)
+        for name, value in zip(mmlfer.LABEL_FILES, "304"):
+            (tmp_path / name).write_text(f"0001.jpg {value}\n" if name != mmlfer.LABEL_FILES[1] else "0001.jpg 0\n")
+        faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+        assert abs(int(faces.images[0, 0].float().mean()) - 60 * code) < 4, place

@@ -352,3 +352,14 @@ def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_
         f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
         "`mmlfer pretrain` makes one that fits\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_is_normalised_as_it_was_trained():
+    """Pixels go in as 0..255: by default to -1..1."""
+    net, seen = mmlfer.make_base_net("resnet34", ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))), []
+    net.backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    net.fe = net.au = torch.nn.Identity()
+    net(torch.tensor([255, 102, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1, 0, -1.5], abs=1e-6)
+    assert mmlfer.make_base_net().mean.flatten().tolist() == mmlfer.make_base_net().std.flatten().tolist() == [0.5] * 3
