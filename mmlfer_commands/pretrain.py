@@ -41,7 +41,7 @@ from mmlfer import (
     torch_load,
     write_rows,
 )
-from mmlfer_commands._backbones import backbone_state
+from mmlfer_commands._backbones import PRETRAINING_FORMAT, backbone_state
 from mmlfer_commands._people import draw_pairs, people_sha256, read_pairs, read_people
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
 
@@ -273,9 +273,6 @@ class Pretraining:
             getattr(self, name).load_state_dict(state[name])
         for name in ("epoch", "step", "elapsed", "log", "totals"):
             setattr(self, name, state[name])
-
-
-PRETRAINING_FORMAT = "mmlfer pretraining 1"
 
 
 def epoch_batches(run, images):
