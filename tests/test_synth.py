@@ -243,6 +243,33 @@ def test_au_noise_of_given_labels_draws_the_right_aus(tmp_path):
         assert len({(tmp_path / name / f"aligned/{i}_aligned.jpg").read_bytes() for name in ("clean", "noisy")}) == 1
 
 
+def test_au_noise_says_the_share_that_differs(tmp_path):
+    """Most of the rows are alike: what is said is counted by hand over the two files."""
+    source = tmp_path / "labels"
+    source.mkdir()
+    aus = ["12"] * 14 + ["43", "1+2", "4", "null"]
+    write_labels_as(source, "".join(f"{i}.jpg {i % 14}\n" for i in range(18)), "".join(f"{i}.jpg {2 * (i == 3)}\n" for i in range(18)),
+                    "".join(f"{i}.jpg {row}\n" for i, row in enumerate(aus)))
+    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 32, "--au-noise", 0.7)
+    differ = sum(a != b for a, b in zip(aus, rows_of(tmp_path / "out", AU).values()))
+    assert result.exit_code == 0 and 0 < differ < 12 == round(0.7 * 17)
+    assert result.stdout.startswith(f"AU noise: 12 of 17 training rows got another row's AUs; {differ} "
+                                    f"({100 * differ / 17:.1f} % of 17) differ from before\n")
+
+
+@pytest.mark.parametrize("share, given", [(0.001, 0), (0.2, 1), (1, 4)])
+def test_au_noise_that_changes_nothing_is_refused(tmp_path, share, given):
+    """No row, one that gets its own, and all of equal rows."""
+    source = tmp_path / "labels"
+    source.mkdir()
+    write_labels_as(source, *("".join(f"{i}.jpg {value}\n" for i in range(4)) for value in ("5", "0", "12")))
+    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 32, "--au-noise", share)
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1, "", f"Error: --au-noise {share:g} changes no AU labels ({given} of 4 training rows got another row's AUs); "
+               "give a larger share\n")
+    assert not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("share", ["-0.1", "1.1", "nan", "x"])
 def test_au_noise_is_a_share(tmp_path, share):
     result = invoke("synth", tmp_path / "out", f"--au-noise={share}")
