@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -33,6 +34,7 @@ from mmlfer import (
     Stream,
     check_output,
     device_option,
+    end_with_parent,
     make_backbone,
     pick_device,
     progress,
@@ -74,16 +76,27 @@ class Images:
         return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, bad
 
 
-def leave_signals(worker):
-    """Ctrl-C is for the process that trains; it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def start_worker(worker):
+    end_with_parent()
 
 
-def data_loader(images, batch, opt, order=None):
-    return torch.utils.data.DataLoader(
-        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=leave_signals,
+def read_batches(images, batch, opt, order=None):
+    """Yield batches of Images from worker processes, which leave Ctrl-C and SIGTERM to this one:
+    schedulers signal a job's processes all at once, and the step is still to be finished."""
+    loader = torch.utils.data.DataLoader(
+        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        batches = iter(loader)  # starts the workers, which inherit what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield from batches
+    finally:
+        del batches  # the loader asks its workers to end, and waits some seconds
+        for worker in multiprocessing.active_children():
+            worker.kill()  # it hangs
 
 
 def note_bad(bad, source, opt, known):
@@ -167,7 +180,8 @@ def embed(net, images, opt, known):
     device, parts, bad = next(net.parameters()).device, [], []
     net.eval()
     with torch.no_grad():
-        for x, _, rows in progress(data_loader(images, 256, opt), "verifying", unit=" batches"):
+        batches, count = read_batches(images, 256, opt), math.ceil(len(images) / 256)
+        for x, _, rows in progress(batches, "verifying", count, unit=" batches"):
             note_bad(rows, images.source, opt, known)
             x = x.to(device)
             parts.append(torch.nn.functional.normalize(net.embed(x) + net.embed(x.flip(3))).cpu())
@@ -286,7 +300,7 @@ def epoch_batches(run, images):
     sampler.set_epoch(run.epoch)
     share = opt.batch_size // world.size
     order = list(sampler)[run.step * share : run.steps * share]
-    for step, batch in enumerate(data_loader(images, share, opt, order), run.step):
+    for step, batch in enumerate(read_batches(images, share, opt, order), run.step):
         rng = np.random.default_rng([opt.seed, Stream.FLIPS, run.epoch, step])
         flip = torch.from_numpy(rng.random(opt.batch_size) < 0.5)[world.rank :: world.size]
         yield *batch, flip
@@ -504,6 +518,7 @@ def pretrain(opt, paths, state, world):
         elif world.rank == 0:
             for path in paths.values():
                 path.unlink(missing_ok=True)
+            save_checkpoint(run.state(source_digest), paths["last"])  # one to go on from, always
         pretrain_epochs(run, images, tests, paths, source_digest)
         if world.rank == 0:
             write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could

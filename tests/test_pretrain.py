@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import tracemalloc
 import types
 
@@ -440,6 +441,79 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path,
     assert_same_run(run[0], out)
 
 
+GROUP = """
+import os, signal, sys, time
+import mmlfer
+from mmlfer_commands import _people, pretrain
+how, step, read, taken, main = sys.argv.pop(1), pretrain.pretrain_step, _people.Files.read, [], os.getpid()
+def struck(*args):
+    taken.append(1)
+    if how == "killed":
+        os.kill(main, signal.SIGKILL)
+    elif len(taken) == (1 if how == "hanging" else 2):
+        os.killpg(0, signal.SIGTERM)
+    return step(*args)
+def hang(source, i, size):
+    taken.append(1)
+    if os.getpid() != main and len(taken) > 8:  # past a worker's first batch
+        time.sleep(600)
+    return read(source, i, size)
+pretrain.pretrain_step = struck
+if how in ("hanging", "killed"):
+    _people.Files.read = hang
+mmlfer.main()
+"""
+
+
+def run_as_group(how, tmp_path, *options):
+    """`pretrain` and its two workers as a process group that a signal befalls; the finished process."""
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    command = [sys.executable, script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, env=ENVIRONMENT)
+
+
+def group_has_ended(group, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
+
+
+WITH_WORKERS = [2 if option == 0 else option for option in SMALL]
+
+
+@pytest.mark.parametrize("how,step", [("stopped", 2), ("hanging", 1)])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(run, people, tmp_path, how, step):
+    """As schedulers, systemd and `timeout` signal; the workers that hang end all the same."""
+    process = run_as_group(how, tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
+    _, errors = process.communicate(timeout=120)
+    assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
+                      f"mmlfer pretrain --out {tmp_path}/w.pth --resume\n")
+    assert process.returncode == 143 and group_has_ended(process.pid, 0.5)
+    state = load(tmp_path / "w.last.pt")
+    assert (state["epoch"], state["step"]) == (0, step)
+    if how == "stopped":
+        assert invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0).exit_code == 0
+        assert_same_run(run[0], tmp_path / "w.pth")
+
+
+def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(run, people, tmp_path):
+    process = run_as_group("killed", tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert group_has_ended(process.pid, 3)  # they hang, and learn that it has ended
+    process.communicate()
+    result = invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0)
+    assert result.exit_code == 0 and "going on after epoch 0, step 0 of 3\n" in result.stdout, result.output
+    assert_same_run(run[0], tmp_path / "w.pth")
+
+
 def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     source, _ = pretrain.read_people(people)
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
@@ -532,7 +606,8 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
                                  "--batch-size", 30, "--lr", 5e39)
     assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
-    assert [path.name for path in tmp_path.iterdir()] == [".w.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".w.lock", "w.last.pt"]
+    assert load(tmp_path / "w.last.pt")["epoch"] == 0
 
 
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
@@ -654,6 +729,26 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
                                      "name another --out"]
         assert out.read_text() == "of the other process"
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
+
+
+def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
+    """A worker may outlive a killed process."""
+    out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
+    read, write = os.pipe()
+    with _runs.locked(out, lock):
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"x")
+            signal.pause()
+        os.read(read, 1)  # it has begun
+    try:
+        with _runs.locked(out, lock):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
 
 
 def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
@@ -803,7 +898,7 @@ def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how,
     said = [text for text in lines if text.startswith("Error: ")]
     assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
     assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
-    assert len(list(tmp_path.glob("w*"))) == (how == "elsewhere")
+    assert len(list(tmp_path.glob("w*"))) == (how != "nowhere")  # last.pt
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
