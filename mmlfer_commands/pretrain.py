@@ -271,8 +271,10 @@ class Pretraining:
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.sgd, [math.ceil(opt.epochs * share) for share in (0.5, 0.75)], 0.1)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.totals = torch.zeros(4, dtype=torch.float64)  # of all processes, in this epoch
-        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # since the last look
+        # sums over this epoch's steps of loss, right answers and gradient norm, each the mean over
+        # the processes, and the number of bad images
+        self.totals = torch.zeros(4, dtype=torch.float64)
+        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # not yet in totals
         self.known_bad = set()
 
     def state(self, source_digest):
@@ -307,7 +309,8 @@ def epoch_batches(run, images):
 
 
 def pretrain_step(run, x, y, flip):
-    """One step of SGD; its loss, share of right answers and gradient norm."""
+    """One step of SGD. -> (3,), of this process's share of the batch: the mean loss, the share of
+    right answers; the gradient norm of the whole batch."""
     opt, device = run.opt, run.world.device
     x, y, flip = (t.to(device, non_blocking=True) for t in (x, y, flip))
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
@@ -322,16 +325,24 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def sum_over_processes(run, caught):
-    """Add up all processes' numbers; stop at what is not finite; whether a signal came to any."""
-    sums = torch.cat([run.fresh, run.fresh.new_tensor([len(caught)])])
-    if run.world.size > 1:
-        torch.distributed.all_reduce(sums)
+def sum_over_processes(world, numbers):
+    """The sum of every process's numbers, a vector on the world's device. -> on the CPU"""
+    if world.size > 1:
+        torch.distributed.all_reduce(numbers)
+    return numbers.cpu()
+
+
+def told_to_stop(world, caught):
+    """Whether a signal came to any process; all of them ask at the same step."""
+    return sum_over_processes(world, torch.tensor([len(caught)], device=world.device)).item() > 0
+
+
+def add_up(run):
+    """Move all processes' fresh numbers into the epoch's totals, if they are finite."""
+    fresh = sum_over_processes(run.world, run.fresh.clone())
+    check_numbers(run, "the loss or its gradient", fresh)
+    run.totals += fresh
     run.fresh.zero_()
-    *numbers, stop = sums.tolist()
-    run.totals += torch.tensor(numbers)
-    check_numbers(run, "the loss or its gradient", torch.tensor(numbers))
-    return stop > 0
 
 
 def check_numbers(run, what, *tensors):
@@ -342,37 +353,38 @@ def check_numbers(run, what, *tensors):
 
 
 def pretrain_epoch(run, images, caught):
-    """The rest of one epoch; returns early when a signal has come to one of the processes."""
+    """The rest of one epoch, or a part of it; whether a signal to one of the processes ends it."""
     every = 1 if run.world.device.type == "cpu" else 50  # each look waits for the device
     start = time.perf_counter() - run.elapsed
     bar = progress(total=run.steps, initial=run.step, unit=" steps",
                    desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
+    stop = False
     for x, y, bad, flip in epoch_batches(run, images):
         note_bad(bad, images.source, run.opt, run.known_bad)
         if (y < 0).any():
             raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; mend "
                              "the images")
-        run.fresh[:3] += pretrain_step(run, x, y, flip)
+        run.fresh[:3] += pretrain_step(run, x, y, flip) / run.world.size
         run.fresh[3] += (bad >= 0).sum()
         run.step += 1
-        stop = False
         if run.step % every == 0 or run.step == run.steps:
-            stop = sum_over_processes(run, caught)
+            add_up(run)
+            stop = told_to_stop(run.world, caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
-                bar.set_postfix(loss=f"{run.totals[0] / run.step / run.world.size:.3f}")
+                bar.set_postfix(loss=f"{run.totals[0] / run.step:.3f}")
         if stop:
             break
     run.elapsed = time.perf_counter() - start
     if bar is not None:
         bar.close()
+    return stop
 
 
 def pretraining_row(run, tests):
     """One epoch's row of the log; verification by the first process."""
     loss, right, _, bad = run.totals.tolist()
-    shares = run.steps * run.world.size
-    row = {"epoch": run.epoch + 1, "loss": loss / shares, "train_acc": right / shares,
+    row = {"epoch": run.epoch + 1, "loss": loss / run.steps, "train_acc": right / run.steps,
            "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
            "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
            "bad_images": int(bad)}
@@ -403,12 +415,13 @@ def end_pretraining_epoch(run, tests, paths, source_digest):
 def pretrain_epochs(run, images, tests, paths, source_digest):
     with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
-            pretrain_epoch(run, images, caught)
+            stop = pretrain_epoch(run, images, caught)
             if run.step == run.steps:
                 end_pretraining_epoch(run, tests, paths, source_digest)
+                stop = told_to_stop(run.world, caught)  # meanwhile, or in the last step
             elif run.world.rank == 0:
                 save_checkpoint(run.state(source_digest), paths["last"])
-            if run.step or sum_over_processes(run, caught):
+            if stop:
                 run.world.say(stopped_line(paths["last"], "pretrain", paths["out"]), err=True)
                 sys.exit(128 + (caught or [signal.SIGTERM])[-1])
 

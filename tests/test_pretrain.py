@@ -839,7 +839,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     for a, b in zip(alone["grad"], first["grad"]):
         assert a.norm() > 0 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
     assert all(torch.allclose(v, first["net"][k], rtol=1e-3, atol=1e-5) for k, v in alone["net"].items())
-    assert first["totals"][0] / 2 == pytest.approx(float(alone["totals"][0]), rel=1e-3)
+    assert first["totals"][0] == pytest.approx(float(alone["totals"][0]), rel=1e-3)
 
 
 SECOND = """
@@ -899,6 +899,46 @@ def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how,
     assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
     assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
     assert len(list(tmp_path.glob("w*"))) == (how != "nowhere")  # last.pt
+
+
+COUNTED = """
+import os, signal, sys
+import torch
+import mmlfer
+from mmlfer_commands import pretrain
+taken, stop_at = [], int(sys.argv.pop(1))
+def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
+    taken.append(1)
+    if len(taken) == stop_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return torch.stack([10.0 ** y.float().mean(), (y % 2).float().mean(), torch.tensor(1.0)])
+pretrain.pretrain_step = counted
+mmlfer.main()
+"""
+
+
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_path, stop_at):
+    """Two to the end, or two that stop after a step and one that goes on: the mean over the batches
+    of the mean over the processes that took a batch."""
+    out, script = tmp_path / "w.pth", tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL, cwd=tmp_path)
+    assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
+    if stop_at:
+        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
+                       timeout=600, capture_output=True)
+    source, _ = pretrain.read_people(people)
+    train, _ = pretrain.split_people(source.labels, 0.3, 0)
+    labels = np.unique(source.labels[train], return_inverse=True)[1]
+    order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
+    shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]
+    shares += [[order[8 * step :][:8]] for step in range(len(shares), 3)]
+    losses = [np.mean([10.0 ** share.mean() for share in batch]) for batch in shares]
+    row = next(csv.DictReader(out.with_suffix(".csv").open()))
+    assert float(row["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(row["train_acc"]) == pytest.approx((order[:24] % 2).mean(), rel=1e-5)
+    assert load(out)["accuracy"]["train_acc"] == float(row["train_acc"])
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
