@@ -43,7 +43,7 @@ from mmlfer import (
     torch_load,
     write_rows,
 )
-from mmlfer_commands._backbones import backbone_state
+from mmlfer_commands._backbones import BACKBONE_FORMAT, backbone_state
 from mmlfer_commands._people import draw_pairs, people_sha256, read_pairs, read_people
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
 
@@ -347,9 +347,9 @@ def add_up(run):
 
 def check_numbers(run, what, *tensors):
     if not all(tensor.isfinite().all() for tensor in tensors):
-        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The last "
-                         "checkpoint is as it was; start again (--overwrite) with a lower --lr or "
-                         "a longer --warmup")
+        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The "
+                         "checkpoint from before is kept; start again (--overwrite) with a lower "
+                         "--lr or a longer --warmup")
 
 
 def pretrain_epoch(run, images, caught):
@@ -499,6 +499,14 @@ def resumed_options(paths, given):
     return types.SimpleNamespace(**{**own, **moved}), state
 
 
+def finished_options(path):
+    """The options that a finished run's weights hold."""
+    state = torch_load(path)
+    if not isinstance(state, dict) or state.get("format") != BACKBONE_FORMAT:
+        raise InputError(f"{path}: not a file of `mmlfer pretrain`; name another --out")
+    return state["options"]
+
+
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
 
 
@@ -520,6 +528,9 @@ def pretrain(opt, paths, state, world):
     if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
+    if world.size > 1 and not gpu:
+        world.say(f"Warning: on a CPU each of the {world.size} processes normalises its share of a "
+                  "batch on its own: the net differs from that of one process", err=True)
     run, out = Pretraining(opt, people, len(images), world), paths["out"]
     lock = out.with_name(f".{out.stem}.lock")
     with contextlib.nullcontext() if world.rank else locked(out, lock):
@@ -544,6 +555,7 @@ def start(paths, options, given, resume, overwrite):
     """Begin the run of these paths, or go on with it."""
     state = None
     if resume and paths["out"].exists():
+        check_kept(given, finished_options(paths["out"]), MOVABLE, paths["out"])
         click.echo(f"{paths['out']}: complete, nothing to do")
         return
     if resume and paths["last"].exists():

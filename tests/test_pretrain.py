@@ -514,6 +514,20 @@ def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(
     assert_same_run(run[0], tmp_path / "w.pth")
 
 
+def test_a_finished_run_resumed_with_other_options_is_refused(run, tmp_path):
+    """Whether or not its checkpoint is still there; where the faces lie may change."""
+    out = shutil.copy(run[0], tmp_path / "w.pth")
+    for last in (False, True):
+        if last:
+            shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+        assert refused("--out", out, "--resume", "--epochs", 9) == [
+            f"Error: {out}: its run has --epochs 4, not 9; a resumed run keeps its options"]
+        result = invoke("pretrain", "--out", out, "--resume", "--epochs", 4, "--faces", tmp_path, "--workers", 3)
+        assert result.exit_code == 0 and result.stdout == f"{out}: complete, nothing to do\n"
+    torch.save({"state_dict": {}}, out)
+    assert refused("--out", out, "--resume") == [f"Error: {out}: not a file of `mmlfer pretrain`; name another --out"]
+
+
 def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     source, _ = pretrain.read_people(people)
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
@@ -596,7 +610,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
-    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
+    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The checkpoint from before is kept; "
                      "start again (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
@@ -605,7 +619,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
     """After the last step, which no loss follows."""
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
                                  "--batch-size", 30, "--lr", 5e39)
-    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
+    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The checkpoint from ")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".w.lock", "w.last.pt"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 0
 
@@ -870,6 +884,8 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
     options = ("--faces", people, "--epochs", 2, *SMALL[:-6], "--workers", 1)
     result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
     assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
+    assert result.stderr.count("Warning: on a CPU each of the 2 processes normalises its share of a batch on its own: the "
+                               "net differs from that of one process\n") == 1
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
     result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
