@@ -51,10 +51,12 @@ from mmlfer_commands._runs import caught_signals, check_kept, given_options, loc
 
 
 class Images:
-    """What a DataLoader reads: ((3, S, S) uint8, label, row of an image that could not be read or
-    -1) of each of some rows of a source. An unreadable image's place is taken by another, the next
-    one or, for whole folders can be broken, one ever farther on; the label is -1 if none can be
-    read."""
+    """Some rows of a source, for a DataLoader: of each the image (3, S, S) uint8, its label, and
+    its row if it cannot be read, else -1.
+
+    An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
+    broken folder is soon left. The label is -1 if none of so many tries can be read.
+    """
 
     def __init__(self, source, rows, labels, size, tries=50):
         self.source, self.rows, self.labels, self.size = source, rows, labels, size
@@ -64,16 +66,15 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, k):
-        bad = -1
         for step in range(self.tries):
-            j = (k + step**3) % len(self)
-            row = int(self.rows[j])
-            image = self.source.read(row, self.size)
+            other = (k + step**3) % len(self)  # k itself at first
+            image = self.source.read(int(self.rows[other]), self.size)
             if not isinstance(image, str):
+                bad = int(self.rows[k]) if step else -1
                 x = torch.from_numpy(image.transpose(2, 0, 1).copy())
-                return x, int(self.labels[j]), bad
-            bad = row if bad < 0 else bad
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, bad
+                return x, int(self.labels[other]), bad
+        x = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return x, -1, int(self.rows[k])
 
 
 def start_worker(worker):
@@ -104,7 +105,8 @@ def note_bad(bad, source, opt, known):
     for row in sorted(set(bad[bad >= 0].tolist()) - known):
         reason = source.read(row, opt.size)
         if not opt.skip_bad_images:
-            raise InputError(f"{reason}; --skip-bad-images goes on without such images")
+            raise InputError(f"{reason}; --resume --skip-bad-images goes on without "
+                             "such images")
         known.add(row)
         if len(known) <= 20:
             click.echo(f"Warning: left out {reason}", err=True)
