@@ -160,11 +160,14 @@ def load_imagenet(arch, norm):
     return net, "ImageNet's, from torchvision"
 
 
+BACKBONE_FORMAT = "mmlfer backbone 1"
+
+
 def backbone_state(run):
     """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
     last = run.log[-1]
     mean, std = map(list, NORMS["half"])
-    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
+    return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,
             "people": run.people, "options": vars(run.opt), "versions": versions(),
             "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
             "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}

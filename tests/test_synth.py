@@ -79,6 +79,36 @@ def test_every_au_of_table_1_changes_the_drawing_on_its_side():
     assert half[:, 66:].sum() > 40 and half[:, :40].sum() == 0
 
 
+def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
+    synth.synthesize_people(tmp_path / "again", 8, 5, "lab", 32, 0)
+    faces = {}
+    for folder in sorted(people.iterdir()):
+        assert [p.name for p in sorted(folder.iterdir())] == [f"{i:03d}.jpg" for i in range(1, 6)]
+        for path in folder.iterdir():
+            assert path.read_bytes() == (tmp_path / "again" / folder.name / path.name).read_bytes()
+        faces[folder.name] = np.array([mmlfer.read_image(p).astype(float) for p in sorted(folder.iterdir())])
+    assert list(faces) == [f"{i:05d}" for i in range(1, 9)]
+    middle = {name: f[:, 16:19, 8:24].mean((1, 2)) for name, f in faces.items()}  # skin beside the nose: (5, 3)
+    within = np.mean([m.std(0).mean() for m in middle.values()])
+    between = np.std([m.mean(0) for m in middle.values()], axis=0).mean()
+    assert between > 1.3 * within
+    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
+    assert corners.std(1).mean() > 30
+    options = ("synth", tmp_path / "x", "--people", 2)
+    for option in (("--labels", people), ("--au-noise", 0.1)):
+        assert "--people has no label files: no --labels, --au-noise or --test" in invoke(*options, *option).stderr
+    assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
+    assert "not empty" in invoke(*options).stderr
+
+
+def test_synth_draws_one_face_from_one_generator_as_ever():
+    """With the person's generator left out all is drawn from one, in the order of the drawing."""
+    aus = {12: (1, 1), 25: (0.7, 0.7)}
+    one, two = np.random.default_rng(3), np.random.default_rng(3)
+    assert synth.draw_face(aus, one, 32).tobytes() == synth.draw_face(aus, two, 32, two).tobytes()
+    assert one.random() == two.random()
+
+
 def test_synth_draws_given_labels(tmp_path):
     source = tmp_path / "labels"
     source.mkdir()
