@@ -221,6 +221,15 @@ def test_evaluation_of_150_faces_matches_naive_counts():
     assert numbers["au_f1_macro"] == pytest.approx(np.mean([v for v in au_f1.values() if v is not None]))
 
 
+def test_the_report_shows_an_au_that_is_never_found():
+    """Present and never predicted, its F1 is 0; in neither it is undefined and left out."""
+    y_au, active = np.zeros((5, 32), int), np.zeros((5, 32), bool)
+    y_au[:3, 0], y_au[3, 2], active[3, 2] = 1, 1, True  # AU 1 missed three times, AU 4 found, all others nowhere
+    numbers = mmlfer.expression_metrics(np.eye(14, dtype=int)) | mmlfer.au_metrics(y_au, active)
+    rows = [line.split() for line in eval.report(numbers).splitlines() if line.startswith(("AU 1", "AU 2", "AU  "))]
+    assert rows == [["AU", "1", "inner", "brow", "raiser", "0.00"], ["AU", "4", "brow", "lowerer", "100.00"]]
+
+
 def test_the_report_says_what_the_numbers_are():
     counts = np.zeros((14, 14), int)
     counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
@@ -299,7 +308,10 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "data": str(noise_folder), "method": "stl", "epochs": 5, "lr_backbone": 0.01, "lr_heads": 0.1, "size": 32,
         "batch_size": 4, "weights": "none", "device": "cpu"}
     assert config["steps_per_epoch"] == 2 and config["torchvision"] == torchvision.__version__
-    assert config["source_sha256"] == hashlib.sha256((ROOT / "mmlfer.py").read_bytes()).hexdigest()
+    source = hashlib.sha256()
+    for path in [ROOT / "mmlfer.py", *sorted(ROOT.glob("mmlfer_commands/*.py"))]:
+        source.update(b"%s %d\n%s" % (path.name.encode(), path.stat().st_size, path.read_bytes()))
+    assert config["source_sha256"] == source.hexdigest() and config["backbone"] == "none"
     for name in ("best", "last"):
         assert load(scripted / f"{name}.pt")["config"] == {name: config[name] for name in DEFAULTS}
     test = json.loads((scripted / "test.json").read_text())
