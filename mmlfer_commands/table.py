@@ -231,11 +231,12 @@ def export_results(paths, folder, out):
 @click.argument("runs", type=PATH)
 @click.option("--out", default="results.md", type=PATH, help="Markdown file, - for none.")
 @click.option("--export", "to", type=PATH, help="Copy the results there as well, without images' "
-              "names and places: enough for `table` and `plot`.")
+              "names and folders: enough for `table` and `plot`.")
 def command(runs, out, to):
     """Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
 
-    Runs of one row have the same options but for seed, device and the place of the data.
+    Runs of one row have the same options but for seed, device and the places of files; statistics,
+    labels, images and backbone are the same by content.
     """
     paths = find_files(runs, "test.json")
     check_output(out, *(path.parent / name for path in paths for name in RUN_FILES))
