@@ -516,7 +516,10 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "data": str(noise_folder), "method": "stl", "epochs": 5, "lr_backbone": 0.01, "lr_heads": 0.1, "size": 32,
         "batch_size": 4, "weights": "none", "device": "cpu"}
     assert config["steps_per_epoch"] == 2 and config["torchvision"] == torchvision.__version__
-    assert config["source_sha256"] == hashlib.sha256((ROOT / "mmlfer.py").read_bytes()).hexdigest()
+    source = hashlib.sha256()
+    for path in [ROOT / "mmlfer.py", *sorted(ROOT.glob("mmlfer_commands/*.py"))]:
+        source.update(b"%s %d\n%s" % (path.name.encode(), path.stat().st_size, path.read_bytes()))
+    assert config["source_sha256"] == source.hexdigest() and config["backbone"] == "none"
     for name in ("best", "last"):
         assert load(scripted / f"{name}.pt")["config"] == {name: config[name] for name in DEFAULTS}
     test = json.loads((scripted / "test.json").read_text())
