@@ -212,8 +212,9 @@ def test_what_the_noise_does_to_the_weights():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
-    names, y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
+    y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
     folder = tmp_path_factory.mktemp("drawn")
+    names = [f"{i:04d}.jpg" for i in range(1, 2001)]
     build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
     clean = mmlfer.load_labels(folder)
     synth.mislabel(folder, 0.3, 0)
