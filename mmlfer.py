@@ -137,6 +137,8 @@ class Stream(enum.IntEnum):
     PAIRS = 5  # pretrain's pairs of them
     AU_NOISE = 5
     FLIPS = 6  # pretrain's
+    TEST_LABELS = 7  # of synth's further test faces
+    TEST_FACES = 8
     PARTITION = 20
 
 
@@ -156,6 +158,8 @@ class Config:
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
     rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
     rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
+                                "sigmoid; the paper's W is 1.")
     hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
                              "tangent form, or jvp if both agree before the first step.")
@@ -244,12 +248,12 @@ def loss_sources(options):
 
 
 def loss_weights(meta, f, cfg):
-    """omega (B, 3) of the three losses: constants, and g(f; psi) where the method is meta.
+    """omega (B, 3) of the three losses: constants, and W g(f; psi) where the method is meta.
 
     f is detached: the weights are coefficients of the loss, not a path by which the backbone
     can make its own loss small.
     """
-    learned = iter(meta(f.detach()).sigmoid().unbind(1)) if meta else None
+    learned = iter((cfg.weight_max * meta(f.detach()).sigmoid()).unbind(1)) if meta else None
     columns = []
     for source in loss_sources(vars(cfg)):
         if source == "meta":

@@ -18,6 +18,7 @@ from mmlfer import (
     RAFCE_TOTALS,
     SEED,
     SIZE,
+    TEST,
     TRAIN,
     FiniteRange,
     InputError,
@@ -319,17 +320,17 @@ def write_face(job):
     Path(path).write_bytes(buffer.getvalue())
 
 
-def draw_labels(n, table, seed):
+def draw_labels(n, table, seed, stream=Stream.LABELS):
     """Labels of n stand-ins: expressions in RAF-CE's proportions, AUs by the statistics, sides
-    for some, 1 row in 100 null. -> names, y_emo, AU strings"""
-    rng = np.random.default_rng([seed, Stream.LABELS])
+    for some, 1 row in 100 null. -> y_emo, AU strings"""
+    rng = np.random.default_rng([seed, stream])
     y_emo = rng.choice(len(EMOTIONS), n, p=np.array(RAFCE_TOTALS) / sum(RAFCE_TOTALS))
     active = (rng.random((n, len(AUS))) < table[y_emo]) & (rng.random((n, 1)) > 0.01)
     aus = []
     for row in active:
         sides = rng.choice(["", "L", "R"], len(AUS), p=[0.9, 0.05, 0.05])
         aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], np.array(AUS)[row])) or "null")
-    return [f"{i:04d}.jpg" for i in range(1, n + 1)], y_emo, aus
+    return y_emo, aus
 
 
 def draw_all(jobs):
@@ -375,27 +376,35 @@ def add_au_noise(folder, share, seed):
     click.echo(f"AU noise: {said}; {differ} ({100 * differ / n:.1f} % of {n}) differ from before")
 
 
-def synthesize(out, n, stats, labels, size, seed, au_noise=0.0):
-    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
+def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
+    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder, and
+    `test` further test faces from streams of their own, which leave the others as they are."""
     with new_folder(out) as part:
         if labels:
             names, aus = read_au_strings(labels)
+            n = len(names)
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
         else:
-            names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
-            write_labels(part, names, y_emo, split_faces(y_emo, seed), aus)
+            table = load_stats(stats)
+            y_emo, aus = draw_labels(n, table, seed)
+            more_emo, more_aus = draw_labels(test, table, seed, Stream.TEST_LABELS)
+            split = [*split_faces(y_emo, seed), *[TEST] * test]
+            names, aus = [f"{i:04d}.jpg" for i in range(1, n + test + 1)], aus + more_aus
+            write_labels(part, names, [*y_emo, *more_emo], split, aus)
         if au_noise:
             add_au_noise(part, au_noise, seed)
         (part / "aligned").mkdir()
-        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size,
-                   [seed, Stream.FACES, i]) for i, (name, row) in enumerate(zip(names, aus))])
+        seeds = [[seed, Stream.FACES, i] for i in range(n)]
+        seeds += [[seed, Stream.TEST_FACES, i] for i in range(test)]
+        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, own)
+                  for name, row, own in zip(names, aus, seeds)])
 
 
 def synthesize_people(out, people, per_person, stats, size, seed):
     """Write a folder of faces for each of some drawn people, as `pretrain` reads them."""
     with new_folder(out) as part:
-        _, _, aus = draw_labels(people * per_person, load_stats(stats), seed)
+        _, aus = draw_labels(people * per_person, load_stats(stats), seed)
         jobs = []
         for i, row in enumerate(aus):
             person, face = divmod(i, per_person)
@@ -409,6 +418,8 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.command("synth")
 @click.argument("out", type=PATH)
 @click.option("--n", default=1400, type=COUNT, help="How many faces.")
+@click.option("--test", default=0, type=click.IntRange(min=0), metavar="N", help="Draw N further "
+              "test faces; all others stay as they are without them.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
@@ -419,13 +430,15 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
-def command(out, n, stats, labels, au_noise, people, per_person, size, seed):
+def command(out, n, test, stats, labels, au_noise, people, per_person, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
-    if people and (labels or au_noise):
-        raise click.UsageError("--people has no label files: no --labels and no --au-noise.")
+    if people and (labels or au_noise or test):
+        raise click.UsageError("--people has no label files: no --labels, --au-noise or --test.")
+    if labels and test:
+        raise click.UsageError("--labels says which faces to draw: no --test.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         click.echo(f"{out}: {people} people of {per_person} faces")
         return
-    synthesize(out, n, stats, labels, size, seed, au_noise)
+    synthesize(out, n, stats, labels, size, seed, au_noise, test)
     click.echo(describe(load_labels(out), out))

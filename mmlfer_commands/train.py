@@ -63,8 +63,8 @@ def check_finite(run, upto):
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
         where = f"epoch {run.epoch + 1}, step {step + 1}"
-        raise InputError(f"{where}: {STEP_LABELS[column]} is not finite. The last checkpoint is as "
-                         f"it was; start again (--overwrite) with {LOWER_RATES}")
+        raise InputError(f"{where}: {STEP_LABELS[column]} is not finite. The checkpoint from "
+                         f"before is kept; start again (--overwrite) with {LOWER_RATES}")
 
 
 def train_epoch(run, batches, caught, out):
