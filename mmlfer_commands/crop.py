@@ -150,6 +150,9 @@ def crop_photos(photos, template, size, out):
 def command(paths, out, like, size):
     """Cut out and align the faces of photographs: images, or folders of them.
 
+    Photographs should be upright: faces turned by more than 45 degrees are often missed, those
+    upside down are not found, and something else may then be taken for a face.
+
     OUT/aligned has NAME_0.png, NAME_1.png ... of each, from left to right; OUT/faces.csv says
     where they were. Images that cannot be read are named and skipped, and the exit code is then 1.
     """

@@ -303,7 +303,11 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
-    Whole photographs need --photos. Images that cannot be read are named and skipped, and the exit
+    Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
+    are often missed, those upside down are not found, and something else may then be taken for a
+    face.
+
+    Images that cannot be read are named and skipped, and the exit
     code is then 1.
     """
     if not photos and (like or draw):

@@ -230,10 +230,10 @@ def export_results(paths, folder, out):
 @click.command("table")
 @click.argument("runs", type=PATH)
 @click.option("--out", default="results.md", type=PATH, help="Markdown file, - for none.")
-@click.option("--export", "to", type=PATH, help="Copy the results there as well, without images' "
-              "names and folders: enough for `table` and `plot`.")
+@click.option("--export", "to", type=PATH, help="Also copy the runs' results there (no image "
+              "names, no paths).")
 def command(runs, out, to):
-    """Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
+    """Make Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
 
     Runs of one row have the same options but for seed, device and the places of files; statistics,
     labels, images and backbone are the same by content.

@@ -260,7 +260,7 @@ def test_one_face_in_astronaut_none_in_coffee(astronaut):
     assert crop.find_faces(skimage.data.coffee()) == []
 
 
-@pytest.mark.parametrize("angle", [-30, -15, 15, 30])
+@pytest.mark.parametrize("angle", [-45, -30, -15, 15, 30, 45])
 def test_a_turned_photograph_gives_the_same_points_and_crop(astronaut, angle):
     (upright,) = crop.find_faces(astronaut)
     straight = crop.align(astronaut, upright, _alignment.PUBLIC, 112).astype(int)
@@ -271,6 +271,19 @@ def test_a_turned_photograph_gives_the_same_points_and_crop(astronaut, angle):
     assert abs(face.points @ (1, 1j) - points).max() < 0.03 * math.dist(*upright.points[:2])
     middle = (slice(20, 92), slice(20, 92))
     assert abs(crop.align(turned, face, _alignment.PUBLIC, 112)[middle] - straight[middle]).mean() < 12
+
+
+@pytest.mark.parametrize("command", ["crop", "predict"])
+def test_the_help_says_how_far_faces_may_be_turned(astronaut, command):
+    """45 degrees are found above; a quarter turn and more is not: what is found there, if anything, lies elsewhere."""
+    (upright,) = crop.find_faces(astronaut)
+    eyes = math.dist(*upright.points[:2])
+    for quarters in (1, 2, 3):
+        points = 1j ** -quarters * ((upright.points - 256) @ (1, 1j)) + 256 + 256j
+        for face in crop.find_faces(np.rot90(astronaut, quarters).copy()):
+            assert abs(face.points @ (1, 1j) - points).max() > eyes
+    text = " ".join(invoke(command, "--help").stdout.split())
+    assert "should be upright: faces turned by more than 45 degrees are often missed, those upside down are not found" in text
 
 
 def test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original(astronaut, monkeypatch):

@@ -147,13 +147,6 @@ FAULTS = [
     Fault("pipes-hang", "mmlfer.py",
           "    if not os.path.isfile(path):\n", "    if not os.path.exists(path):\n",
           "images::test_skip_bad_images_names_pipes_bombs_and_odd_formats"),
-    Fault("values-beyond-white-wrap-round", "mmlfer.py",
-          ".clip(0, 255).astype(np.uint8)", ".astype(np.uint8)",
-          "images::test_values_beyond_white_are_white_and_below_black_are_black"),
-    Fault("12-bits-saturated", "mmlfer.py",
-          '("0..255", 255) if pixels.max(initial=0) <= 255',
-          '("0..255", 255) if pixels.max(initial=0) <= 4095',
-          "images::test_values_above_255_are_of_16_bits"),
     # files
     Fault("not-atomic", "mmlfer.py",
           "os.replace(part, target)",
