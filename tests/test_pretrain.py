@@ -475,11 +475,11 @@ def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
     for path in broken[-4:]:
         path.write_bytes(b"")
     result = invoke(*options, "--overwrite")
-    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; mend the images" in result.stderr
+    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; fix the images" in result.stderr
     for path in faces.glob("*/*"):
         path.write_bytes(b"")
     result = invoke(*options, "--overwrite")
-    assert result.exit_code == 1 and result.stderr.endswith(f"{faces}: of 50 images not one can be read; mend the images\n")
+    assert result.exit_code == 1 and result.stderr.endswith(f"{faces}: of 50 images not one can be read; fix the images\n")
 
 
 def held_people(faces):
