@@ -94,16 +94,36 @@ def read_tensors(path):
 def read_backbone(path):
     """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
     and {"mean": .., "std": ..} if the file is of mmlfer."""
-    content = state = read_tensors(path)
-    for _ in WRAPPERS:  # one in another
-        if isinstance(state, dict):
-            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
+    content = read_tensors(path)
+    state = unwrapped(content)
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
     if content.get("format") == PRETRAINING_FORMAT:
         raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
                          f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
-    found, left, norm = {}, [], {}
+    found, left = named_tensors(state, path)
+    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
+    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
+        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
+                         "`mmlfer pretrain` makes one that fits")
+    norm = {}
+    if str(content.get("format")).startswith("mmlfer"):
+        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    return found, [key for key in left if key not in norm], norm
+
+
+def unwrapped(state):
+    """The innermost dict of a checkpoint: {"model": {"state_dict": ..}} holds a net's tensors."""
+    for _ in WRAPPERS:  # a dict may hold itself
+        if isinstance(state, dict):
+            inner = [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]
+            state = inner[0] if inner else state
+    return state
+
+
+def named_tensors(state, path):
+    """{name in torchvision's ResNet: (key, tensor)} of a state dict, and the keys of the rest."""
+    found, left = {}, []
     for key, value in state.items():
         match = TENSOR.fullmatch(str(key))
         name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
@@ -113,13 +133,7 @@ def read_backbone(path):
             found[name] = key, value
         else:
             left.append(str(key))
-    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
-    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
-        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
-                         "`mmlfer pretrain` makes one that fits")
-    if str(content.get("format")).startswith("mmlfer"):
-        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
-    return found, [key for key in left if key not in norm], norm
+    return found, left
 
 
 def misfits(found, own):

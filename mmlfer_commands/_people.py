@@ -1,16 +1,28 @@
-"""Images of people: folders, insightface's train.rec, pairs to verify on."""
+"""Images of people: folders, insightface's train.rec, batches, pairs to verify on."""
 
 import hashlib
 import io
 import math
+import multiprocessing
 import os
 import re
+import signal
 import struct
 from pathlib import Path
 
 import numpy as np
 
-from mmlfer import IMAGE_SUFFIXES, InputError, Stream, brief, progress, read_image, try_read
+from mmlfer import (
+    IMAGE_SUFFIXES,
+    InputError,
+    Stream,
+    brief,
+    end_with_parent,
+    progress,
+    read_image,
+    torch,
+    try_read,
+)
 
 
 class Files:
@@ -202,6 +214,56 @@ def read_records(path):
         notes.append(f"records cut off or not there: {some(keys[~whole])}")
     labels = np.unique(labels[whole], return_inverse=True)[1]
     return Records(path, keys[whole], offsets[whole], labels), notes
+
+
+class Images:
+    """Some rows of a source, for a DataLoader: of each the image (3, S, S) uint8, its label, and
+    its row if it cannot be read, else -1.
+
+    An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
+    broken folder is soon left. The label is -1 if none of so many tries can be read.
+    """
+
+    def __init__(self, source, rows, labels, size, tries=50):
+        self.source, self.rows, self.labels, self.size = source, rows, labels, size
+        self.tries = tries
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, k):
+        for step in range(self.tries):
+            other = (k + step**3) % len(self)  # k itself at first
+            image = self.source.read(int(self.rows[other]), self.size)
+            if not isinstance(image, str):
+                bad = int(self.rows[k]) if step else -1
+                x = torch.from_numpy(image.transpose(2, 0, 1).copy())
+                return x, int(self.labels[other]), bad
+        x = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return x, -1, int(self.rows[k])
+
+
+def start_worker(worker):
+    end_with_parent()
+
+
+def read_batches(images, batch, opt, order=None):
+    """Yield batches of Images from worker processes, which leave Ctrl-C and SIGTERM to this one:
+    schedulers signal a job's processes all at once, and the step is still to be finished."""
+    loader = torch.utils.data.DataLoader(
+        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
+        pin_memory=torch.cuda.is_available())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        batches = iter(loader)  # starts the workers, which inherit what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield from batches
+    finally:
+        del batches  # the loader asks its workers to end, and waits some seconds
+        for worker in multiprocessing.active_children():
+            worker.kill()  # it hangs
 
 
 def draw_pairs(labels, seed, n=3000):

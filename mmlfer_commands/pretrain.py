@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import multiprocessing
 import os
 import shlex
 import signal
@@ -34,7 +33,6 @@ from mmlfer import (
     Stream,
     check_output,
     device_option,
-    end_with_parent,
     make_backbone,
     pick_device,
     progress,
@@ -44,60 +42,17 @@ from mmlfer import (
     write_rows,
 )
 from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
-from mmlfer_commands._people import draw_pairs, people_sha256, read_pairs, read_people
+from mmlfer_commands._people import (
+    Images,
+    draw_pairs,
+    people_sha256,
+    read_batches,
+    read_pairs,
+    read_people,
+)
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
 
-# ---------------------------------------------------------------- faces of people
-
-
-class Images:
-    """Some rows of a source, for a DataLoader: of each the image (3, S, S) uint8, its label, and
-    its row if it cannot be read, else -1.
-
-    An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
-    broken folder is soon left. The label is -1 if none of so many tries can be read.
-    """
-
-    def __init__(self, source, rows, labels, size, tries=50):
-        self.source, self.rows, self.labels, self.size = source, rows, labels, size
-        self.tries = tries
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, k):
-        for step in range(self.tries):
-            other = (k + step**3) % len(self)  # k itself at first
-            image = self.source.read(int(self.rows[other]), self.size)
-            if not isinstance(image, str):
-                bad = int(self.rows[k]) if step else -1
-                x = torch.from_numpy(image.transpose(2, 0, 1).copy())
-                return x, int(self.labels[other]), bad
-        x = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return x, -1, int(self.rows[k])
-
-
-def start_worker(worker):
-    end_with_parent()
-
-
-def read_batches(images, batch, opt, order=None):
-    """Yield batches of Images from worker processes, which leave Ctrl-C and SIGTERM to this one:
-    schedulers signal a job's processes all at once, and the step is still to be finished."""
-    loader = torch.utils.data.DataLoader(
-        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
-        pin_memory=torch.cuda.is_available())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        batches = iter(loader)  # starts the workers, which inherit what is blocked
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        yield from batches
-    finally:
-        del batches  # the loader asks its workers to end, and waits some seconds
-        for worker in multiprocessing.active_children():
-            worker.kill()  # it hangs
+# ---------------------------------------------------------------- bad images
 
 
 def note_bad(bad, source, opt, known):
@@ -200,7 +155,7 @@ def verify(net, test, opt, known):
     one, other = index.reshape(-1, 2).T
     good = ~(bad[one] | bad[other])
     if len(np.unique(fold[good])) < 2:
-        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; mend the "
+        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; fix the "
                          "images")
     accuracies = fold_accuracies((e[one] * e[other]).sum(1)[good], same[good], fold[good])
     return float(accuracies.mean()), float(accuracies.std())
@@ -361,7 +316,7 @@ def pretrain_epoch(run, images, caught):
     for x, y, bad, flip in epoch_batches(run, images):
         note_bad(bad, images.source, run.opt, run.known_bad)
         if (y < 0).any():
-            raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; mend "
+            raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; fix "
                              "the images")
         run.fresh[:3] += pretrain_step(run, x, y, flip) / run.world.size
         run.fresh[3] += (bad >= 0).sum()
