@@ -70,12 +70,13 @@ PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet"
             "encoder_q", "feature", "features")
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.last.pt
 OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
 def read_tensors(path):
     """The content of a file of torch's or of safetensors'; no code in it is ever run."""
-    if not path.endswith(".safetensors"):
+    if not path.lower().endswith(".safetensors"):
         return torch_load(path)
     try:
         from safetensors.torch import load
@@ -99,6 +100,9 @@ def read_backbone(path):
             state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    if content.get("format") == PRETRAINING_FORMAT:
+        raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
+                         f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
     found, left, norm = {}, [], {}
     for key, value in state.items():
         match = TENSOR.fullmatch(str(key))
@@ -125,11 +129,24 @@ def misfits(found, own):
         key, given = found.get(name, (name, None))
         if given is None:
             wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
-        elif given.shape != tensor.shape:
-            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
-        elif not given.to_dense().isfinite().all():
-            wrong.append(f"{key} not finite")
+        elif why := misfit(name, given, tensor):
+            wrong.append(f"{key} {why}")
     return wrong
+
+
+def misfit(name, given, own):
+    """Why a file's tensor cannot become a net's own of this name, or None."""
+    if given.shape != own.shape:
+        return f"{tuple(given.shape)}, not {tuple(own.shape)}"
+    if given.is_meta:
+        return "without values: a meta tensor; save the net's own"
+    if own.is_floating_point() and not given.is_floating_point():
+        return f"of {given.dtype}, not of real floating-point numbers"
+    values = given.to_dense().to(own.dtype)
+    if not values.isfinite().all():
+        return "not finite"
+    if name.endswith("running_var") and (values < 0).any():
+        return "below 0: no variance"
 
 
 def load_backbone(path, arch, bgr, norm):
@@ -172,11 +189,14 @@ def load_imagenet(arch, norm):
     return net, "ImageNet's, from torchvision"
 
 
+BACKBONE_FORMAT = "mmlfer backbone 1"
+
+
 def backbone_state(run):
     """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
     last = run.log[-1]
     mean, std = map(list, NORMS["half"])
-    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
+    return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,
             "people": run.people, "options": vars(run.opt), "versions": versions(),
             "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
             "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}

@@ -33,6 +33,7 @@ def locked(out, lock):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
+        os.register_at_fork(after_in_child=file.close)  # a worker that outlives this process
         yield
 
 

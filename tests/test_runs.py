@@ -1,5 +1,6 @@
 """Run folders: what may be resumed, on which data, by how many; nets that diverged; keywords."""
 
+import csv
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,135 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
     assert invoke("train", *options[:2], "--out", tmp_path / "whole", *options[4:]).exit_code == 0
     one, other = (torch.load(tmp_path / d / "last.pt", weights_only=True)["net"] for d in ("r", "whole"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def short(noise_folder, out, *more):
+    """`train` of stl on 22 faces: two steps an epoch."""
+    return invoke("train", "--data", noise_folder, "--out", out, "--method", "stl", *SMALL, *more)
+
+
+def test_the_log_has_the_seconds_of_each_epoch_and_those_before_a_resume(noise_folder, tmp_path, monkeypatch):
+    """Steps of 1, 2, 4, 8, 16 and 32 s; validation takes 100 s, and 1,000 s pass before the resume."""
+    now, step, evaluate, taken = [5000.0], mmlfer.train_step, mmlfer.evaluate, []
+
+    def timed_step(*args):
+        now[0] += 2 ** len(taken)
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    def timed_evaluate(*args):
+        now[0] += 100
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(train, "train_step", timed_step)
+    monkeypatch.setattr(train, "evaluate", timed_evaluate)
+    assert short(noise_folder, tmp_path / "r", "--epochs", 3).exit_code == 143
+    now[0] += 1000
+    assert invoke("train", "--out", tmp_path / "r", "--resume").exit_code == 0
+    rows = list(csv.DictReader((tmp_path / "r/log.csv").open()))
+    assert [float(row["seconds"]) for row in rows] == [3, 12, 48]
+    assert [float(row["images_per_second"]) for row in rows] == [2.67, 0.67, 0.17]  # 2 batches of 4
+
+
+class Killed(BaseException):
+    """Ends the program where it stands."""
+
+
+def results(out):
+    """All that a run leaves, but for the times in it."""
+    timed, read = {"seconds", "images_per_second"}, {}
+    for name in ("last.pt", "best.pt"):
+        state = torch.load(out / name, weights_only=True)
+        read[name] = state["epoch"], {k: v.tolist() for k, v in state["net"].items() if v.numel() < 99}
+    rows = csv.DictReader((out / "log.csv").open())
+    read["log.csv"] = [{k: v for k, v in row.items() if k not in timed} for row in rows]
+    return {**read, "test.json": json.loads((out / "test.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def uncut(noise_folder, tmp_path_factory):
+    """What a run of two epochs leaves whose second is the better; patched as in the test."""
+    out = tmp_path_factory.mktemp("uncut") / "r"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", better_each_epoch(mmlfer.evaluate))
+        assert short(noise_folder, out, "--epochs", 2).exit_code == 0
+    return results(out)
+
+
+def better_each_epoch(evaluate):
+    """evaluate, with a validation accuracy (of 7 faces) that grows as the net moves on."""
+    def patched(net, faces, config):
+        numbers = evaluate(net, faces, config)
+        steps = int(net.backbone.bn1.num_batches_tracked)
+        return {**numbers, "accuracy": steps / 8} if len(faces.names) == 7 else numbers
+
+    return patched
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+def test_a_kill_between_the_writes_of_an_epoch_costs_nothing(noise_folder, tmp_path, monkeypatch, uncut, written):
+    """Killed when so many of best.pt, log.csv and last.pt of the second epoch, the best, are written."""
+    out, calls = tmp_path / "r", []
+
+    def until_killed(write):
+        def patched(*args):
+            if len(calls) == 4 + written:  # of the start, and three of the first epoch
+                raise Killed
+            calls.append(args[-1].name)  # each is given its path last
+            return write(*args)
+
+        return patched
+
+    monkeypatch.setattr(train, "evaluate", better_each_epoch(mmlfer.evaluate))
+    with monkeypatch.context() as patch:
+        for name in ("save_checkpoint", "write_rows", "read_test_set"):
+            patch.setattr(train, name, until_killed(getattr(train, name)))
+        with pytest.raises(Killed):
+            short(noise_folder, out, "--epochs", 2)
+    assert sorted(calls[1:4]) == ["best.pt", "last.pt", "log.csv"] and len(calls) == 4 + written
+    assert invoke("train", "--out", out, "--resume").exit_code == 0
+    after = results(out)
+    assert [name for name in uncut if after[name] != uncut[name]] == []
+
+
+def started(patch, *args):
+    """The run that `train` would go on to train; it is stopped there."""
+    runs = []
+    with patch.context() as inner:
+        inner.setattr(train, "train_epochs", lambda run, *_: runs.append(run) or sys.exit(130))
+        result = invoke("train", *args)
+    assert result.exit_code == 130, result.output
+    return runs[0]
+
+
+def test_a_run_goes_on_on_another_device(noise_folder, tmp_path, monkeypatch):
+    size = ("--size", 32, "--batch-size", 4, "--weights", "none", "--method", "stl")
+    run = started(monkeypatch, "--data", noise_folder, "--out", tmp_path / "r", *size)
+    assert run.cfg.device == "auto"
+    again = started(monkeypatch, "--out", tmp_path / "r", "--resume", "--device", "cpu")
+    assert (again.cfg.device, again.device.type) == ("cpu", "cpu")
+    assert started(monkeypatch, "--out", tmp_path / "r", "--resume").cfg.device == "auto"
+
+
+def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, monkeypatch):
+    """Though the new run is stopped before its first epoch ends."""
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    assert {p.name for p in out.iterdir()} == {".lock", *mmlfer.RUN_FILES}
+    started(monkeypatch, "--data", noise_folder, "--out", out, "--overwrite", *SMALL)
+    assert {p.name for p in out.iterdir()} == {".lock", "config.yaml", "last.pt"}
+    assert torch.load(out / "last.pt", weights_only=True)["config"]["data"] == str(noise_folder)
+
+
+@pytest.mark.parametrize("stats", ["wild", "lab"])
+def test_the_statistics_named_reach_the_run(noise_folder, tmp_path, monkeypatch, stats):
+    run = started(monkeypatch, "--data", noise_folder, "--out", tmp_path / "r", "--stats", stats, *SMALL)
+    rows = yaml.safe_load((ROOT / f"stats/{stats}.yaml").read_text())
+    expected = [[rows[e].get(au, 0) for au in mmlfer.AUS] for e in mmlfer.EMOTIONS]
+    assert torch.equal(run.table, torch.tensor(expected))
 
 
 HOLD = """import sys
