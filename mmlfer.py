@@ -1012,8 +1012,9 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
 
-    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "images_sha256",
-              "backbone", "train_names", "template")  # a checkpoint's, beside parts and trace
+    ORIGIN = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
+              "template": None}  # what it is trained on; so where an earlier version left it out
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # beside parts and trace
 
     def __init__(self, cfg, steps, net, table, state=None):
         """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
@@ -1032,8 +1033,7 @@ class Run:
         parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.data_sha256, self.images_sha256, self.backbone = "", "", ""
-        self.train_names, self.template = [], None
+        vars(self).update(self.ORIGIN)
         self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
@@ -1086,9 +1086,7 @@ def read_checkpoint(path):
         known = False
     if not known:
         raise InputError(f"{path}: of another version of mmlfer, or damaged")
-    unknown = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
-               "template": None}  # to earlier versions
-    return {**unknown, **state, "config": dataclasses.asdict(cfg)}
+    return {**Run.ORIGIN, **state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto"):
