@@ -602,13 +602,6 @@ class Faces:
         rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
         return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
-    def images_sha256(self):
-        """A digest of the decoded images: their shape and every pixel."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        for part in self.images.split(256):
-            digest.update(part.contiguous().numpy())
-        return digest.hexdigest()
-
 
 def parse_code(top):
     """A parser of an integer 0..top."""
@@ -1019,8 +1012,9 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
 
-    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "images_sha256",
-              "backbone", "train_names", "template")  # a checkpoint's, beside parts and trace
+    ORIGIN = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
+              "template": None}  # what it is trained on; so where an earlier version left it out
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # beside parts and trace
 
     def __init__(self, cfg, steps, net, table, state=None):
         """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
@@ -1039,8 +1033,7 @@ class Run:
         parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.data_sha256, self.images_sha256, self.backbone = "", "", ""
-        self.train_names, self.template = [], None
+        vars(self).update(self.ORIGIN)
         self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
@@ -1093,9 +1086,7 @@ def read_checkpoint(path):
         known = False
     if not known:
         raise InputError(f"{path}: of another version of mmlfer, or damaged")
-    unknown = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
-               "template": None}  # to earlier versions
-    return {**unknown, **state, "config": dataclasses.asdict(cfg)}
+    return {**Run.ORIGIN, **state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto"):

