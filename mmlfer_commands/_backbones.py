@@ -1,5 +1,6 @@
 """Weights files: where the backbone comes from, and what `pretrain` hands on."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -17,14 +18,42 @@ from mmlfer import (
 from mmlfer_commands._runs import versions
 
 
+def find_weights(weights, arch):
+    """--weights, where auto is weights/ARCH_casia.pth if it is there, else none."""
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights != "auto":
+        return weights
+    for path in (HERE / casia, casia):
+        if path.exists():
+            return str(path)
+    return "none"
+
+
+def backbone_name(weights, norm, net=None):
+    """What a run starts from, for its records: none, imagenet, or a digest of what was loaded from
+    a file into its net: tensors and normalisation. Another than the usual normalisation is said.
+    """
+    usual = {"none": "half", "imagenet": "imagenet"}
+    if weights in usual:
+        return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
+    digest = hashlib.sha256()
+    for name, tensor in {**net.backbone.state_dict(), "mean": net.mean, "std": net.std}.items():
+        if not name.endswith("num_batches_tracked"):  # a file need not have it, nothing reads it
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def given_backbone(weights, arch, bgr, norm):
+    """backbone_name of what a run with these options would start from."""
+    weights = find_weights(weights, arch)
+    return backbone_name(weights, norm, None if weights in ("none", "imagenet") else
+                         load_backbone(weights, arch, bgr, norm)[0])
+
+
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = Path("weights") / f"{arch}_casia.pth"
-    if weights == "auto":
-        weights = "none"
-        for path in (casia, HERE / casia):
-            if path.exists():
-                weights = str(path)
+    weights = find_weights(weights, arch)
     if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
     if weights == "none":
@@ -160,11 +189,14 @@ def load_imagenet(arch, norm):
     return net, "ImageNet's, from torchvision"
 
 
+BACKBONE_FORMAT = "mmlfer backbone 1"
+
+
 def backbone_state(run):
     """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
     last = run.log[-1]
     mean, std = map(list, NORMS["half"])
-    return {"format": "mmlfer backbone 1", "arch": run.opt.arch, "mean": mean, "std": std,
+    return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,
             "people": run.people, "options": vars(run.opt), "versions": versions(),
             "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
             "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}

@@ -72,24 +72,41 @@ def read_people(folder):
         raise InputError(f"{folder}: {len(counts)} people with images; expected a folder of "
                          "images for each of two or more, or train.rec and train.idx")
     single = [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]
-    notes += [f"people with one image, never held out: {some(single)}"] if single else []
+    if single:
+        notes.append(f"people with one image, never held out: {some(single)}")
     return source, notes
 
 
 def read_folders(folder):
+    """The images of DIR/PERSON/IMAGE, and notes on what is left out; hidden files and folders, as
+    .thumbnails and ._001.jpg, are no one's."""
     names, counts, empty, loose = [], [], [], 0
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir():
-            loose += entry.name.lower().endswith(IMAGE_SUFFIXES)
-            continue
-        images = sorted(file.name for file in os.scandir(entry)
-                        if file.name.lower().endswith(IMAGE_SUFFIXES))
-        names += [os.path.join(entry.name, image) for image in images]
-        counts += [len(images)] if images else []
-        empty += [] if images else [entry.name]
-    notes = [f"folders without an image, left out: {some(empty)}"] if empty else []
-    notes += [f"images outside a person's folder, left out: {loose}"] if loose else []
+    for entry in visible(folder):
+        if entry.is_dir():
+            images = [file.name for file in visible(entry) if is_image(file)]
+            names += [os.path.join(entry.name, image) for image in images]
+            if images:
+                counts.append(len(images))
+            else:
+                empty.append(entry.name)
+        elif is_image(entry):
+            loose += 1
+    notes = []
+    if empty:
+        notes.append(f"folders without an image, left out: {some(empty)}")
+    if loose:
+        notes.append(f"images outside a person's folder, left out: {loose}")
     return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
+
+
+def visible(folder):
+    """A folder's entries that are not hidden, by name."""
+    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def is_image(entry):
+    return entry.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 # MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
@@ -156,20 +173,33 @@ def read_label(file, offset, size):
     return math.nan if not whole else first if flag else label
 
 
+def read_end(file, offset):
+    """The key before which the images of a file with this record 0 end, or None if record 0 is an
+    image itself. insightface's holds labels alone: that key, and where its records of people end.
+    """
+    try:
+        labels, image = parse_record(read_record(file, offset))
+    except ValueError as error:
+        raise InputError(f"{file.name}: record 0: {error}; fetch the file again") from None
+    if image:
+        return None
+    return labels[0] if len(labels) > 1 else math.inf
+
+
 def read_records(path):
-    """The images of a train.rec by its train.idx; record 0 says where they end."""
+    """The images of a train.rec by its train.idx."""
     keys, offsets = read_index(path.with_suffix(".idx"))
     with open(path, "rb") as file:
-        try:
-            first, _ = parse_record(read_record(file, offsets[0])) if 0 in keys[:1] else ((), b"")
-        except ValueError as error:
-            raise InputError(f"{path}: record 0: {error}; fetch the file again") from None
-        wanted = (keys >= 1) & (keys < (first[0] if len(first) > 1 else math.inf))
-        keys, offsets, size = keys[wanted], offsets[wanted], path.stat().st_size
+        end = read_end(file, offsets[0]) if 0 in keys[:1] else None
+        if end is not None:
+            wanted = (keys >= 1) & (keys < end)
+            keys, offsets = keys[wanted], offsets[wanted]
+        size = path.stat().st_size
         bar = progress(offsets, "reading labels", unit=" records")
         labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
-    whole = ~np.isnan(labels)
-    notes = [] if whole.all() else [f"records cut off or not there: {some(keys[~whole])}"]
+    whole, notes = ~np.isnan(labels), []
+    if not whole.all():
+        notes.append(f"records cut off or not there: {some(keys[~whole])}")
     labels = np.unique(labels[whole], return_inverse=True)[1]
     return Records(path, keys[whole], offsets[whole], labels), notes
 

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import multiprocessing
 import os
 import shlex
 import signal
@@ -33,6 +34,7 @@ from mmlfer import (
     Stream,
     check_output,
     device_option,
+    end_with_parent,
     make_backbone,
     pick_device,
     progress,
@@ -41,7 +43,7 @@ from mmlfer import (
     torch_load,
     write_rows,
 )
-from mmlfer_commands._backbones import PRETRAINING_FORMAT, backbone_state
+from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
 from mmlfer_commands._people import draw_pairs, people_sha256, read_pairs, read_people
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
 
@@ -49,10 +51,12 @@ from mmlfer_commands._runs import caught_signals, check_kept, given_options, loc
 
 
 class Images:
-    """What a DataLoader reads: ((3, S, S) uint8, label, row of an image that could not be read or
-    -1) of each of some rows of a source. An unreadable image's place is taken by another, the next
-    one or, for whole folders can be broken, one ever farther on; the label is -1 if none can be
-    read."""
+    """Some rows of a source, for a DataLoader: of each the image (3, S, S) uint8, its label, and
+    its row if it cannot be read, else -1.
+
+    An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
+    broken folder is soon left. The label is -1 if none of so many tries can be read.
+    """
 
     def __init__(self, source, rows, labels, size, tries=50):
         self.source, self.rows, self.labels, self.size = source, rows, labels, size
@@ -62,28 +66,38 @@ class Images:
         return len(self.rows)
 
     def __getitem__(self, k):
-        bad = -1
         for step in range(self.tries):
-            j = (k + step**3) % len(self)
-            row = int(self.rows[j])
-            image = self.source.read(row, self.size)
+            other = (k + step**3) % len(self)  # k itself at first
+            image = self.source.read(int(self.rows[other]), self.size)
             if not isinstance(image, str):
+                bad = int(self.rows[k]) if step else -1
                 x = torch.from_numpy(image.transpose(2, 0, 1).copy())
-                return x, int(self.labels[j]), bad
-            bad = row if bad < 0 else bad
-        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, bad
+                return x, int(self.labels[other]), bad
+        x = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        return x, -1, int(self.rows[k])
 
 
-def leave_signals(worker):
-    """Ctrl-C is for the process that trains; it ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def start_worker(worker):
+    end_with_parent()
 
 
-def data_loader(images, batch, opt, order=None):
-    return torch.utils.data.DataLoader(
-        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=leave_signals,
+def read_batches(images, batch, opt, order=None):
+    """Yield batches of Images from worker processes, which leave Ctrl-C and SIGTERM to this one:
+    schedulers signal a job's processes all at once, and the step is still to be finished."""
+    loader = torch.utils.data.DataLoader(
+        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        batches = iter(loader)  # starts the workers, which inherit what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    try:
+        yield from batches
+    finally:
+        del batches  # the loader asks its workers to end, and waits some seconds
+        for worker in multiprocessing.active_children():
+            worker.kill()  # it hangs
 
 
 def note_bad(bad, source, opt, known):
@@ -91,7 +105,8 @@ def note_bad(bad, source, opt, known):
     for row in sorted(set(bad[bad >= 0].tolist()) - known):
         reason = source.read(row, opt.size)
         if not opt.skip_bad_images:
-            raise InputError(f"{reason}; --skip-bad-images goes on without such images")
+            raise InputError(f"{reason}; --resume --skip-bad-images goes on without "
+                             "such images")
         known.add(row)
         if len(known) <= 20:
             click.echo(f"Warning: left out {reason}", err=True)
@@ -167,7 +182,8 @@ def embed(net, images, opt, known):
     device, parts, bad = next(net.parameters()).device, [], []
     net.eval()
     with torch.no_grad():
-        for x, _, rows in progress(data_loader(images, 256, opt), "verifying", unit=" batches"):
+        batches, count = read_batches(images, 256, opt), math.ceil(len(images) / 256)
+        for x, _, rows in progress(batches, "verifying", count, unit=" batches"):
             note_bad(rows, images.source, opt, known)
             x = x.to(device)
             parts.append(torch.nn.functional.normalize(net.embed(x) + net.embed(x.flip(3))).cpu())
@@ -257,8 +273,10 @@ class Pretraining:
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.sgd, [math.ceil(opt.epochs * share) for share in (0.5, 0.75)], 0.1)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.totals = torch.zeros(4, dtype=torch.float64)  # of all processes, in this epoch
-        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # since the last look
+        # sums over this epoch's steps of loss, right answers and gradient norm, each the mean over
+        # the processes, and the number of bad images
+        self.totals = torch.zeros(4, dtype=torch.float64)
+        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # not yet in totals
         self.known_bad = set()
 
     def state(self, source_digest):
@@ -283,14 +301,15 @@ def epoch_batches(run, images):
     sampler.set_epoch(run.epoch)
     share = opt.batch_size // world.size
     order = list(sampler)[run.step * share : run.steps * share]
-    for step, batch in enumerate(data_loader(images, share, opt, order), run.step):
+    for step, batch in enumerate(read_batches(images, share, opt, order), run.step):
         rng = np.random.default_rng([opt.seed, Stream.FLIPS, run.epoch, step])
         flip = torch.from_numpy(rng.random(opt.batch_size) < 0.5)[world.rank :: world.size]
         yield *batch, flip
 
 
 def pretrain_step(run, x, y, flip):
-    """One step of SGD; its loss, share of right answers and gradient norm."""
+    """One step of SGD. -> (3,), of this process's share of the batch: the mean loss, the share of
+    right answers; the gradient norm of the whole batch."""
     opt, device = run.opt, run.world.device
     x, y, flip = (t.to(device, non_blocking=True) for t in (x, y, flip))
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
@@ -305,57 +324,66 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def sum_over_processes(run, caught):
-    """Add up all processes' numbers; stop at what is not finite; whether a signal came to any."""
-    sums = torch.cat([run.fresh, run.fresh.new_tensor([len(caught)])])
-    if run.world.size > 1:
-        torch.distributed.all_reduce(sums)
+def sum_over_processes(world, numbers):
+    """The sum of every process's numbers, a vector on the world's device. -> on the CPU"""
+    if world.size > 1:
+        torch.distributed.all_reduce(numbers)
+    return numbers.cpu()
+
+
+def told_to_stop(world, caught):
+    """Whether a signal came to any process; all of them ask at the same step."""
+    return sum_over_processes(world, torch.tensor([len(caught)], device=world.device)).item() > 0
+
+
+def add_up(run):
+    """Move all processes' fresh numbers into the epoch's totals, if they are finite."""
+    fresh = sum_over_processes(run.world, run.fresh.clone())
+    check_numbers(run, "the loss or its gradient", fresh)
+    run.totals += fresh
     run.fresh.zero_()
-    *numbers, stop = sums.tolist()
-    run.totals += torch.tensor(numbers)
-    check_numbers(run, "the loss or its gradient", torch.tensor(numbers))
-    return stop > 0
 
 
 def check_numbers(run, what, *tensors):
     if not all(tensor.isfinite().all() for tensor in tensors):
-        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The last "
-                         "checkpoint is as it was; start again (--overwrite) with a lower --lr or "
-                         "a longer --warmup")
+        raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The "
+                         "checkpoint from before is kept; start again (--overwrite) with a lower "
+                         "--lr or a longer --warmup")
 
 
 def pretrain_epoch(run, images, caught):
-    """The rest of one epoch; returns early when a signal has come to one of the processes."""
+    """The rest of one epoch, or a part of it; whether a signal to one of the processes ends it."""
     every = 1 if run.world.device.type == "cpu" else 50  # each look waits for the device
     start = time.perf_counter() - run.elapsed
     bar = progress(total=run.steps, initial=run.step, unit=" steps",
                    desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
+    stop = False
     for x, y, bad, flip in epoch_batches(run, images):
         note_bad(bad, images.source, run.opt, run.known_bad)
         if (y < 0).any():
             raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; mend "
                              "the images")
-        run.fresh[:3] += pretrain_step(run, x, y, flip)
+        run.fresh[:3] += pretrain_step(run, x, y, flip) / run.world.size
         run.fresh[3] += (bad >= 0).sum()
         run.step += 1
-        stop = False
         if run.step % every == 0 or run.step == run.steps:
-            stop = sum_over_processes(run, caught)
+            add_up(run)
+            stop = told_to_stop(run.world, caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
-                bar.set_postfix(loss=f"{run.totals[0] / run.step / run.world.size:.3f}")
+                bar.set_postfix(loss=f"{run.totals[0] / run.step:.3f}")
         if stop:
             break
     run.elapsed = time.perf_counter() - start
     if bar is not None:
         bar.close()
+    return stop
 
 
 def pretraining_row(run, tests):
     """One epoch's row of the log; verification by the first process."""
     loss, right, _, bad = run.totals.tolist()
-    shares = run.steps * run.world.size
-    row = {"epoch": run.epoch + 1, "loss": loss / shares, "train_acc": right / shares,
+    row = {"epoch": run.epoch + 1, "loss": loss / run.steps, "train_acc": right / run.steps,
            "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
            "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
            "bad_images": int(bad)}
@@ -386,12 +414,13 @@ def end_pretraining_epoch(run, tests, paths, source_digest):
 def pretrain_epochs(run, images, tests, paths, source_digest):
     with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
-            pretrain_epoch(run, images, caught)
+            stop = pretrain_epoch(run, images, caught)
             if run.step == run.steps:
                 end_pretraining_epoch(run, tests, paths, source_digest)
+                stop = told_to_stop(run.world, caught)  # meanwhile, or in the last step
             elif run.world.rank == 0:
                 save_checkpoint(run.state(source_digest), paths["last"])
-            if run.step or sum_over_processes(run, caught):
+            if stop:
                 run.world.say(stopped_line(paths["last"], "pretrain", paths["out"]), err=True)
                 sys.exit(128 + (caught or [signal.SIGTERM])[-1])
 
@@ -469,6 +498,14 @@ def resumed_options(paths, given):
     return types.SimpleNamespace(**{**own, **moved}), state
 
 
+def finished_options(path):
+    """The options that a finished run's weights hold."""
+    state = torch_load(path)
+    if not isinstance(state, dict) or state.get("format") != BACKBONE_FORMAT:
+        raise InputError(f"{path}: not a file of `mmlfer pretrain`; name another --out")
+    return state["options"]
+
+
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
 
 
@@ -490,6 +527,9 @@ def pretrain(opt, paths, state, world):
     if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
             including_emulation=False):
         raise InputError("--precision bf16: not on this GPU; leave it out")
+    if world.size > 1 and not gpu:
+        world.say(f"Warning: on a CPU each of the {world.size} processes normalises its share of a "
+                  "batch on its own: the net differs from that of one process", err=True)
     run, out = Pretraining(opt, people, len(images), world), paths["out"]
     lock = out.with_name(f".{out.stem}.lock")
     with contextlib.nullcontext() if world.rank else locked(out, lock):
@@ -501,6 +541,7 @@ def pretrain(opt, paths, state, world):
         elif world.rank == 0:
             for path in paths.values():
                 path.unlink(missing_ok=True)
+            save_checkpoint(run.state(source_digest), paths["last"])  # one to go on from, always
         pretrain_epochs(run, images, tests, paths, source_digest)
         if world.rank == 0:
             write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
@@ -513,6 +554,7 @@ def start(paths, options, given, resume, overwrite):
     """Begin the run of these paths, or go on with it."""
     state = None
     if resume and paths["out"].exists():
+        check_kept(given, finished_options(paths["out"]), MOVABLE, paths["out"])
         click.echo(f"{paths['out']}: complete, nothing to do")
         return
     if resume and paths["last"].exists():

@@ -14,7 +14,7 @@ from PIL import Image
 
 import mmlfer
 from mmlfer_commands import _alignment, train
-from mmlfer_commands.synth import synthesize
+from mmlfer_commands.synth import synthesize, synthesize_people
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
@@ -44,6 +44,14 @@ def faces_folder(tmp_path_factory):
     """60 stand-in faces of 32x32 in RAF-CE's layout."""
     out = tmp_path_factory.mktemp("data") / "faces"
     synthesize(out, 60, "lab", None, 32, 0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """8 drawn people of 5 faces, 32x32."""
+    out = tmp_path_factory.mktemp("people") / "people"
+    synthesize_people(out, 8, 5, "lab", 32, 0)
     return out
 
 
@@ -89,6 +97,20 @@ def random_batch(n, size=32, seed=0, dtype=torch.float64):
 def resident_mb():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def write_lfw(root):
+    """LFW's layout: four people of two pictures, and pairs.txt of two folds; its path."""
+    rows = ["2\t2"]
+    for fold in ("ab", "cd"):
+        for name in fold:
+            (root / name).mkdir(parents=True)
+            for i in (1, 2):
+                Image.new("RGB", (32, 32), (ord(name), 40 * i, 0)).save(root / name / f"{name}_000{i}.{'png' if i == 1 else 'jpg'}")
+            rows.append(f"{name}\t1\t2")
+        rows += [f"{fold[0]}\t{i}\t{fold[1]}\t{i}" for i in (1, 2)]
+    (root / "pairs.txt").write_text("\n".join(rows) + "\n")
+    return root / "pairs.txt"
 
 
 def write_labels_as(folder, emo, partition, au):

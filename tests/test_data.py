@@ -1,5 +1,6 @@
 """RAF-CE's layout, ordinary damage to it, and stand-in faces."""
 
+import json
 import math
 import shutil
 
@@ -7,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL, invoke, run_program
+from conftest import SMALL, invoke, run_of, run_program
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from reference import AUS, EMOTIONS, read_folder
 
 import mmlfer
-from mmlfer_commands import synth
+from mmlfer_commands import synth, train
 
 EMO, PARTITION, AU = mmlfer.LABEL_FILES
 
@@ -121,6 +122,18 @@ def test_rafce_is_recognised_by_its_counts():
     faces = rafce_faces()
     assert mmlfer.is_rafce(faces) and "these are RAF-CE's own counts" in mmlfer.describe(faces, "x")
     assert not mmlfer.is_rafce(faces.select(slice(1, None)))
+
+
+def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
+    """By all its faces: the test faces alone are never RAF-CE's counts."""
+    faces = mmlfer.dataclasses.replace(rafce_faces(), images=torch.zeros(4549, 3, 1, 1, dtype=torch.uint8))
+    run = run_of(mmlfer.Config(data="rafce", method="stl", arch="resnet18", weights="none", device="cpu"))
+    monkeypatch.setattr(train, "evaluate", lambda net, faces, options: {"accuracy": 1, "diag": 1, "n": len(faces.names)})
+    monkeypatch.setattr(train, "load_net", lambda *_: (run.net, {"epoch": 0}))
+    for data, own in ((faces, True), (faces.select(slice(1, None)), False)):
+        result = train.read_test_set(run, data, np.zeros((14, 32)), tmp_path)
+        assert json.loads((tmp_path / "test.json").read_text())["rafce"] is result["rafce"] is own
+        assert result["best"]["n"] == len(result["names"]) == 909 - (not own)
 
 
 @pytest.mark.parametrize("kind", NEARLY)

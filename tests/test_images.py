@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -129,13 +130,57 @@ def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
 
 
 def test_values_above_255_are_of_16_bits():
-    assert mmlfer.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
+    for brightest in (4096, 16383, 65535):  # 14 bits are taken for a dark photograph of 16
+        pixels = mmlfer.to_8_bits(np.array([[0, 257, 2570, brightest]], np.uint16))
+        assert pixels.tolist() == [[0, 1, 10, brightest // 257]]
+    assert mmlfer.to_8_bits(np.zeros((2, 2), np.uint16)).max() == 0  # black in every range
 
 
-def test_values_beyond_white_are_white_and_below_black_are_black(tmp_path):
-    values = np.array([[-5, 0, 65535, 65536, 70000, 2e9]], np.float32)
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    assert mmlfer.read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255, 255, 255, 255]
+UNKNOWN_WHITE = {  # the type, the darkest and the brightest value, how they are named
+    "12 bits in 16": (np.uint16, 0, 4095, "0..4095"),
+    "10 bits in 16": (np.uint16, 3, 1023, "3..1023"),
+    "4 bits in 16": (np.uint16, 0, 15, "0..15"),
+    "more than 16 bits": (np.int32, 0, 70000, "0..70000"),
+    "below 0": (np.int32, -32768, 32767, "-32768..32767"),
+    "floats above 1": (np.float32, 0, 1.02, "0..1.02"),
+    "floats from -1": (np.float32, -1, 1, "-1..1"),
+    "floats above 16 bits": (np.float32, 0, 65536, "0..65536"),
+    "no number": (np.float32, 0, np.nan, "nan..nan"),
+    "infinite": (np.float32, 0, np.inf, "0..inf"),
+    "minus infinite": (np.float32, -np.inf, 1, "-inf..1"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_WHITE)
+def test_a_range_whose_white_is_unknown_is_refused(tmp_path, kind):
+    dtype, low, high, said = UNKNOWN_WHITE[kind]
+    name = tmp_path / ("a.png" if dtype == np.uint16 else "a.tif")
+    pixels = np.full((16, 16), (low if np.isfinite(low) else 0) / 2 + 0.25)
+    pixels[3, 4], pixels[5, 6] = low, high
+    pixels[pixels < low] = low
+    Image.fromarray(pixels.astype(dtype)).save(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        why = mmlfer.try_read(name, 32)
+    assert why == (f"{name}: not an image that can be read (values {said}: no known range (0..1, 0..255, 0..65535); "
+                   "convert it to 8 bits)")
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("brightest, read", [(4095, False), (4096, True), (65535, True), (0, True)])
+def test_colours_of_12_bits_in_16_are_refused(tmp_path, ending, brightest, read):
+    """Pillow itself gives the upper 8 of 16 bits of a colour."""
+    import cv2
+
+    path, pixels = tmp_path / f"a.{ending}", np.zeros((16, 16, 3), np.uint16)
+    pixels[4:9, 5, 0] = brightest  # blue
+    cv2.imwrite(str(path), pixels)
+    image = mmlfer.try_read(path, None)
+    if read:
+        assert (image == pixels[:, :, ::-1] >> 8).all()
+    else:
+        assert image == (f"{path}: not an image that can be read (values below 4096 in 16 bits: no known range "
+                         "(0..1, 0..255, 0..65535); convert it to 8 bits)")
 
 
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):

@@ -1,38 +1,27 @@
-"""Identity pre-training: faces of people, the loss, verification, whole runs, two processes."""
+"""Identity pre-training: the loss, verification, whole runs, two processes."""
 
 import csv
-import io
 import math
 import os
 import platform
 import re
 import shutil
 import signal
-import struct
 import subprocess
 import sys
-import tracemalloc
+import time
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, invoke
-from PIL import Image
+from conftest import ROOT, invoke, write_lfw
 
 import mmlfer
-from mmlfer_commands import _backbones, _people, _runs, pretrain, synth
+from mmlfer_commands import _backbones, _runs, pretrain
 
 SMALL = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device", "cpu",
          "--lr", 1, "--warmup", 1)
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """8 drawn people of 5 faces, 32x32."""
-    out = tmp_path_factory.mktemp("people") / "people"
-    synth.synthesize_people(out, 8, 5, "lab", 32, 0)
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -53,192 +42,6 @@ def refused(*args):
     result = invoke("pretrain", *args)
     assert result.exit_code == 1 and result.stdout.count("\n") <= 1, result.output
     return [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
-
-
-# ---------------------------------------------------------------- drawn people
-
-
-def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
-    synth.synthesize_people(tmp_path / "again", 8, 5, "lab", 32, 0)
-    faces = {}
-    for folder in sorted(people.iterdir()):
-        assert [p.name for p in sorted(folder.iterdir())] == [f"{i:03d}.jpg" for i in range(1, 6)]
-        for path in folder.iterdir():
-            assert path.read_bytes() == (tmp_path / "again" / folder.name / path.name).read_bytes()
-        faces[folder.name] = np.array([mmlfer.read_image(p).astype(float) for p in sorted(folder.iterdir())])
-    assert list(faces) == [f"{i:05d}" for i in range(1, 9)]
-    middle = {name: f[:, 16:19, 8:24].mean((1, 2)) for name, f in faces.items()}  # skin beside the nose: (5, 3)
-    within = np.mean([m.std(0).mean() for m in middle.values()])
-    between = np.std([m.mean(0) for m in middle.values()], axis=0).mean()
-    assert between > 1.3 * within
-    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
-    assert corners.std(1).mean() > 30
-    options = ("synth", tmp_path / "x", "--people", 2)
-    for option in (("--labels", people), ("--au-noise", 0.1)):
-        assert "--people has no label files: no --labels and no --au-noise" in invoke(*options, *option).stderr
-    assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
-    assert "not empty" in invoke(*options).stderr
-
-
-def test_synth_draws_one_face_from_one_generator_as_ever():
-    """With the person's generator left out all is drawn from one, in the order of the drawing."""
-    aus = {12: (1, 1), 25: (0.7, 0.7)}
-    one, two = np.random.default_rng(3), np.random.default_rng(3)
-    assert synth.draw_face(aus, one, 32).tobytes() == synth.draw_face(aus, two, 32, two).tobytes()
-    assert one.random() == two.random()
-
-
-# ---------------------------------------------------------------- folders
-
-
-def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
-    faces = tmp_path / "faces"
-    for name, n in (("zoe", 3), ("abe", 2), ("one", 1), ("lone", 1)):
-        (faces / name).mkdir(parents=True)
-        for i in range(n):
-            shutil.copy(people / f"00001/00{i + 1}.jpg", faces / name / f"{9 - i}.JPG")
-    for name in ("e1", "e2", "e3", "e4"):
-        (faces / name).mkdir()
-    (faces / "abe/notes.txt").write_text("x")
-    shutil.copy(people / "00001/001.jpg", faces / "loose.jpg")
-    (faces / "link").symlink_to(faces / "abe")
-    source, notes = pretrain.read_people(faces)
-    assert [n.decode() for n in source.names] == ["abe/8.JPG", "abe/9.JPG", "link/8.JPG", "link/9.JPG", "lone/9.JPG",
-                                                  "one/9.JPG", "zoe/7.JPG", "zoe/8.JPG", "zoe/9.JPG"]
-    assert source.labels.tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 4]
-    assert notes == ["folders without an image, left out: 4 (e1, e2, e3, ...)",
-                     "images outside a person's folder, left out: 1",
-                     "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]
-    assert np.array_equal(source.read(8, 16), mmlfer.read_image(faces / "zoe/9.JPG", 16))
-    train, held = pretrain.split_people(source.labels, 0.5, 0)
-    assert set(source.labels[held]) < {0, 1, 4} and not set(source.labels[held]) & set(source.labels[train])
-    assert len(train) + len(held) == 9
-
-
-# ---------------------------------------------------------------- train.rec
-
-
-def part(data, kind=0):
-    return struct.pack("<II", 0xCED7230A, kind << 29 | len(data)) + data + bytes(-len(data) % 4)
-
-
-def record(image, label, i):
-    if isinstance(label, list):
-        return struct.pack("<IfQQ", len(label), 0, i, 0) + struct.pack(f"<{len(label)}f", *label) + image
-    return struct.pack("<IfQQ", 0, label, i, 0) + image
-
-
-def png(i, extra=b""):
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue() + extra
-
-
-def write_rec(folder, first=(7.0, 9.0)):
-    """Six images of three people; image 4 holds the magic number twice and lies in three parts; after
-    them, as insightface has it, a record for each person."""
-    folder.mkdir()
-    magic = struct.pack("<I", 0xCED7230A)
-    labels = [5.0, [5.0, 99.0], 11.0, 11.0, [2.0, 98.0], 2.0]
-    images = [png(i) for i in range(6)]
-    images[3] += b"middle" + b"end!"
-    blob, index = b"", []
-    for key, label in enumerate([list(first), *labels, [1.0, 3.0], [3.0, 5.0]]):
-        index.append(f"{key}\t{len(blob)}\n")
-        if key == 4:
-            a = record(png(3), label, key)
-            blob += part(a, 1) + part(b"middle", 2) + part(b"end!", 3)
-        else:
-            blob += part(record(images[key - 1] if 1 <= key <= 6 else b"", label, key))
-    (folder / "train.rec").write_bytes(blob)
-    (folder / "train.idx").write_text("".join(index[i] for i in (3, 0, 8, 1, 2, 4, 7, 6, 5)))  # in an odd order
-    return [png(3) + magic + b"middle" + magic + b"end!" if i == 3 else image for i, image in enumerate(images)]
-
-
-def test_records_are_read_as_insightface_writes_them(tmp_path):
-    images = write_rec(tmp_path / "rec")
-    source, notes = pretrain.read_people(tmp_path / "rec")
-    assert source.names.tolist() == [1, 2, 3, 4, 5, 6] and notes == []
-    assert source.labels.tolist() == [1, 1, 2, 2, 0, 0]
-    for i, image in enumerate(images):
-        assert np.array_equal(source.read(i, 32), np.asarray(Image.open(io.BytesIO(image)))), i
-    with open(tmp_path / "rec/train.rec", "rb") as file:
-        data = _people.read_record(file, int(source.offsets[3]))
-    assert _people.parse_record(data) == ((11.0,), images[3])
-
-
-def test_without_an_end_in_record_0_every_other_record_is_an_image(tmp_path):
-    write_rec(tmp_path / "rec", first=(3.0,))
-    assert _people.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 9))
-
-
-def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
-    write_rec(tmp_path / "rec")
-    rec = tmp_path / "rec/train.rec"
-    source, _ = _people.read_records(rec)
-    whole = rec.read_bytes()
-    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # amid the fifth image
-    source, notes = _people.read_records(rec)
-    assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
-    rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
-    source, notes = _people.read_records(rec)
-    assert notes == ["records cut off or not there: 2 (5, 6)"]
-    assert source.read(3, 32).startswith(f"{rec}: record 4: ")
-    lines = refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)
-    assert lines == [f"Error: {rec.parent}: 4 training images, fewer than --batch-size 8"] or "holdout" in lines[0]
-    rec.write_bytes(whole[:10])
-    lines = refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)
-    assert lines == [f"Error: {rec}: record 0: cut off; fetch the file again"]
-
-
-def test_an_index_that_is_missing_or_damaged(tmp_path):
-    write_rec(tmp_path / "rec")
-    args = ("--faces", tmp_path / "rec", "--out", tmp_path / "w.pth", *SMALL)
-    index = tmp_path / "rec/train.idx"
-    index.write_text("0\t0\n1 x\n")
-    assert refused(*args) == [f"Error: {index}:2: expected a key and an offset; take the file that came with train.rec"]
-    index.write_text("0\t0\n1\t99999999999999999999\n")  # beyond what a file can have
-    assert refused(*args)[0].startswith(f"Error: {index}:2: expected a key and an offset")
-    index.unlink()
-    assert refused(*args) == [f"Error: {index}: No such file or directory; it belongs beside train.rec"]
-
-
-def test_records_that_are_not_what_they_say(tmp_path):
-    """An offset past the end, a label that is no number, an end that is none, more labels than bytes."""
-    write_rec(tmp_path / "rec")
-    rec, index = tmp_path / "rec/train.rec", tmp_path / "rec/train.idx"
-    start, blob = index.read_text(), bytearray(rec.read_bytes())
-    offsets = {int(k): int(o) for k, o in (line.split() for line in start.splitlines())}
-    index.write_text(start.replace(f"2\t{offsets[2]}\n", "2\t99999999\n") + f"3\t{offsets[1]}\n")
-    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read: the array's are
-    blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
-    blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
-    rec.write_bytes(blob)
-    source, notes = _people.read_records(rec)
-    assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
-    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
-    assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
-    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
-    rec.write_bytes(blob)
-    assert "0 people with images" in refused("--faces", rec.parent, "--out", tmp_path / "w.pth", *SMALL)[0]
-    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.inf)
-    rec.write_bytes(blob)
-    assert _people.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
-
-
-def test_an_index_of_many_records_takes_little_memory(tmp_path):
-    """A tenth of a million records; some 80 bytes each, where dicts and lists took 430."""
-    n = 100_000
-    head = struct.pack("<IIIfQQ", 0xCED7230A, 32, 0, 5, 1, 0) + bytes(8)
-    (tmp_path / "train.rec").write_bytes(head * n)
-    (tmp_path / "train.idx").write_text("".join(f"{i}\t{40 * i}\n" for i in range(n)))
-    tracemalloc.start()
-    try:
-        source, _ = _people.read_records(tmp_path / "train.rec")
-        kept, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(source.labels) == n - 1 and kept < 40 * n and peak < 120 * n
 
 
 # ---------------------------------------------------------------- loss
@@ -269,20 +72,6 @@ def test_arcface_falls_as_the_angle_grows_and_its_gradient_is_finite_at_the_ends
 # ---------------------------------------------------------------- verification
 
 
-def test_pairs_are_of_who_they_say_and_none_twice():
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 9))
-    pairs, same, fold = pretrain.draw_pairs(labels, 3, n=400)
-    assert len(pairs) == 800 and same.sum() == 400 and np.bincount(fold).tolist() == [80] * 10
-    assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
-    assert (pairs[:, 0] != pairs[:, 1]).all() and len({tuple(sorted(p)) for p in pairs.tolist()}) == 800
-    assert all(20 < same[fold == k].sum() < 60 for k in range(10))
-    assert len(set(labels[pairs[same]].ravel())) == 40
-    again, other = (pretrain.draw_pairs(labels, seed, n=400)[0] for seed in (3, 4))
-    assert np.array_equal(again, pairs) and not np.array_equal(other, pairs)
-    pairs, same, _ = pretrain.draw_pairs(np.array([0, 1, 0, 1, 1]), 0)  # as many as there are
-    assert len(pairs) == 8 and sorted(map(sorted, pairs[same].tolist())) == [[0, 2], [1, 3], [1, 4], [3, 4]]
-
-
 def test_best_threshold_beats_every_other():
     rng = np.random.default_rng(0)
     for n in (2, 5, 30, 300):
@@ -302,6 +91,17 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
     assert pretrain.fold_accuracies(similarity, same, fold).tolist() == [1, 1, 0.5]
 
 
+def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
+    """All that can be read are told apart rightly; what stands for a bad image would be wrong."""
+    source = types.SimpleNamespace(read=lambda i, size: None)
+    e = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]], float)  # the last two are bad
+    monkeypatch.setattr(pretrain, "embed", lambda *args: (e, np.array([False] * 4 + [True] * 2)))
+    pairs = np.array([[0, 1], [0, 2], [0, 4], [2, 3], [1, 3], [5, 3]])
+    same_person = np.array([True, False, True, True, False, True])
+    test = source, pairs, same_person, np.array([0, 0, 0, 1, 1, 1])
+    assert pretrain.verify(None, test, types.SimpleNamespace(size=32), set()) == (1, 0)
+
+
 def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(people):
     source, _ = pretrain.read_people(people)
     torch.manual_seed(0)
@@ -316,47 +116,6 @@ def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(peopl
         f = [net.neck(net.backbone((part / 255 - 0.5) / 0.5)) for part in (x, x.flip(3))]
     expected = sum(v / v.norm(dim=1, keepdim=True) for v in f)
     assert np.allclose(e, expected / expected.norm(dim=1, keepdim=True), atol=1e-5) and not bad.any()
-
-
-def write_lfw(root):
-    rows = ["2\t2"]
-    for fold in ("ab", "cd"):
-        for name in fold:
-            (root / name).mkdir(parents=True)
-            for i in (1, 2):
-                Image.new("RGB", (32, 32), (ord(name), 40 * i, 0)).save(root / name / f"{name}_000{i}.{'png' if i == 1 else 'jpg'}")
-            rows.append(f"{name}\t1\t2")
-        rows += [f"{fold[0]}\t{i}\t{fold[1]}\t{i}" for i in (1, 2)]
-    (root / "pairs.txt").write_text("\n".join(rows) + "\n")
-    return root / "pairs.txt"
-
-
-def test_lfws_own_pairs(tmp_path):
-    path = write_lfw(tmp_path)
-    source, pairs, same, fold = pretrain.read_pairs(path, tmp_path)
-    names = [[source.names[i].decode() for i in pair] for pair in pairs]
-    assert names[:4] == [["a/a_0001.png", "a/a_0002.jpg"], ["b/b_0001.png", "b/b_0002.jpg"],
-                         ["a/a_0001.png", "b/b_0001.png"], ["a/a_0002.jpg", "b/b_0002.jpg"]]
-    assert same.tolist() == [True, True, False, False] * 2 and fold.tolist() == [0] * 4 + [1] * 4
-
-
-@pytest.mark.parametrize("text,message", [
-    ("", ": not LFW's pairs.txt, which begins with `10 300` (list index out of range)"),
-    ("hello\n", ": not LFW's pairs.txt, which begins with `10 300` (invalid literal for int() with base 10: 'hello')"),
-    ("2 2\na 1 2\n", ": 1 pairs, and its first row says 8"),
-    ("1 300\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
-    ("10 0\n", ": not LFW's pairs.txt, which begins with `10 300` (two folds or more, of pairs)"),
-    ("2 1\na 1\na 1 b 1\n\n\n", ":2: expected `name i j` or `name i name j`"),
-    ("2 1\na 1 2\na 1 b x\n\n\n", ":3: expected `name i j` or `name i name j`"),
-    ("2 1\na 1 2\na 1 b 1\na 1 2\na 1 2 b 1\n", ":5: expected `name i j` or `name i name j`"),
-    ("2 1\na 1 2\n\na 1 2\na 1 b 1\n", ":3: expected `name i j` or `name i name j`"),
-    ("2 1\na 1 3\na 1 b 1\n\n\n", ":2: no image {root}/a/a_0003.jpg")])
-def test_pairs_that_cannot_be_used(tmp_path, text, message):
-    path = write_lfw(tmp_path)
-    path.write_text(text)
-    with pytest.raises(mmlfer.InputError) as error:
-        pretrain.read_pairs(path, tmp_path)
-    assert str(error.value) == f"{path}{message.format(root=tmp_path)}"
 
 
 # ---------------------------------------------------------------- whole runs
@@ -438,6 +197,93 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path,
     assert result.exit_code == 0, result.output
     assert "going on after epoch" in result.stdout
     assert_same_run(run[0], out)
+
+
+GROUP = """
+import os, signal, sys, time
+import mmlfer
+from mmlfer_commands import _people, pretrain
+how, step, read, taken, main = sys.argv.pop(1), pretrain.pretrain_step, _people.Files.read, [], os.getpid()
+def struck(*args):
+    taken.append(1)
+    if how == "killed":
+        os.kill(main, signal.SIGKILL)
+    elif len(taken) == (1 if how == "hanging" else 2):
+        os.killpg(0, signal.SIGTERM)
+    return step(*args)
+def hang(source, i, size):
+    taken.append(1)
+    if os.getpid() != main and len(taken) > 8:  # past a worker's first batch
+        time.sleep(600)
+    return read(source, i, size)
+pretrain.pretrain_step = struck
+if how in ("hanging", "killed"):
+    _people.Files.read = hang
+mmlfer.main()
+"""
+
+
+def run_as_group(how, tmp_path, *options):
+    """`pretrain` and its two workers as a process group that a signal befalls; the finished process."""
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    command = [sys.executable, script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True, env=ENVIRONMENT)
+
+
+def group_has_ended(group, seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(group, signal.SIGKILL)
+    return False
+
+
+WITH_WORKERS = [2 if option == 0 else option for option in SMALL]
+
+
+@pytest.mark.parametrize("how,step", [("stopped", 2), ("hanging", 1)])
+def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(run, people, tmp_path, how, step):
+    """As schedulers, systemd and `timeout` signal; the workers that hang end all the same."""
+    process = run_as_group(how, tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
+    _, errors = process.communicate(timeout=120)
+    assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
+                      f"mmlfer pretrain --out {tmp_path}/w.pth --resume\n")
+    assert process.returncode == 143 and group_has_ended(process.pid, 0.5)
+    state = load(tmp_path / "w.last.pt")
+    assert (state["epoch"], state["step"]) == (0, step)
+    if how == "stopped":
+        assert invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0).exit_code == 0
+        assert_same_run(run[0], tmp_path / "w.pth")
+
+
+def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(run, people, tmp_path):
+    process = run_as_group("killed", tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert group_has_ended(process.pid, 3)  # they hang, and learn that it has ended
+    process.communicate()
+    result = invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0)
+    assert result.exit_code == 0 and "going on after epoch 0, step 0 of 3\n" in result.stdout, result.output
+    assert_same_run(run[0], tmp_path / "w.pth")
+
+
+def test_a_finished_run_resumed_with_other_options_is_refused(run, tmp_path):
+    """Whether or not its checkpoint is still there; where the faces lie may change."""
+    out = shutil.copy(run[0], tmp_path / "w.pth")
+    for last in (False, True):
+        if last:
+            shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+        assert refused("--out", out, "--resume", "--epochs", 9) == [
+            f"Error: {out}: its run has --epochs 4, not 9; a resumed run keeps its options"]
+        result = invoke("pretrain", "--out", out, "--resume", "--epochs", 4, "--faces", tmp_path, "--workers", 3)
+        assert result.exit_code == 0 and result.stdout == f"{out}: complete, nothing to do\n"
+    torch.save({"state_dict": {}}, out)
+    assert refused("--out", out, "--resume") == [f"Error: {out}: not a file of `mmlfer pretrain`; name another --out"]
 
 
 def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
@@ -522,7 +368,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
-    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is as it was; "
+    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The checkpoint from before is kept; "
                      "start again (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
@@ -531,8 +377,9 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
     """After the last step, which no loss follows."""
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
                                  "--batch-size", 30, "--lr", 5e39)
-    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The last")
-    assert [path.name for path in tmp_path.iterdir()] == [".w.lock"]
+    assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The checkpoint from ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".w.lock", "w.last.pt"]
+    assert load(tmp_path / "w.last.pt")["epoch"] == 0
 
 
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
@@ -576,9 +423,9 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     for path in broken:
         path.write_bytes(path.read_bytes()[:50])
     lines = refused("--faces", faces, "--out", out, "--epochs", 1, *SMALL)
-    assert len(lines) == 1 and lines[0].endswith("; --skip-bad-images goes on without such images")
+    assert len(lines) == 1 and lines[0].endswith("; --resume --skip-bad-images goes on without such images")
     assert any(str(path) in lines[0] for path in broken)
-    result = invoke("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL)
+    result = invoke("pretrain", "--out", out, "--resume", "--skip-bad-images")
     assert result.exit_code == 0, result.output
     warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning: left out ")]
     named = {path for path in broken if any(str(path) in line for line in warnings)}
@@ -590,6 +437,18 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     images = pretrain.Images(source, np.array([3, 2, 4]), np.array([0, 1, 0]), 32)
     x, y, bad = images[1]
     assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
+
+
+def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
+    faces = tmp_path / "faces"
+    shutil.copytree(people, faces)
+    broken = sorted(faces.glob("*/003.jpg"))
+    for path in broken:
+        path.write_bytes(b"")
+    result = invoke("pretrain", "--faces", faces, "--out", tmp_path / "w.pth", "--epochs", 3, "--skip-bad-images", *SMALL)
+    assert result.exit_code == 0, result.output
+    told = [sum(str(path) in line for line in result.stderr.splitlines()) for path in broken]
+    assert max(told) == 1 and sum(told) >= 6  # of six people in training, or of two held out
 
 
 def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
@@ -654,6 +513,26 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
                                      "name another --out"]
         assert out.read_text() == "of the other process"
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
+
+
+def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
+    """A worker may outlive a killed process."""
+    out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
+    read, write = os.pipe()
+    with _runs.locked(out, lock):
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"x")
+            signal.pause()
+        os.read(read, 1)  # it has begun
+    try:
+        with _runs.locked(out, lock):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
 
 
 def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
@@ -744,7 +623,7 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     for a, b in zip(alone["grad"], first["grad"]):
         assert a.norm() > 0 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
     assert all(torch.allclose(v, first["net"][k], rtol=1e-3, atol=1e-5) for k, v in alone["net"].items())
-    assert first["totals"][0] / 2 == pytest.approx(float(alone["totals"][0]), rel=1e-3)
+    assert first["totals"][0] == pytest.approx(float(alone["totals"][0]), rel=1e-3)
 
 
 SECOND = """
@@ -775,6 +654,8 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
     options = ("--faces", people, "--epochs", 2, *SMALL[:-6], "--workers", 1)
     result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
     assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
+    assert result.stderr.count("Warning: on a CPU each of the 2 processes normalises its share of a batch on its own: the "
+                               "net differs from that of one process\n") == 1
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
     result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
@@ -803,7 +684,47 @@ def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how,
     said = [text for text in lines if text.startswith("Error: ")]
     assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
     assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
-    assert len(list(tmp_path.glob("w*"))) == (how == "elsewhere")
+    assert len(list(tmp_path.glob("w*"))) == (how != "nowhere")  # last.pt
+
+
+COUNTED = """
+import os, signal, sys
+import torch
+import mmlfer
+from mmlfer_commands import pretrain
+taken, stop_at = [], int(sys.argv.pop(1))
+def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
+    taken.append(1)
+    if len(taken) == stop_at:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return torch.stack([10.0 ** y.float().mean(), (y % 2).float().mean(), torch.tensor(1.0)])
+pretrain.pretrain_step = counted
+mmlfer.main()
+"""
+
+
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_path, stop_at):
+    """Two to the end, or two that stop after a step and one that goes on: the mean over the batches
+    of the mean over the processes that took a batch."""
+    out, script = tmp_path / "w.pth", tmp_path / "counted.py"
+    script.write_text(COUNTED)
+    result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL, cwd=tmp_path)
+    assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
+    if stop_at:
+        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
+                       timeout=600, capture_output=True)
+    source, _ = pretrain.read_people(people)
+    train, _ = pretrain.split_people(source.labels, 0.3, 0)
+    labels = np.unique(source.labels[train], return_inverse=True)[1]
+    order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
+    shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]
+    shares += [[order[8 * step :][:8]] for step in range(len(shares), 3)]
+    losses = [np.mean([10.0 ** share.mean() for share in batch]) for batch in shares]
+    row = next(csv.DictReader(out.with_suffix(".csv").open()))
+    assert float(row["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(row["train_acc"]) == pytest.approx((order[:24] % 2).mean(), rel=1e-5)
+    assert load(out)["accuracy"]["train_acc"] == float(row["train_acc"])
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):

@@ -18,7 +18,7 @@ from mmlfer_commands import build, demo, synth, table
 
 README = (ROOT / "README.md").read_text()
 RESULTS = README.split("\n## Results\n")[1].split("\n## ")[0]
-RAW = ROOT / "tests/figures/results"
+RAW = ROOT / "tests/results"
 results = functools.cache(table.results)  # text of a folder of runs
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 
@@ -112,8 +112,9 @@ def test_the_claims_stand_in_the_tables():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
-    names, y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
+    y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
     folder = tmp_path_factory.mktemp("drawn")
+    names = [f"{i:04d}.jpg" for i in range(1, 2001)]
     build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
     clean = mmlfer.load_labels(folder)
     synth.mislabel(folder, 0.3, 0)

@@ -27,12 +27,12 @@ TRAIN, TEST, VAL = 0, 1, 2
 OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device": "cpu", "seed": 11,
            "lr_backbone": 0.003, "lr_heads": 0.02, "lr_meta": 0.3, "momentum": 0.8, "weight_decay": 0.03,
            "rho": 0.3, "rho_am": 0.7, "stats": "wild", "form": "auto", "schedule": "constant",
-           "hypergrad": "jvp", "psi": 0.05}
+           "hypergrad": "jvp", "psi": 0.05, "weight_max": 1.0}
 CASES = {  # psi: the spread of the meta net's parameters at the start
     "stl": {"method": "stl"},
     "mtl": {"method": "mtl", "schedule": "onecycle"},
     "mal": {"method": "mal", "epochs": 1},
-    "mal2": {"method": "mal2", "schedule": "onecycle", "hypergrad": "create_graph"},
+    "mal2": {"method": "mal2", "weight_max": 4.0, "schedule": "onecycle", "hypergrad": "create_graph"},
     "am": {"method": "am", "schedule": "onecycle"},
     "am-lab": {"method": "am", "form": "lab"},
     "mml": {"method": "mml", "psi": 0.0, "epochs": 1},
@@ -133,7 +133,7 @@ def weights_of(method, f, psi, o):
     one, zero = torch.ones(len(f)).double(), torch.zeros(len(f)).double()
     if method in ("stl", "mtl", "am"):
         return one, one * o.rho * (method != "stl"), one * o.rho_am * (method == "am")
-    learned = 1 / (1 + (-(f.detach() @ psi["weight"].T + psi["bias"])).exp())
+    learned = o.weight_max / (1 + (-(f.detach() @ psi["weight"].T + psi["bias"])).exp())
     if method == "mal":
         return one, learned[:, 0], zero
     if method == "mal2":

@@ -443,7 +443,7 @@ DEFAULTS = {
     "data": None, "method": "mml", "stats": "wild", "form": "auto", "arch": "resnet34", "weights_bgr": False, "weights_norm": "auto", "weights": "auto", "epochs": 60,
     "batch_size": 16, "size": 112, "lr_backbone": 0.001, "lr_heads": 0.01, "lr_meta": 0.01,
     "schedule": "constant", "rho": 0.1, "rho_am": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
-    "hypergrad": "auto", "seed": 0, "device": "auto", "skip_bad_images": False,
+    "hypergrad": "auto", "weight_max": 1.0, "seed": 0, "device": "auto", "skip_bad_images": False,
 }
 
 
@@ -516,7 +516,10 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "data": str(noise_folder), "method": "stl", "epochs": 5, "lr_backbone": 0.01, "lr_heads": 0.1, "size": 32,
         "batch_size": 4, "weights": "none", "device": "cpu"}
     assert config["steps_per_epoch"] == 2 and config["torchvision"] == torchvision.__version__
-    assert config["source_sha256"] == hashlib.sha256((ROOT / "mmlfer.py").read_bytes()).hexdigest()
+    source = hashlib.sha256()
+    for path in [ROOT / "mmlfer.py", *sorted(ROOT.glob("mmlfer_commands/*.py"))]:
+        source.update(b"%s %d\n%s" % (path.name.encode(), path.stat().st_size, path.read_bytes()))
+    assert config["source_sha256"] == source.hexdigest() and config["backbone"] == "none"
     for name in ("best", "last"):
         assert load(scripted / f"{name}.pt")["config"] == {name: config[name] for name in DEFAULTS}
     test = json.loads((scripted / "test.json").read_text())
