@@ -163,8 +163,8 @@ def holds_run(out):
 
 def check_value(option, value):
     """Raise ValueError or click.BadParameter for what the option would not take as it is."""
-    taken = option.type.convert(value, option, None)
-    if isinstance(value, bool) != option.is_flag or taken != value:
+    flag = isinstance(value, bool)
+    if flag != option.is_flag or option.type.convert(value, option, None) != value:
         raise ValueError(f"{option.name}: {value!r}")
 
 

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -78,6 +80,8 @@ def test_resume_refuses_images_that_have_gone_since(stopped):
     ("seed", 9, "not the options of last.pt; a resumed run keeps them"),
     ("epochs", 9, "not the options of last.pt; a resumed run keeps them"),
     ("size", "32", "not the options of a run"), ("lr_heads", "fast", "not the options of a run"),
+    ("skip_bad_images", 0, "not the options of a run"), ("batch_size", True, "not the options of a run"),
+    ("device", 0, "not the options of a run"),
 ])
 def test_resume_refuses_options_that_were_changed_by_hand(stopped, name, value, why):
     out, _ = stopped
@@ -167,9 +171,11 @@ def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
 
 
-def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder):
+@pytest.mark.parametrize("gone", [(), ("best.pt",), ("log.csv",)])
+def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder, gone):
     out, _ = stopped
-    (out / "last.pt").unlink()
+    for name in ("last.pt", *gone):
+        (out / name).unlink()
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     result = invoke("train", "--data", faces_folder, "--out", out, "--resume")
     assert (result.exit_code, result.stderr) == (
@@ -313,6 +319,72 @@ def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, 
     started(monkeypatch, "--data", noise_folder, "--out", out, "--overwrite", *SMALL)
     assert {p.name for p in out.iterdir()} == {".lock", "config.yaml", "last.pt"}
     assert torch.load(out / "last.pt", weights_only=True)["config"]["data"] == str(noise_folder)
+
+
+def test_a_resumed_run_holds_all_that_last_pt_holds(stopped, monkeypatch):
+    """Amid its second epoch; each number away from that of a new run."""
+    out, _ = stopped
+    kept = torch.load(out / "last.pt", weights_only=True)
+    kept |= {"epoch": 1, "step": 3, "elapsed": 12.5, "log": kept["log"][:1], "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.7]],
+             "trace": torch.rand(kept["trace"].shape)}
+    kept["meta"] = {name: value + 1 for name, value in kept["meta"].items()}
+    torch.save(kept, out / "last.pt")
+    again = started(monkeypatch, "--out", out, "--resume").state()
+    assert again.keys() == kept.keys() and kept["train_names"] and kept["data_sha256"] and kept["hypergrad"] == "jvp"
+    assert [name for name in kept if not equal(again[name], kept[name])] == []
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_a_new_run_names_the_images_that_it_trains_on(trained, faces_folder):
+    rows = dict(line.split() for line in (faces_folder / PARTITION).read_text().splitlines())
+    for name in ("best.pt", "last.pt"):
+        state = torch.load(trained[0] / name, weights_only=True)
+        assert sorted(state["train_names"]) == sorted(n for n, part in rows.items() if part == "0")
+
+
+def test_a_run_made_before_an_option_was_there_goes_on_with_its_default(stopped, monkeypatch):
+    out, _ = stopped
+    options = yaml.safe_load((out / "config.yaml").read_text())
+    del options["weights_norm"]
+    (out / "config.yaml").write_text(yaml.safe_dump(options))
+    assert started(monkeypatch, "--out", out, "--resume").cfg.weights_norm == "auto"
+
+
+def test_a_run_lies_in_the_folder_of_its_method(noise_folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "fit", lambda cfg, out, resumed: seen.append((cfg.method, str(out), resumed)))
+    monkeypatch.chdir(tmp_path)
+    for method in ("am", "mml"):
+        assert invoke("train", "--data", noise_folder, "--method", method).exit_code == 0
+    assert seen == [("am", "runs/am", False), ("mml", "runs/mml", False)]
+
+
+def test_a_test_says_its_options_and_its_statistics(trained):
+    test, config = (read((trained[0] / name).read_text()) for read, name in (
+        (json.loads, "test.json"), (yaml.safe_load, "config.yaml")))
+    assert test["options"] == {name: config[name] for name in test["options"]} and test["options"]["batch_size"] == 4
+    rows = yaml.safe_load((ROOT / "stats/wild.yaml").read_text())
+    table = struct.pack("<448d", *(rows[e].get(au, 0) for e in mmlfer.EMOTIONS for au in mmlfer.AUS))
+    assert test["table_sha256"] == hashlib.sha256(table).hexdigest()
+
+
+@pytest.mark.parametrize("bad,upto,said", [((2, 1), 50, "step 3: L^AU"), ((49, 7), 50, "step 50: gradient of psi"), ((50, 0), 50, None)])
+def test_a_look_at_the_losses_sees_all_steps_up_to_it(bad, upto, said):
+    """On a GPU one look is for 50 steps; what lies beyond is another epoch's."""
+    trace = torch.zeros(60, 8)
+    trace[bad] = math.inf
+    run = types.SimpleNamespace(trace=trace, epoch=1)
+    if said is None:
+        return train.check_finite(run, upto)
+    with pytest.raises(mmlfer.InputError, match=re.escape(f"epoch 2, {said} is not finite")):
+        train.check_finite(run, upto)
 
 
 @pytest.mark.parametrize("stats", ["wild", "lab"])

@@ -147,6 +147,12 @@ FAULTS = [
     Fault("pipes-hang", "mmlfer.py",
           "    if not os.path.isfile(path):\n", "    if not os.path.exists(path):\n",
           "images::test_skip_bad_images_names_pipes_bombs_and_odd_formats"),
+    Fault("values-beyond-white-wrap-round", "mmlfer.py",
+          "if not 0 <= low <= high <= top or 0 < high", "if 0 < high",
+          "images::test_a_range_whose_white_is_unknown_is_refused"),
+    Fault("12-bits-nearly-black", "mmlfer.py",
+          "<= top or 0 < high < top / 16:", "<= top:",
+          "images::test_a_range_whose_white_is_unknown_is_refused"),
     # files
     Fault("not-atomic", "mmlfer.py",
           "os.replace(part, target)",

@@ -42,7 +42,7 @@ FAULTS = [
     Fault("weights-attached", "mmlfer.py",
           "meta(f.detach())", "meta(f)", "bilevel::test_weights_are_no_path_back_to_the_backbone"),
     Fault("weights-softmax", "mmlfer.py",
-          ".sigmoid().unbind(1)", ".softmax(1).unbind(1)", "half[mal]"),
+          "meta(f.detach()).sigmoid())", "meta(f.detach()).softmax(1))", "half[mal]"),
     Fault("weights-batch-mean", "mmlfer.py",
           "return torch.stack(columns, 1)",
           "return torch.stack(columns, 1).mean(0, keepdim=True).expand(len(f), -1)", "theta[mal]"),
