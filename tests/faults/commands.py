@@ -102,7 +102,7 @@ FAULTS = [
           "draw_face(strengths(parse_aus(aus), rng), rng, size, *person)",
           "draw_face({}, rng, size, *person)", "synth::test_a_face_is_of_its_row_and_seed_alone"),
     Fault("synth-ignores-seed", "mmlfer_commands/synth.py",
-          "[seed, Stream.FACES, i]) for i", "[0, Stream.FACES, i]) for i",
+          "[seed, Stream.FACES, i] for i", "[0, Stream.FACES, i] for i",
           "synth::test_a_face_is_of_its_row_and_seed_alone"),
     Fault("synth-last-side-wins", "mmlfer_commands/synth.py",
           '(max(right, amount * (one != "L")), max(left, amount * (one != "R")))',
