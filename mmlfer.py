@@ -902,8 +902,9 @@ def read_stats(path):
         raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
                          "lab or a file of `mmlfer stats --out`") from None
     expect(isinstance(rows, dict), "expected expressions with their AUs, as in stats/wild.yaml")
-    for unknown in [e for e in rows if e not in EMOTIONS]:
-        expect(False, f"unknown expression {unknown!r:.40}; see stats/wild.yaml")
+    unknown = [e for e in rows if e not in EMOTIONS]
+    if unknown:
+        raise InputError(f"{path}: unknown expression {unknown[0]!r:.40}; see stats/wild.yaml")
     missing = ", ".join(e for e in EMOTIONS if e not in rows)
     expect(not missing, f"no row for {missing}; see stats/wild.yaml")
     for emotion, row in rows.items():
