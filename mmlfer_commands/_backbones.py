@@ -1,5 +1,6 @@
 """Weights files: where the backbone comes from, and what `pretrain` hands on."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -17,14 +18,42 @@ from mmlfer import (
 from mmlfer_commands._runs import versions
 
 
+def find_weights(weights, arch):
+    """--weights, where auto is weights/ARCH_casia.pth if it is there, else none."""
+    casia = Path("weights") / f"{arch}_casia.pth"
+    if weights != "auto":
+        return weights
+    for path in (HERE / casia, casia):
+        if path.exists():
+            return str(path)
+    return "none"
+
+
+def backbone_name(weights, norm, net=None):
+    """What a run starts from, for its records: none, imagenet, or a digest of what was loaded from
+    a file into its net: tensors and normalisation. Another than the usual normalisation is said.
+    """
+    usual = {"none": "half", "imagenet": "imagenet"}
+    if weights in usual:
+        return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
+    digest = hashlib.sha256()
+    for name, tensor in {**net.backbone.state_dict(), "mean": net.mean, "std": net.std}.items():
+        if not name.endswith("num_batches_tracked"):  # a file need not have it, nothing reads it
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def given_backbone(weights, arch, bgr, norm):
+    """backbone_name of what a run with these options would start from."""
+    weights = find_weights(weights, arch)
+    return backbone_name(weights, norm, None if weights in ("none", "imagenet") else
+                         load_backbone(weights, arch, bgr, norm)[0])
+
+
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
     """The base net at the start of a run, and a line on where its backbone comes from."""
-    casia = Path("weights") / f"{arch}_casia.pth"
-    if weights == "auto":
-        weights = "none"
-        for path in (casia, HERE / casia):
-            if path.exists():
-                weights = str(path)
+    weights = find_weights(weights, arch)
     if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
     if weights == "none":
@@ -41,12 +70,13 @@ PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet"
             "encoder_q", "feature", "features")
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.last.pt
 OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
 def read_tensors(path):
     """The content of a file of torch's or of safetensors'; no code in it is ever run."""
-    if not path.endswith(".safetensors"):
+    if not path.lower().endswith(".safetensors"):
         return torch_load(path)
     try:
         from safetensors.torch import load
@@ -68,6 +98,9 @@ def read_backbone(path):
     state = unwrapped(content)
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
+    if content.get("format") == PRETRAINING_FORMAT:
+        raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
+                         f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
     found, left = named_tensors(state, path)
     stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
     if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
@@ -110,11 +143,24 @@ def misfits(found, own):
         key, given = found.get(name, (name, None))
         if given is None:
             wrong += [] if name.endswith("num_batches_tracked") else [f"{name} missing"]
-        elif given.shape != tensor.shape:
-            wrong.append(f"{key} {tuple(given.shape)}, not {tuple(tensor.shape)}")
-        elif not given.to_dense().isfinite().all():
-            wrong.append(f"{key} not finite")
+        elif why := misfit(name, given, tensor):
+            wrong.append(f"{key} {why}")
     return wrong
+
+
+def misfit(name, given, own):
+    """Why a file's tensor cannot become a net's own of this name, or None."""
+    if given.shape != own.shape:
+        return f"{tuple(given.shape)}, not {tuple(own.shape)}"
+    if given.is_meta:
+        return "without values: a meta tensor; save the net's own"
+    if own.is_floating_point() and not given.is_floating_point():
+        return f"of {given.dtype}, not of real floating-point numbers"
+    values = given.to_dense().to(own.dtype)
+    if not values.isfinite().all():
+        return "not finite"
+    if name.endswith("running_var") and (values < 0).any():
+        return "below 0: no variance"
 
 
 def load_backbone(path, arch, bgr, norm):

@@ -67,7 +67,7 @@ def stats_name(run):
 
 def find_traits(run):
     """What makes a test.json's method: the options that it reads, but seed, data place and device;
-    the contents of its statistics and, where they are known, of the data's labels."""
+    and by content its statistics and, where they are known, labels, images and backbone."""
     sources, options = METHODS[run["method"]], run.get("options")
     traits = {}
     if sources[2]:
@@ -77,14 +77,27 @@ def find_traits(run):
         return {**traits, "options": ("unknown", "unknown")}
     if sources[2]:
         content = run["table_sha256"]
-        traits["statistics"] = (content, f"{run['stats']} ({content:.8})")
-    if "data_sha256" in run:
-        place = Path(options["data"]).name
-        traits["data"] = (run["data_sha256"], f"{place} ({run['data_sha256']:.8})")
+        traits["statistics"] = (content, f"{Path(run['stats']).name} ({content:.8})")
+    for trait in ("data", "images"):
+        if content := run.get(f"{trait}_sha256"):
+            traits[trait] = (content, f"{Path(options['data']).name} ({content:.8})")
     unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
-    if "meta" not in sources:
-        unread |= {"lr_meta", "hypergrad"}
+    if "meta" in sources:
+        options = {"weight_max": 1.0, **options}  # before there was another
+    else:
+        unread |= {"lr_meta", "hypergrad", "weight_max"}
+    if "backbone" in run:
+        unread |= {"weights", "weights_bgr", "weights_norm"}
+        traits["backbone"] = (run["backbone"], shown_backbone(run["backbone"], options))
     return traits | {name: (value, value) for name, value in options.items() if name not in unread}
+
+
+def shown_backbone(backbone, options):
+    """A backbone's record as text: none, imagenet, or the file's name and the digest's start."""
+    if backbone.startswith(("none", "imagenet")):
+        return backbone.replace(",", " with")
+    file = f"{options['arch']}_casia.pth" if options["weights"] == "auto" else options["weights"]
+    return f"{Path(file).name} ({backbone:.8})"
 
 
 def rates(numbers):
@@ -166,21 +179,30 @@ def gather(runs):
     return rows
 
 
-def differs(trait, row, rows):
-    """Whether other rows have another value: those of the row's name in what methods have of
-    their own, such as what is searched for each; all rows in everything else."""
-    if trait == "options":  # unknown here; known elsewhere?
-        return any(trait not in other.traits for other in rows)
-    age = "options" in row.traits
-    peers = [other.traits for other in rows if ("options" in other.traits) == age
-             and (other.name == row.name or (trait in other.traits and trait not in OWN))]
-    return any(traits.get(trait, (None,))[0] != row.traits[trait][0] for traits in peers)
+def comparable(trait, row, other):
+    """Whether another row is one that a row's value of a trait can tell it from.
+
+    Rows of one name are, in every trait: two of mtl in rho. Rows of two names are in what both
+    have, but for OWN: stl and mtl in epochs, not mtl and am in rho, which is searched for each.
+    A row of an older version, which kept no options, differs from others in that alone.
+    """
+    if trait == "options" or ("options" in row.traits) != ("options" in other.traits):
+        return trait == "options"
+    return other.name == row.name or (trait in other.traits and trait not in OWN)
+
+
+def tells_apart(trait, row, rows):
+    """Whether a comparable row has another value, or none: rho of the rows of mtl with rho 0.1 and
+    with rho 1."""
+    value, _ = row.traits[trait]
+    return any(other.traits.get(trait, (None,))[0] != value for other in rows
+               if comparable(trait, row, other))
 
 
 def title(row, rows):
     """A row's name, and the traits that tell it from others."""
     traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
-              if differs(trait, row, rows)]
+              if tells_apart(trait, row, rows)]
     return ", ".join([row.name, *traits])
 
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from mmlfer import HERE, InputError, torch, write_whole
 
+# what those of `train`'s options that are paths take beside paths
+WORDS = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+
 
 @contextlib.contextmanager
 def locked(out, lock):
@@ -48,12 +51,17 @@ def caught_signals():
 
 
 def versions():
-    """What a run was made with; the source's digest covers this module, the paper's code."""
+    """What a run was made with; the source's digest covers the module and every command, by names
+    and content."""
     import torchvision
 
+    source = hashlib.sha256()
+    for path in (HERE / "mmlfer.py", *sorted((HERE / "mmlfer_commands").glob("*.py"))):
+        content = path.read_bytes()
+        source.update(f"{path.name} {len(content)}\n".encode() + content)
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__), "numpy": np.__version__,
-            "source_sha256": hashlib.sha256((HERE / "mmlfer.py").read_bytes()).hexdigest()}
+            "source_sha256": source.hexdigest()}
 
 
 def given_options(ctx, options):

@@ -1,5 +1,6 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
+import csv
 import io
 import os
 import sys
@@ -17,7 +18,6 @@ from mmlfer import (
     check_output,
     progress,
     try_read,
-    write_rows,
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
@@ -79,6 +79,15 @@ def check_pictures_folder(folder, *inputs):
         raise InputError(f"{folder}: not a folder; name another output")
 
 
+def check_empty(folder):
+    """Refuse a folder to write to that is there and holds something: nothing is written over."""
+    if (folder / "faces.csv").is_file():
+        raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
+                         "and start again, or name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: not an empty folder; name a new one")
+
+
 def photo_faces(paths):
     """Yield (path, image, faces) of each photograph, or (path, the reason why not, None)."""
     for path in progress(paths, "finding faces", unit=" photos"):
@@ -107,36 +116,52 @@ like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of a
                            "laid out like RAF-CE, whose alignment is measured and taken.")
 
 
+def crop_photos(photos, template, size, out):
+    """Write the faces of photographs to out/aligned and, after each, its row of out/faces.csv: if
+    this is interrupted, the rows are of the crops. -> faces, images without one, unreadable ones"""
+    count, bad, without = 0, 0, 0
+    columns = ["image", "face", "file", *FACE_COLUMNS[1:]]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "faces.csv", "w", 1, "utf-8", newline="") as file:  # 1: each line at once
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
+            if faces is None:
+                bad += 1
+                say(f"Warning: skipped {image}")
+                continue
+            if not faces:
+                without += 1
+                say(f"no face: {shown(path)}")
+            for i, face in enumerate(faces):
+                place = f"aligned/{name}_{i}.png"
+                write_png(align(image, face, template, size), out / place)
+                row = face_row({"face": i, **face.described()})
+                table.writerow({"image": shown(path), "file": shown(place), **row})
+                count += 1
+    return count, without, bad
+
+
 @click.command("crop")
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PHOTO...")
 @click.option("--out", required=True, type=PATH, help="New folder: aligned/, faces.csv.")
 @like_option
 @click.option("--size", default=112, type=SIZE, help="Side of a crop, pixels.")
 def command(paths, out, like, size):
-    """The faces of photographs (images, or folders of them), cut out and aligned.
+    """Cut out and align the faces of photographs: images, or folders of them.
+
+    Photographs should be upright: faces turned by more than 45 degrees are often missed, those
+    upside down are not found, and something else may then be taken for a face.
 
     OUT/aligned has NAME_0.png, NAME_1.png ... of each, from left to right; OUT/faces.csv says
     where they were. Images that cannot be read are named and skipped, and the exit code is then 1.
     """
     check_output(out / "faces.csv", *paths)
     check_pictures_folder(out / "aligned", *paths)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: not an empty folder; name a new one")
+    check_empty(out)
     photos = list_images(paths)
-    template, rows, bad, without = choose_template(like), [], 0, 0
-    for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
-        if isinstance(image, str):
-            bad += 1
-            say(f"Warning: skipped {image}")
-        elif not faces:
-            without += 1
-            say(f"no face: {shown(path)}")
-        for i, face in enumerate(faces or ()):
-            write_png(align(image, face, template, size), out / "aligned" / f"{name}_{i}.png")
-            row = face_row({"face": i, **face.described()})
-            rows.append({"image": shown(path), "file": shown(f"aligned/{name}_{i}.png"), **row})
-    write_rows(rows, ["image", "face", "file", *FACE_COLUMNS[1:]], out / "faces.csv")
-    click.echo(f"{len(rows)} faces of {len(photos)} images, {without} without a face, {bad} "
+    count, without, bad = crop_photos(photos, choose_template(like), size, out)
+    click.echo(f"{count} faces of {len(photos)} images, {without} without a face, {bad} "
                f"that cannot be read: {out}")
     if bad:
         sys.exit(1)

@@ -46,13 +46,13 @@ def report(numbers):
 @click.option("--ckpt", required=True, type=PATH, help="best.pt or last.pt.")
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE.  "
               "[default: what the checkpoint was trained on]")
-@click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Which images.")
+@click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Part of the data.")
 @json_option
 @device_option
 @click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
               "cannot be read.")
 def command(ckpt, data, split, as_json, device, skip_bad):
-    """A checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
+    """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device)
     data = data or state["config"]["data"]
     everything = load_labels(data)

@@ -134,7 +134,7 @@ def export(ckpt, out):
 @click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
 @click.option("--out", required=True, type=PATH, help="File to write, e.g. model.onnx.")
 def command(ckpt, out):
-    """A checkpoint as one ONNX file (needs the extra `onnx`).
+    """Write a checkpoint as one ONNX file (needs the extra `onnx`).
 
     Input "image" (N, 3, S, S), uint8, RGB 0..255; outputs "expression" (N, 14) and "au" (N, 32),
     probabilities. Labels, sizes and the alignment stand in the file's metadata.

@@ -120,13 +120,20 @@ def draw_columns(columns, paths, out):
     for row, path in enumerate(paths):
         truths = {column["truths"][row] for column in columns} - {None}
         own = len(truths) > 1  # data sets that differ: each checkpoint has its own truth
+        lines = [path.name]
+        if not own:
+            lines.append(f"true: {''.join(truths) or 'unknown'}")
         axes[row, 0].imshow(columns[0]["images"][row])
-        set_title(axes[row, 0], [path.name] + [f"true: {''.join(truths) or 'unknown'}"] * (not own))
+        set_title(axes[row, 0], lines)
         for axis, column in zip(axes[row, 1:], columns):
             axis.imshow(column["images"][row])
             axis.imshow(column["maps"][row], cmap="jet", alpha=0.45, vmin=0, vmax=1)
-            set_title(axis, [column["head"]] * (row == 0) + column["said"][row]
-                      + [f"true by its data: {column['truths'][row] or 'unknown'}"] * own)
+            lines = list(column["said"][row])
+            if row == 0:
+                lines.insert(0, column["head"])
+            if own:
+                lines.append(f"true by its data: {column['truths'][row] or 'unknown'}")
+            set_title(axis, lines)
     for axis in axes.flat:
         axis.axis("off")
     figure.supxlabel("Grad-CAM: what speaks for the predicted expression, from blue (nothing) to "
@@ -148,7 +155,7 @@ def command(ckpts, out, images, device):
     if len(images) > 100:
         raise InputError(f"{len(images)} images are too many for one figure; give at most 100")
     check_output(out, *ckpts, *images)
-    pyplot()  # complains before the work
+    pyplot()  # raises InputError before the work if matplotlib is missing
     draw_columns(compute_columns(ckpts, images, device), images, out)
     if str(out) != "-":
         click.echo(out)

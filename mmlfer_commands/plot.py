@@ -88,6 +88,7 @@ def plot_methods(rows, path):
     for i, row in enumerate(rows, 1):
         folders = [run.path.parent for run in row.seeds.values()]
         logs = [read_part(folder / "log.csv", parse_log) for folder in folders]
+        check_lengths(folders, logs)
         steps = read_part(folders[0] / "config.yaml", parse_steps)
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
         color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
@@ -99,6 +100,17 @@ def plot_methods(rows, path):
                            label=f"{row.title}, {WEIGHTS[key]}")
     left.set(title="(a) validation accuracy, mean of the seeds")
     save_curves(plt, figure, path)
+
+
+def check_lengths(folders, logs):
+    """Refuse logs of one method's seeds of other numbers of epochs: they have no mean."""
+    lengths = [len(log["epoch"]) for log in logs]
+    longest = lengths.index(max(lengths))
+    for folder, n in zip(folders, lengths):
+        if n < lengths[longest]:
+            raise InputError(f"{folder}/log.csv: {n} epochs, but {lengths[longest]} in "
+                             f"{folders[longest]}/log.csv, another seed of this method; train this "
+                             "run again")
 
 
 def plot_confusion(numbers, path):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -40,6 +41,7 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands.crop import (
+    check_empty,
     check_pictures_folder,
     like_option,
     list_images,
@@ -53,20 +55,33 @@ from mmlfer_commands.crop import (
 # Everything here is an iterator: of a hundred thousand images some hundred lie in memory.
 
 
-def crops_of_images(paths, size):
-    """Yield (number of the path, its crop or the reason why not, nothing more to tell)."""
+@dataclasses.dataclass
+class Item:
+    """A face on its way through the net, or an image that has none."""
+
+    number: int  # of its path
+    crop: np.ndarray | str | None  # (S, S, 3), the reason why there is none, or None: no face
+    told: dict = dataclasses.field(default_factory=dict)  # what is told of the face found
+    answer: tuple | None = None  # p_emo (K,), p_au (J,)
+
+
+def items_of_images(paths, size):
+    """Yield the Item of each aligned face."""
     for i, crop in enumerate(decode(paths, size, "predicting")):
-        yield i, crop, {}
+        yield Item(i, crop)
 
 
-def crops_of_photos(paths, size, template):
-    """Yield (number of the path, crop, what is told of it) of each face; a reason in the crop's
-    place if the photograph cannot be read, None if there is no face in it."""
+def items_of_photos(paths, size, template):
+    """Yield the Items of each photograph's faces, or its one Item without a face."""
     for i, (_, image, faces) in enumerate(photo_faces(paths)):
-        if not faces:
-            yield i, image if isinstance(image, str) else None, {}
-        for number, face in enumerate(faces or ()):
-            yield i, align(image, face, template, size), {"face": number, **face.described()}
+        if faces is None:
+            yield Item(i, image)
+        elif not faces:
+            yield Item(i, None)
+        else:
+            for number, face in enumerate(faces):
+                told = {"face": number, **face.described()}
+                yield Item(i, align(image, face, template, size), told)
 
 
 def ahead(items):
@@ -85,12 +100,13 @@ def chunks(items, n):
 
 
 def predict_crops(net, items, batch=64):
-    """Yield (number, crop, told, its (p_emo, p_au) or None if there is no crop) of each item."""
+    """Yield the Items, those that have a crop with their answers."""
     for chunk in ahead(chunks(items, batch)):
-        crops = [crop for _, crop, _ in chunk if isinstance(crop, np.ndarray)]
+        crops = [item.crop for item in chunk if isinstance(item.crop, np.ndarray)]
         answers = zip(*predict_faces(net, as_batch(crops))) if crops else iter(())
-        for i, crop, told in chunk:
-            yield i, crop, told, next(answers) if isinstance(crop, np.ndarray) else None
+        for item in chunk:
+            item.answer = next(answers) if isinstance(item.crop, np.ndarray) else None
+            yield item
 
 
 def describe_prediction(path, told, p_emo, p_au, top, trained_aus):
@@ -106,13 +122,13 @@ def describe_prediction(path, told, p_emo, p_au, top, trained_aus):
 
 def predict_images(net, items, paths, top, trained_aus):
     """Yield (number of the path, the predictions for its faces, or the reason why not)."""
-    for i, faces in itertools.groupby(predict_crops(net, items), lambda item: item[0]):
+    for i, faces in itertools.groupby(predict_crops(net, items), lambda item: item.number):
         faces = list(faces)
-        if isinstance(faces[0][1], str):
-            yield i, faces[0][1]
+        if isinstance(faces[0].crop, str):
+            yield i, faces[0].crop
         else:
-            yield i, [describe_prediction(paths[i], told, *answer, top, trained_aus)
-                      for _, _, told, answer in faces if answer]
+            yield i, [describe_prediction(paths[i], face.told, *face.answer, top, trained_aus)
+                      for face in faces if face.answer]
 
 
 # ---------------------------------------------------------------- writing
@@ -126,13 +142,19 @@ def active_aus(result, text, between):
 
 
 def prediction_line(result):
-    face = f", face {result['face']}{' (small)' * result['small']}" if "face" in result else ""
+    face = f", face {result['face']}" if "face" in result else ""
+    if result.get("small"):
+        face += " (small)"
     expressions = ", ".join(f"{e['name']} {100 * e['p']:.1f} %" for e in result["expressions"])
     return f"{result['image']}{face}: {expressions}; AUs: {active_aus(result, '{au} {name}', ', ')}"
 
 
 def csv_row(result):
-    row = {"image": result["image"], **(face_row(result) if "face" in result else {})}
+    row = {"image": result["image"]}
+    if "drawing" in result:
+        row["drawing"] = result["drawing"]
+    if "face" in result:
+        row |= face_row(result)
     for i, e in enumerate(result["expressions"], 1):
         row |= {f"expression_{i}": e["name"], f"p_{i}": round(e["p"], 6)}
     return row | {"aus": active_aus(result, "{au}", "+")}
@@ -154,18 +176,18 @@ def lines_to(path):
         folder = Path(os.path.realpath(path)).parent
         with contextlib.ExitStack() as stack:
             try:  # where there is room for the file, and the right to write it
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)  # nameless: none stays after a kill
                 raw = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             except OSError as error:
                 raise InputError(f"{path}: cannot be written ({error.strerror})") from None
             with io.TextIOWrapper(raw, "utf-8", newline="") as file:
                 yield file
-                file.flush()
+                file.flush()  # and mapped: a file of any length takes no memory
                 content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) if raw.tell() else b""
                 write_whole(path, content)
 
 
-def open_writers(files, csv_path, jsonl_path, top, photos):
+def open_writers(files, csv_path, jsonl_path, top, photos, draw):
     """Functions that write a prediction to these files, which an ExitStack closes."""
     writers = []
     if jsonl_path:
@@ -173,7 +195,12 @@ def open_writers(files, csv_path, jsonl_path, top, photos):
         writers.append(lambda result: jsonl.write(json.dumps(result) + "\n"))
     if csv_path:
         names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
-        columns = ["image", *(FACE_COLUMNS if photos else ()), *names, "aus"]
+        columns = ["image"]
+        if draw:
+            columns.append("drawing")
+        if photos:
+            columns += FACE_COLUMNS
+        columns += [*names, "aus"]
         table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
                                lineterminator="\n")
         table.writeheader()
@@ -264,7 +291,7 @@ def check_standard_output(as_json, csv_path, jsonl_path):
               "(needs the extra `photos`).")
 @like_option
 @click.option("--draw", type=PATH, metavar="DIR", help="With --photos: a copy of each photograph "
-              "with what is predicted, to this folder.")
+              "with what is predicted, to this new folder; the tables name it.")
 @click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions to name "
               "for each face.")
 @json_option
@@ -274,9 +301,13 @@ def check_standard_output(as_json, csv_path, jsonl_path):
               "JSON per face.")
 @device_option
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
-    """Expressions and active AUs of aligned face crops: images, or folders of them.
+    """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
-    Whole photographs need --photos. Images that cannot be read are named and skipped, and the exit
+    Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
+    are often missed, those upside down are not found, and something else may then be taken for a
+    face.
+
+    Images that cannot be read are named and skipped, and the exit
     code is then 1.
     """
     if not photos and (like or draw):
@@ -288,13 +319,16 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     images = list_images(paths)
     if draw:  # nor where links lead
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
+        check_empty(draw)
     net, state = load_net(ckpt, device)
     size, trained_aus = state["config"]["size"], trains_aus(state["config"])
-    items = (crops_of_photos(images, size, choose_template(like, state)) if photos else
-             crops_of_images(images, size))
+    if photos:
+        items = items_of_photos(images, size, choose_template(like, state))
+    else:
+        items = items_of_images(images, size)
     names, everything, bad, without = output_names(images), [], 0, 0
     with contextlib.ExitStack() as files:
-        writers = open_writers(files, csv_path, jsonl_path, top, photos)
+        writers = open_writers(files, csv_path, jsonl_path, top, photos, draw)
         if as_json:
             writers.append(everything.append)
         elif not quiet:
@@ -307,11 +341,14 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
             if not results:
                 without += 1
                 say(f"no face: {shown(images[i])}")
-            for write, result in itertools.product(writers, results):
-                write(result)
             if draw:
-                picture = draw_predictions(read_image(images[i]), results)
-                write_jpeg(picture, draw / f"{names[i]}.jpg")
+                drawing = draw / f"{names[i]}.jpg"
+                write_jpeg(draw_predictions(read_image(images[i]), results), drawing)
+                for result in results:
+                    result["drawing"] = shown(drawing)
+            for write in writers:
+                for result in results:
+                    write(result)
     if as_json:
         click.echo(json.dumps(everything))
     if without:

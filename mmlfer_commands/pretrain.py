@@ -41,7 +41,7 @@ from mmlfer import (
     torch_load,
     write_rows,
 )
-from mmlfer_commands._backbones import BACKBONE_FORMAT, backbone_state
+from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
 from mmlfer_commands._people import (
     Images,
     draw_pairs,
@@ -246,9 +246,6 @@ class Pretraining:
             getattr(self, name).load_state_dict(state[name])
         for name in ("epoch", "step", "elapsed", "log", "totals"):
             setattr(self, name, state[name])
-
-
-PRETRAINING_FORMAT = "mmlfer pretraining 1"
 
 
 def epoch_batches(run, images):

@@ -8,7 +8,11 @@ import click
 import yaml
 
 from mmlfer import PATH, InputError
-from mmlfer_commands._results import find_files
+from mmlfer_commands._results import find_files, read_run
+
+FOLLOW = {"stats": {"statistics", "form"}, "size": {"images"}, "data": {"data", "images"},
+          "weights": {"backbone"}, "weights_bgr": {"backbone"}, "weights_norm": {"backbone"}}
+# the traits of a run that follow from a searched option
 
 
 def validation_accuracy(run):
@@ -23,15 +27,31 @@ def validation_accuracy(run):
     return accuracy
 
 
+def check_alike(one, other, names):
+    """Refuse two Tested runs that differ in more than the options searched and the seed."""
+    searched = {name.replace("-", "_") for name in names}
+    searched = searched.union(*(FOLLOW.get(name, ()) for name in searched))
+    traits = [{"method": (run.method, run.method), **run.traits} for run in (one, other)]
+    for name in [*traits[0], *(name for name in traits[1] if name not in traits[0])]:
+        (value, shown), (value_2, shown_2) = (t.get(name, (None, "unknown")) for t in traits)
+        if name not in searched and value != value_2:
+            raise InputError(f"{other.path.parent}: {name.replace('_', '-')} {shown_2}, where "
+                             f"{one.path.parent} has {shown}; a search compares runs that differ "
+                             f"in {' and '.join(names)} alone: remove one")
+
+
 def best_options(folder, names):
     """Options of the run below a folder with the highest validation accuracy, as `train` takes
     them; of equals the first in order of the paths."""
-    found = []
+    found, first = [], None
     for path in find_files(folder, "config.yaml"):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
             values = [config[name.replace("-", "_")] for name in names]
             found.append((validation_accuracy(path.parent), values))
+            run = read_run(path.parent / "test.json")
+            first = first or run
+            check_alike(first, run, names)
         except InputError:
             raise
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -60,7 +80,8 @@ def warn_of_edge(folder, name, value, tried):
 def command(runs, options):
     """Print options of the best run below the folder RUNS, as `train` takes them.
 
-    The best has the highest accuracy on validation. OPTION is an option's name, such as rho. Where
-    the best value is the largest or the smallest of those tried, a warning says so.
+    The best has the highest accuracy on validation. OPTION is an option's name, such as rho; in all
+    others but the seed the runs must be alike. Where the best value is the largest or the smallest
+    of those tried, a warning says so.
     """
     click.echo(best_options(runs, options))

@@ -121,7 +121,8 @@ def plot_stats(tables, path):
 
 @click.command("stats")
 @click.option("--data", required=True, type=PATH, help="Folder with the three label files.")
-@click.option("--split", default="all", type=click.Choice(["all", *SPLITS]), help="Which images.")
+@click.option("--split", default="all", type=click.Choice(["all", *SPLITS]),
+              help="Part of the data.")
 @click.option("--out", type=PATH, help="Write YAML that --stats takes; - is standard output, and "
               "the table then goes to standard error.")
 @click.option("--against", help="Compare with wild, lab or a YAML file.")

@@ -18,8 +18,10 @@ from mmlfer import (
     RAFCE_TOTALS,
     SEED,
     SIZE,
+    TEST,
     TRAIN,
     FiniteRange,
+    InputError,
     Stream,
     describe,
     in_processes,
@@ -318,17 +320,17 @@ def write_face(job):
     Path(path).write_bytes(buffer.getvalue())
 
 
-def draw_labels(n, table, seed):
+def draw_labels(n, table, seed, stream=Stream.LABELS):
     """Labels of n stand-ins: expressions in RAF-CE's proportions, AUs by the statistics, sides
-    for some, 1 row in 100 null. -> names, y_emo, AU strings"""
-    rng = np.random.default_rng([seed, Stream.LABELS])
+    for some, 1 row in 100 null. -> y_emo, AU strings"""
+    rng = np.random.default_rng([seed, stream])
     y_emo = rng.choice(len(EMOTIONS), n, p=np.array(RAFCE_TOTALS) / sum(RAFCE_TOTALS))
     active = (rng.random((n, len(AUS))) < table[y_emo]) & (rng.random((n, 1)) > 0.01)
     aus = []
     for row in active:
         sides = rng.choice(["", "L", "R"], len(AUS), p=[0.9, 0.05, 0.05])
         aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], np.array(AUS)[row])) or "null")
-    return [f"{i:04d}.jpg" for i in range(1, n + 1)], y_emo, aus
+    return y_emo, aus
 
 
 def draw_all(jobs):
@@ -341,7 +343,7 @@ def draw_all(jobs):
 
 def read_au_strings(folder):
     """The names and AU strings of a folder's label files."""
-    load_labels(folder)  # complains
+    load_labels(folder)  # raises InputError unless all three files fit together
     names = list(read_labels(Path(folder) / LABEL_FILES[0], str))
     aus = read_labels(Path(folder) / LABEL_FILES[2], str)
     return names, [aus[name][1] for name in names]
@@ -349,37 +351,60 @@ def read_au_strings(folder):
 
 def mislabel(folder, share, seed):
     """Give a share of the training rows the AU string of another of them, as bad annotation would:
-    the faces and how often each AU is named stay; validation and test rows stay right."""
+    the faces and how often each AU is named stay; validation and test rows stay right.
+
+    -> how many rows got another's, how many of these now differ, how many training rows there are
+    """
     rng, path = np.random.default_rng([seed, Stream.AU_NOISE]), folder / LABEL_FILES[2]
     split = read_labels(folder / LABEL_FILES[1], parse_code(2))
     rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
     train = [name for name in rows if split[name][1] == TRAIN]
     wrong = rng.permutation(train)[: round(share * len(train))].tolist()
-    rows |= {name: rows[other] for name, other in zip(wrong, wrong[1:] + wrong[:1])}
+    given = {name: rows[other] for name, other in zip(wrong, wrong[1:] + wrong[:1])}
+    differ = sum(rows[name] != aus for name, aus in given.items())
+    rows |= given
     write_whole(path, "".join(f"{name} {aus}\n" for name, aus in rows.items()).encode())
+    return len(given), differ, len(train)
 
 
-def synthesize(out, n, stats, labels, size, seed, au_noise=0.0):
-    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
+def add_au_noise(folder, share, seed):
+    """`mislabel`, and a line on what it changed; InputError if that is nothing."""
+    given, differ, n = mislabel(folder, share, seed)
+    said = f"{given} of {n} training rows got another row's AUs"
+    if not differ:
+        raise InputError(f"--au-noise {share:g} changes no AU labels ({said}); give a larger share")
+    click.echo(f"AU noise: {said}; {differ} ({100 * differ / n:.1f} % of {n}) differ from before")
+
+
+def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
+    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder, and
+    `test` further test faces from streams of their own, which leave the others as they are."""
     with new_folder(out) as part:
         if labels:
             names, aus = read_au_strings(labels)
+            n = len(names)
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
         else:
-            names, y_emo, aus = draw_labels(n, load_stats(stats), seed)
-            write_labels(part, names, y_emo, split_faces(y_emo, seed), aus)
-        (part / "aligned").mkdir()
-        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size,
-                   [seed, Stream.FACES, i]) for i, (name, row) in enumerate(zip(names, aus))])
+            table = load_stats(stats)
+            y_emo, aus = draw_labels(n, table, seed)
+            more_emo, more_aus = draw_labels(test, table, seed, Stream.TEST_LABELS)
+            split = [*split_faces(y_emo, seed), *[TEST] * test]
+            names, aus = [f"{i:04d}.jpg" for i in range(1, n + test + 1)], aus + more_aus
+            write_labels(part, names, [*y_emo, *more_emo], split, aus)
         if au_noise:
-            mislabel(part, au_noise, seed)
+            add_au_noise(part, au_noise, seed)
+        (part / "aligned").mkdir()
+        seeds = [[seed, Stream.FACES, i] for i in range(n)]
+        seeds += [[seed, Stream.TEST_FACES, i] for i in range(test)]
+        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, own)
+                  for name, row, own in zip(names, aus, seeds)])
 
 
 def synthesize_people(out, people, per_person, stats, size, seed):
     """Write a folder of faces for each of some drawn people, as `pretrain` reads them."""
     with new_folder(out) as part:
-        _, _, aus = draw_labels(people * per_person, load_stats(stats), seed)
+        _, aus = draw_labels(people * per_person, load_stats(stats), seed)
         jobs = []
         for i, row in enumerate(aus):
             person, face = divmod(i, per_person)
@@ -393,23 +418,27 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.command("synth")
 @click.argument("out", type=PATH)
 @click.option("--n", default=1400, type=COUNT, help="How many faces.")
+@click.option("--test", default=0, type=click.IntRange(min=0), metavar="N", help="Draw N further "
+              "test faces; all others stay as they are without them.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
-@click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of the training "
-              "rows that get another one's AUs; their faces, and the other rows, stay right.")
-@click.option("--people", type=COUNT, help="Draw this many people instead, a folder of faces for "
-              "each, as `pretrain` takes them.")
+@click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of training "
+              "rows given another row's AU labels. Faces and all other rows are unchanged.")
+@click.option("--people", type=COUNT, metavar="N", help="Draw N people instead, one folder "
+              "each, for `pretrain`.")
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
-@click.option("--seed", default=0, type=SEED, help="Of everything random.")
-def command(out, n, stats, labels, au_noise, people, per_person, size, seed):
+@click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
+def command(out, n, test, stats, labels, au_noise, people, per_person, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
-    if people and (labels or au_noise):
-        raise click.UsageError("--people has no label files: no --labels and no --au-noise.")
+    if people and (labels or au_noise or test):
+        raise click.UsageError("--people has no label files: no --labels, --au-noise or --test.")
+    if labels and test:
+        raise click.UsageError("--labels says which faces to draw: no --test.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         click.echo(f"{out}: {people} people of {per_person} faces")
         return
-    synthesize(out, n, stats, labels, size, seed, au_noise)
+    synthesize(out, n, stats, labels, size, seed, au_noise, test)
     click.echo(describe(load_labels(out), out))

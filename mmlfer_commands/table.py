@@ -19,6 +19,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_rows
+from mmlfer_commands._runs import WORDS
 
 # ---------------------------------------------------------------- Tables 2 and 3
 
@@ -199,9 +200,15 @@ mean ± standard deviation over seeds.
 # ---------------------------------------------------------------- raw results
 
 
+def without_place(value, words):
+    """The name of an option's path; ./NAME where NAME alone is one of the option's words."""
+    name = Path(value).name
+    return f"./{name}" if name in words and value not in words else name
+
+
 def export_results(paths, folder, out):
     """Copy what tables and curves need of the runs below a folder: test.json without images' names
-    and the last epoch's predictions, log.csv and config.yaml; of the data's place its name."""
+    and the last epoch's predictions, log.csv and config.yaml; of every path its name."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
     for path in paths:
@@ -211,7 +218,9 @@ def export_results(paths, folder, out):
             run["names_sha256"] = digest_of_names(run.pop("names"))
         run["last"].pop("pred", None)
         for content in (run, run.get("options", run), config):
-            content["data"] = Path(content["data"]).name
+            for name, words in WORDS.items():
+                if name in content:
+                    content[name] = without_place(content[name], words)
         place = out / path.parent.relative_to(folder)
         write_whole(place / "test.json", (json.dumps(run) + "\n").encode())
         write_whole(place / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
@@ -221,12 +230,13 @@ def export_results(paths, folder, out):
 @click.command("table")
 @click.argument("runs", type=PATH)
 @click.option("--out", default="results.md", type=PATH, help="Markdown file, - for none.")
-@click.option("--export", "to", type=PATH, help="Copy the results there as well, without images' "
-              "names and places: enough for `table` and `plot`.")
+@click.option("--export", "to", type=PATH, help="Also copy the runs' results there (no image "
+              "names, no paths).")
 def command(runs, out, to):
-    """Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
+    """Make Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
 
-    Runs of one row have the same options but for seed, device and the place of the data.
+    Runs of one row have the same options but for seed, device and the places of files; statistics,
+    labels, images and backbone are the same by content.
     """
     paths = find_files(runs, "test.json")
     check_output(out, *(path.parent / name for path in paths for name in RUN_FILES))

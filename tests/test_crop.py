@@ -3,13 +3,15 @@
 import csv
 import json
 import math
+import signal
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from conftest import invoke
+from conftest import ROOT, invoke
 from PIL import Image
 from scenes import EYES, backdrop, paste, two_face_scene
 
@@ -258,7 +260,7 @@ def test_one_face_in_astronaut_none_in_coffee(astronaut):
     assert crop.find_faces(skimage.data.coffee()) == []
 
 
-@pytest.mark.parametrize("angle", [-30, -15, 15, 30])
+@pytest.mark.parametrize("angle", [-45, -30, -15, 15, 30, 45])
 def test_a_turned_photograph_gives_the_same_points_and_crop(astronaut, angle):
     (upright,) = crop.find_faces(astronaut)
     straight = crop.align(astronaut, upright, _alignment.PUBLIC, 112).astype(int)
@@ -269,6 +271,19 @@ def test_a_turned_photograph_gives_the_same_points_and_crop(astronaut, angle):
     assert abs(face.points @ (1, 1j) - points).max() < 0.03 * math.dist(*upright.points[:2])
     middle = (slice(20, 92), slice(20, 92))
     assert abs(crop.align(turned, face, _alignment.PUBLIC, 112)[middle] - straight[middle]).mean() < 12
+
+
+@pytest.mark.parametrize("command", ["crop", "predict"])
+def test_the_help_says_how_far_faces_may_be_turned(astronaut, command):
+    """45 degrees are found above; a quarter turn and more is not: what is found there, if anything, lies elsewhere."""
+    (upright,) = crop.find_faces(astronaut)
+    eyes = math.dist(*upright.points[:2])
+    for quarters in (1, 2, 3):
+        points = 1j ** -quarters * ((upright.points - 256) @ (1, 1j)) + 256 + 256j
+        for face in crop.find_faces(np.rot90(astronaut, quarters).copy()):
+            assert abs(face.points @ (1, 1j) - points).max() > eyes
+    text = " ".join(invoke(command, "--help").stdout.split())
+    assert "should be upright: faces turned by more than 45 degrees are often missed, those upside down are not found" in text
 
 
 def test_a_photograph_of_thirty_megapixels_is_cropped_from_the_original(astronaut, monkeypatch):
@@ -352,7 +367,7 @@ def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
 
 
 @pytest.mark.parametrize("inputs, out, why", [
-    (["empty"], "out", "{0}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there"),
+    (["empty"], "out", "{0}/empty: no images there (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff)"),
     (["photos"], "photos", "{0}/photos/aligned: is an input or lies among the inputs; name another output"),
     (["photos"], "photos/new", "{0}/photos/new/aligned: is an input or lies among the inputs; name another output"),
     (["photos/aligned/a.png"], "photos", "{0}/photos/aligned: is an input or lies among the inputs; name another output"),
@@ -369,6 +384,31 @@ def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
     result = invoke("crop", *[tmp_path / name for name in inputs], "--out", tmp_path / out)
     assert (result.exit_code, result.stderr) == (1, f"Error: {why.format(tmp_path)}\n")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
+    """Killed at its third photograph: all that is written has its row, and the same command says what to do."""
+    photos = [tmp_path / f"{i}.png" for i in range(3)]
+    for photo, face in zip(photos, large_faces):
+        Image.fromarray(face).save(photo)
+    out, code = tmp_path / "out", (
+        "import os, signal, mmlfer_commands.crop as crop, mmlfer\n"
+        "find = crop.find_faces\n"
+        "seen = []\n"
+        "def look(image):\n"
+        "    seen.append(image)\n"
+        "    return os.kill(os.getpid(), signal.SIGKILL) if len(seen) == 3 else find(image)\n"
+        "crop.find_faces = look\n"
+        "mmlfer.main()\n")
+    command = [sys.executable, "-c", code, "crop", *photos, "--out", out]
+    result = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    crops = sorted(f"aligned/{path.name}" for path in (out / "aligned").iterdir())
+    assert crops == ["aligned/0_0.png", "aligned/1_0.png"] == [row["file"] for row in rows_of(out)]
+    result = invoke("crop", *photos, "--out", out)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {out}: holds the crops of an earlier or interrupted run; "
+                                                    "remove it and start again, or name a new folder\n")
+    assert [row["file"] for row in rows_of(out)] == crops
 
 
 def test_names_are_told_apart(tmp_path):

@@ -1,18 +1,21 @@
 """RAF-CE's layout, ordinary damage to it, and stand-in faces."""
 
+import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL, invoke, run_program
+from conftest import SMALL, invoke, run_of, run_program
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from reference import AUS, EMOTIONS, read_folder
 
 import mmlfer
-from mmlfer_commands import synth
+from mmlfer_commands import synth, train
 
 EMO, PARTITION, AU = mmlfer.LABEL_FILES
 
@@ -119,6 +122,18 @@ def test_rafce_is_recognised_by_its_counts():
     faces = rafce_faces()
     assert mmlfer.is_rafce(faces) and "these are RAF-CE's own counts" in mmlfer.describe(faces, "x")
     assert not mmlfer.is_rafce(faces.select(slice(1, None)))
+
+
+def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
+    """By all its faces: the test faces alone are never RAF-CE's counts."""
+    faces = mmlfer.dataclasses.replace(rafce_faces(), images=torch.zeros(4549, 3, 1, 1, dtype=torch.uint8))
+    run = run_of(mmlfer.Config(data="rafce", method="stl", arch="resnet18", weights="none", device="cpu"))
+    monkeypatch.setattr(train, "evaluate", lambda net, faces, options: {"accuracy": 1, "diag": 1, "n": len(faces.names)})
+    monkeypatch.setattr(train, "load_net", lambda *_: (run.net, {"epoch": 0}))
+    for data, own in ((faces, True), (faces.select(slice(1, None)), False)):
+        result = train.read_test_set(run, data, np.zeros((14, 32)), tmp_path)
+        assert json.loads((tmp_path / "test.json").read_text())["rafce"] is result["rafce"] is own
+        assert result["best"]["n"] == len(result["names"]) == 909 - (not own)
 
 
 @pytest.mark.parametrize("kind", NEARLY)
@@ -250,6 +265,33 @@ def test_aus_that_were_lost_are_an_error(copy_of_faces, tmp_path):
                          "take the published file")
 
 
+def test_the_aus_of_training_faces_count_alone():
+    split = np.repeat([mmlfer.TRAIN, mmlfer.TEST, mmlfer.VAL], [4, 80, 4])
+
+    def check(active):
+        y_au = np.zeros((88, 32), int)
+        y_au[active] = 1
+        mmlfer.check_trainable(mmlfer.Faces([""] * 88, np.zeros(88, int), split, y_au), "here", 4)
+
+    with pytest.raises(mmlfer.InputError, match="here/RAFCE_AUlabel.txt: 0.000 active AUs a training face"):
+        check(split != mmlfer.TRAIN)
+    check(np.arange(88) == 0)
+
+
+@pytest.mark.parametrize("name,code,left,message", [
+    ("val", "2", 3, "3 val images, expected at least 4"), ("train", "0", 3, "3 train images, expected at least 4"),
+    ("test", "1", 0, "0 test images, expected at least 1")])
+def test_bad_images_that_leave_too_few_are_an_error(copy_of_faces, tmp_path, name, code, left, message):
+    rows = [line.split() for line in (copy_of_faces / PARTITION).read_text().splitlines()]
+    for lost in [n for n, p in rows if p == code][left:]:
+        (copy_of_faces / "aligned" / lost.replace(".jpg", "_aligned.jpg")).write_bytes(b"")
+    result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", "--skip-bad-images", "--epochs", 1,
+                    "--method", "stl", *SMALL)
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1] == (
+        f"Error: {copy_of_faces}: {message}; see {PARTITION} (0 train, 1 test, 2 validation), --batch-size")
+    assert not (tmp_path / "run").exists()
+
+
 def break_images(folder):
     paths = sorted((folder / "aligned").iterdir())
     paths[0].unlink()
@@ -346,9 +388,46 @@ def test_any_text_gives_data_or_a_clean_error(tmp_path_factory, content):
             assert str(error).startswith(str(path))
 
 
-def test_describe_counts_what_is_there(faces_folder):
-    text = mmlfer.describe(mmlfer.load_labels(faces_folder), faces_folder)
-    assert f"{faces_folder}: 60 images" in text and "not RAF-CE's own counts" in text
-    emo = [line.split()[1] for line in (faces_folder / EMO).read_text().splitlines()]
-    row = next(line for line in text.splitlines() if line.startswith("  angrily disgusted"))
-    assert sum(map(int, row.split()[2:])) == emo.count("10")
+# ---------------------------------------------------------------- names, numbers, spellings, counts
+
+
+def test_names_and_numbers_are_the_papers():
+    assert list(mmlfer.EMOTIONS) == EMOTIONS and list(mmlfer.AUS) == AUS
+    assert (mmlfer.TRAIN, mmlfer.TEST, mmlfer.VAL) == (0, 1, 2)
+
+
+AU_TEXTS = {"null": [], "NULL": [], "4": [4], "L12+r4": [12, 4], "12L+lr25+T24": [12, 25, 24], "043": [43]}
+
+
+@pytest.mark.parametrize("text", AU_TEXTS)
+def test_au_tokens_in_every_spelling(text):
+    assert [number for number, _ in mmlfer.parse_aus(text)] == AU_TEXTS[text]
+
+
+def test_least_numbers_of_images():
+    def faces(train, test, val, aus=1):
+        n = train + test + val
+        split = np.array([0] * train + [1] * test + [2] * val)
+        return mmlfer.Faces([""] * n, np.zeros(n, int), split, np.full((n, 32), aus / 32))
+
+    mmlfer.check_trainable(faces(4, 1, 4), "here", 4)
+    mmlfer.check_trainable(faces(4, 1, 4, aus=0.1001), "here", 4)
+    for counts, message in (((3, 1, 4), "3 train images, expected at least 4"),
+                            ((4, 0, 4), "0 test images, expected at least 1"),
+                            ((4, 1, 3), "3 val images, expected at least 4"),
+                            ((4, 1, 4, 0.099), "0.099 active AUs a training face")):
+        with pytest.raises(mmlfer.InputError, match=message):
+            mmlfer.check_trainable(faces(*counts), "here", 4)
+
+
+def test_describe_counts_every_expression_and_partition(noise_folder):
+    _, y_emo, y_au, split = read_folder(noise_folder)
+    lines = mmlfer.describe(mmlfer.load_labels(noise_folder), "here").splitlines()
+    assert lines[0] == "here: 22 images" and lines[1].split() == ["train", "test", "val"]
+    for k, name in enumerate(EMOTIONS):
+        counts = [sum(1 for e, s in zip(y_emo.tolist(), split) if (e, s) == (k, code)) for code in (0, 1, 2)]
+        assert lines[2 + k].strip().rsplit(maxsplit=3) == [name, *map(str, counts)]
+    assert lines[16].split() == ["all", "11", "4", "7"]
+    active = [int(row.sum()) for row in y_au]
+    mean = math.fsum(active) / 22
+    assert lines[17].strip() == f"{active.count(0)} rows without AUs, {mean:.2f} active AUs a face"

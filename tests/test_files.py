@@ -50,15 +50,6 @@ def test_a_dash_is_standard_output(faces_folder):
     assert result.returncode == 0 and "happily surprised: {" in result.stdout and not os.path.exists("-")
 
 
-def test_content_reaches_the_disk_before_the_name(tmp_path, monkeypatch):
-    calls = []
-    sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or sync(fd))
-    monkeypatch.setattr(os, "replace", lambda a, b: calls.append("replace") or replace(a, b))
-    mmlfer.write_whole(tmp_path / "x", b"1")
-    assert calls == ["fsync", "replace"] and (tmp_path / "x").read_bytes() == b"1"
-
-
 def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("old")
 
@@ -121,3 +112,24 @@ def test_two_outputs_are_two_files(inputs, monkeypatch, one, other, wrong):
         assert wrong and error.message == "--csv and --jsonl name one file."
     else:
         assert not wrong
+
+
+def test_a_file_is_whole_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    path, new, done = tmp_path / "last.pt", b"x" * 3_000, []
+    path.write_bytes(b"old")
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(number):
+        done.append("fsync")
+        assert os.fstat(number).st_size == len(new) and path.read_bytes() == b"old"
+        fsync(number)
+
+    def watched_replace(source, target):
+        done.append("replace")
+        assert path.read_bytes() == b"old"
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    mmlfer.write_whole(path, new)
+    assert done == ["fsync", "replace"] and path.read_bytes() == new and os.listdir(tmp_path) == ["last.pt"]

@@ -4,11 +4,14 @@ import io
 import os
 import struct
 import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SMALL, invoke, write_labels_as
 from PIL import Image
+from reference import AUS
 
 import mmlfer
 
@@ -40,6 +43,53 @@ RIVALS = [("0005.jpg", "RAF-AU/aligned/0005_aligned.jpg"), ("RAF-AU/0005.jpg", "
 def test_aligned_crops_win_over_originals(tmp_path, loser, winner):
     paint(tmp_path / loser, 20), paint(tmp_path / winner, 220)
     assert mmlfer.image_index(tmp_path) == {"0005": tmp_path / winner}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_images_of_one_name_the_first_by_name_wins(tmp_path, monkeypatch, order):
+    """Whichever the system lists first."""
+    for name in ("0007.jpg", "0007.png", "0008_aligned.bmp", "0008_aligned.jpg"):
+        paint(tmp_path / name, 20)
+    monkeypatch.setattr(Path, "iterdir", lambda folder: [folder / name for name in sorted(os.listdir(folder))[::order]])
+    assert mmlfer.image_index(tmp_path) == {"0007": tmp_path / "0007.jpg", "0008": tmp_path / "0008_aligned.bmp"}
+
+
+@pytest.mark.parametrize("name,stem", [
+    ("sad_angel_aligned.jpg", "sad_angel"), ("angled.png", "angled"), ("a/0001_aligned.JPG", "0001"),
+    ("aligned.jpg", "aligned"), ("0001_aligned_2.jpg", "0001_aligned_2"), ("1.2_aligned.png", "1.2")])
+def test_the_stem_of_a_name(name, stem):
+    assert mmlfer.stem(name) == stem
+
+
+def transparent(kind):
+    """Four pixels of levels 200, 100, 100 and 0, of opacity 1, 1, 0 and 0.2 (a palette's key: 0)."""
+    levels, alpha = [200, 100, 100, 0], [255, 255, 0, 51]
+    if kind in ("LA", "RGBA"):
+        pixels = [(v, a) if kind == "LA" else (v, v, v, a) for v, a in zip(levels, alpha)]
+        image = Image.new(kind, (4, 1))
+        image.putdata(pixels)
+        return image, {}
+    image = Image.new("P", (4, 1))
+    image.putpalette([v for level in levels for v in (level,) * 3])
+    image.putdata(range(4))
+    if kind == "PA":
+        image = image.convert("PA")
+        image.putalpha(Image.frombytes("L", (4, 1), bytes(alpha)))
+        return image, {}
+    return image, {"transparency": bytes(alpha) if kind == "P of four" else 3}
+
+
+@pytest.mark.parametrize("kind,expected", [
+    ("LA", [200, 100, 255, 204]), ("RGBA", [200, 100, 255, 204]), ("PA", [200, 100, 255, 204]),
+    ("P of four", [200, 100, 255, 204]), ("P of one", [200, 100, 100, 255])])
+def test_what_is_transparent_shows_white(tmp_path, kind, expected):
+    image, options = transparent(kind)
+    path = tmp_path / ("a.tif" if kind == "PA" else "a.png")
+    image.save(path, **options)
+    with Image.open(path) as written:
+        assert written.mode == kind.split()[0]
+    pixels = mmlfer.read_image(path)
+    assert np.abs(pixels - np.array(expected)[None, :, None]).max() <= 1
 
 
 def test_a_mixture_of_aligned_and_other_images_is_warned_of(tmp_path, capsys):
@@ -80,13 +130,57 @@ def test_deep_images_are_scaled_by_what_they_hold(tmp_path, capsys, kind):
 
 
 def test_values_above_255_are_of_16_bits():
-    assert mmlfer.to_8_bits(np.array([[0, 257, 2570]], np.uint16)).tolist() == [[0, 1, 10]]
+    for brightest in (4096, 16383, 65535):  # 14 bits are taken for a dark photograph of 16
+        pixels = mmlfer.to_8_bits(np.array([[0, 257, 2570, brightest]], np.uint16))
+        assert pixels.tolist() == [[0, 1, 10, brightest // 257]]
+    assert mmlfer.to_8_bits(np.zeros((2, 2), np.uint16)).max() == 0  # black in every range
 
 
-def test_values_beyond_white_are_white_and_below_black_are_black(tmp_path):
-    values = np.array([[-5, 0, 65535, 65536, 70000, 2e9]], np.float32)
-    Image.fromarray(values).save(tmp_path / "a.tif")
-    assert mmlfer.read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 255, 255, 255, 255]
+UNKNOWN_WHITE = {  # the type, the darkest and the brightest value, how they are named
+    "12 bits in 16": (np.uint16, 0, 4095, "0..4095"),
+    "10 bits in 16": (np.uint16, 3, 1023, "3..1023"),
+    "4 bits in 16": (np.uint16, 0, 15, "0..15"),
+    "more than 16 bits": (np.int32, 0, 70000, "0..70000"),
+    "below 0": (np.int32, -32768, 32767, "-32768..32767"),
+    "floats above 1": (np.float32, 0, 1.02, "0..1.02"),
+    "floats from -1": (np.float32, -1, 1, "-1..1"),
+    "floats above 16 bits": (np.float32, 0, 65536, "0..65536"),
+    "no number": (np.float32, 0, np.nan, "nan..nan"),
+    "infinite": (np.float32, 0, np.inf, "0..inf"),
+    "minus infinite": (np.float32, -np.inf, 1, "-inf..1"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_WHITE)
+def test_a_range_whose_white_is_unknown_is_refused(tmp_path, kind):
+    dtype, low, high, said = UNKNOWN_WHITE[kind]
+    name = tmp_path / ("a.png" if dtype == np.uint16 else "a.tif")
+    pixels = np.full((16, 16), (low if np.isfinite(low) else 0) / 2 + 0.25)
+    pixels[3, 4], pixels[5, 6] = low, high
+    pixels[pixels < low] = low
+    Image.fromarray(pixels.astype(dtype)).save(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        why = mmlfer.try_read(name, 32)
+    assert why == (f"{name}: not an image that can be read (values {said}: no known range (0..1, 0..255, 0..65535); "
+                   "convert it to 8 bits)")
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("brightest, read", [(4095, False), (4096, True), (65535, True), (0, True)])
+def test_colours_of_12_bits_in_16_are_refused(tmp_path, ending, brightest, read):
+    """Pillow itself gives the upper 8 of 16 bits of a colour."""
+    import cv2
+
+    path, pixels = tmp_path / f"a.{ending}", np.zeros((16, 16, 3), np.uint16)
+    pixels[4:9, 5, 0] = brightest  # blue
+    cv2.imwrite(str(path), pixels)
+    image = mmlfer.try_read(path, None)
+    if read:
+        assert (image == pixels[:, :, ::-1] >> 8).all()
+    else:
+        assert image == (f"{path}: not an image that can be read (values below 4096 in 16 bits: no known range "
+                         "(0..1, 0..255, 0..65535); convert it to 8 bits)")
 
 
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):
@@ -184,3 +278,68 @@ def test_labels_stay_with_their_images_past_every_chunk_and_bad_one(tmp_path, mo
     assert faces.names == [f"{i}.jpg" for i in numbers]
     assert faces.y_emo.tolist() == [i * 7 % 14 for i in numbers] and faces.split.tolist() == [i % 3 for i in numbers]
     assert faces.y_au.argmax(1).tolist() == [i % 32 for i in numbers] and (faces.y_au.sum(1) == 1).all()
+
+
+# ---------------------------------------------------------------- each image at its row, in its place, at its size
+
+
+def colour_of(i):
+    return 7 * i % 256, i // 36, 90
+
+
+def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
+    """300 faces, each of its own colour; bad ones at the start, in the middle, across the 256th."""
+    rng, bad = np.random.default_rng(1), [0, 7, 8, 100, 255, 256, 290, 299]
+    order = rng.permutation(300)
+    emo, split, au = rng.integers(0, 14, 300), rng.integers(0, 3, 300), rng.integers(0, 32, 300)
+    for name, value in (("emolabel", emo), ("partition", split), ("AUlabel", [AUS[j] for j in au])):
+        (tmp_path / f"RAFCE_{name}.txt").write_text("".join(f"{i:04d}.jpg {value[i]}\n" for i in order))
+    (tmp_path / "aligned").mkdir()
+    for place, i in enumerate(order):
+        path = tmp_path / f"aligned/{i:04d}_aligned.png"
+        if place in bad[::2]:
+            path.write_bytes(b"no image")
+        elif place not in bad:
+            Image.new("RGB", (32, 32), colour_of(int(i))).save(path)
+    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
+    kept = [int(i) for place, i in enumerate(order) if place not in bad]
+    assert faces.names == [f"{i:04d}.jpg" for i in kept]
+    assert faces.images.float().mean((2, 3)).tolist() == [list(colour_of(i)) for i in kept]
+    assert faces.y_emo.tolist() == emo[kept].tolist() and faces.split.tolist() == split[kept].tolist()
+    assert (faces.y_au == np.eye(32)[au[kept]]).all()
+
+
+def triangle_weights(n, size):
+    """What each of n pixels adds to each of `size`: a triangle as wide as the larger pixel."""
+    scale = n / size
+    distance = np.abs(np.arange(n)[None] + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)
+    weights = np.maximum(0, 1 - distance)
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("height,width", [(64, 64), (20, 20), (47, 80), (32, 32)])
+def test_images_are_resized_bilinearly(tmp_path, height, width):
+    pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    ours = mmlfer.read_image(tmp_path / "a.png", 32)
+    down, across = triangle_weights(height, 32), triangle_weights(width, 32)
+    naive = np.einsum("ih,hwc,jw->ijc", down, pixels.astype(float), across)
+    assert ours.shape == (32, 32, 3) and ours.dtype == np.uint8
+    assert np.abs(ours - naive).max() <= 1.01  # rounded after each of the two directions
+
+
+PLACES = ["aligned/aligned/0001_aligned.jpg", "aligned/0001_aligned.jpg", "0001.jpg"]
+
+
+@pytest.mark.parametrize("base", ["", "RAF-AU/"])
+def test_the_inner_place_of_an_image_is_preferred(tmp_path, base):
+    places = [base + place for place in PLACES]
+    if not base:  # and what lies beside the label files to what RAF-AU has
+        places = [*places[:2], *("RAF-AU/" + place for place in PLACES[:2])]
+    for code, place in reversed(list(enumerate(places))):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (60 * code, 0, 0)).save(tmp_path / place)
+        for name, value in zip(mmlfer.LABEL_FILES, "304"):
+            (tmp_path / name).write_text(f"0001.jpg {value}\n" if name != mmlfer.LABEL_FILES[1] else "0001.jpg 0\n")
+        faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+        assert abs(int(faces.images[0, 0].float().mean()) - 60 * code) < 4, place

@@ -126,6 +126,18 @@ def test_the_picture_of_several_methods(tmp_path):
     assert invoke("plot", tmp_path).stderr == f"Error: {tmp_path}/b/log.csv: not there; give the folder of a run of `train`\n"
 
 
+@pytest.mark.parametrize("short", ["a", "b"])
+def test_a_log_that_is_shorter_than_another_seeds_is_named(tmp_path, short):
+    for seed, name in enumerate("abc"):
+        write_run(tmp_path / name, "mml", seed, [(0.2, 0.5, 0.4), (0.4, 0.6, 0.3), (0.5, 0.6, 0.3)][: 2 if name == short else 3])
+    other = "b" if short == "a" else "a"
+    result = invoke("plot", tmp_path)
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1, "", f"Error: {tmp_path}/{short}/log.csv: 2 epochs, but 3 in {tmp_path}/{other}/log.csv, another seed of this "
+               "method; train this run again\n")
+    assert not (tmp_path / "curves.png").exists()
+
+
 def test_weights_above_1_are_within_the_picture(run, kept):
     text = (run / "log.csv").read_text()
     (run / "log.csv").write_text(text.replace(",0.3,0.2,", ",5.0,0.2,"))

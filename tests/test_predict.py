@@ -469,6 +469,39 @@ def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):
     assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
 
 
+def test_drawings_go_to_a_new_folder(ckpt, photos, tmp_path):
+    """A picture of the user's, of the name that a drawing would have, stays as it is."""
+    (tmp_path / "0.jpg").write_bytes(b"mine")
+    command = ("predict", "--ckpt", ckpt, "--photos", photos / "0.png", "--draw")
+    for place in (tmp_path, tmp_path / "0.jpg"):
+        result = invoke(*command, place)
+        assert result.exit_code == 1 and result.stdout == ""
+    assert result.stderr == f"Error: {tmp_path}/0.jpg: not a folder; name another output\n"
+    assert invoke(*command, tmp_path).stderr == f"Error: {tmp_path}: not an empty folder; name a new one\n"
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("0.jpg", b"mine")]
+    (tmp_path / "empty").mkdir()
+    assert invoke(*command, tmp_path / "empty").exit_code == 0 and (tmp_path / "empty/0.jpg").exists()
+
+
+def test_the_tables_name_each_photographs_drawing(ckpt, photos, tmp_path):
+    """Two photographs of one name, of different sizes: each row's drawing has its photograph's shape."""
+    for name, source, zoom in (("a/p.png", "0.png", 1), ("b/p.png", "1.png", 2)):
+        (tmp_path / name).parent.mkdir()
+        image = Image.open(photos / source)
+        image.resize((image.width * zoom, image.height), Image.BICUBIC).save(tmp_path / name)
+    result = invoke("predict", "--ckpt", ckpt, "--photos", tmp_path / "a/p.png", tmp_path / "b/p.png", "--json", "--draw",
+                    tmp_path / "drawn", "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")
+    assert result.exit_code == 0, result.output
+    table = list(csv.DictReader((tmp_path / "p.csv").open()))
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    named = [{(row["image"], row["drawing"]) for row in rows} for rows in (table, lines, json.loads(result.stdout))]
+    assert named[0] == named[1] == named[2] and len(named[0]) == len({image for image, _ in named[0]}) >= 1
+    for image, drawing in named[0]:
+        (width, height), (w, h) = Image.open(image).size, Image.open(drawing).size
+        assert w / h == pytest.approx(width / height, rel=0.02), image
+    assert "drawing" not in json.loads(invoke("predict", "--ckpt", ckpt, "--photos", photos / "0.png", "--json").stdout)[0]
+
+
 def test_what_is_aligned_is_what_the_net_sees(ckpt, photos, monkeypatch):
     """--photos gives the net the crop that `crop` writes, RGB."""
     seen = []

@@ -1,5 +1,6 @@
-"""What the README promises."""
+"""What the README and the pages beside it promise."""
 
+import csv
 import functools
 import json
 import os
@@ -14,17 +15,46 @@ import yaml
 from conftest import ROOT, invoke
 
 import mmlfer
-from mmlfer_commands import build, demo, synth, table
+from mmlfer_commands import _results, build, demo, synth, table
+from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
-README = (ROOT / "README.md").read_text()
-RESULTS = README.split("\n## Results\n")[1].split("\n## ")[0]
-RAW = ROOT / "tests/figures/results"
+RAW = ROOT / "tests/results"
+RUNS_OF = sorted(path for path in RAW.iterdir() if path.is_dir())  # clean and noisy labels
+PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md")}
+README, PAGE_OF_RESULTS, _ = PAGES.values()
+RESULTS = README.split("\n## Results\n")[1].split("\n## ")[0] + PAGE_OF_RESULTS
 results = functools.cache(table.results)  # text of a folder of runs
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+BLOCKS = re.findall(r"```sh\n(.*?)```", "\n".join(PAGES.values()), re.S)
 
 
 def lines():
     return [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+
+
+def spans():
+    """The pages' words in `quotes`, outside of blocks."""
+    prose = re.sub(r"```.*?```", "", "\n".join(PAGES.values()), flags=re.S)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+
+
+def options_of(command):
+    known = {o for p in mmlfer.main.get_command(None, command).params for o in (*p.opts, *p.secondary_opts)}
+    return known | {"--help"}
+
+
+def test_the_readme_is_short_and_its_lines_too():
+    """Tables that the program prints, and addresses, cannot be wrapped."""
+    assert len(README.splitlines()) <= 280
+    for name, page in PAGES.items():
+        long = [line for line in page.splitlines() if len(line) > 120 and not re.match(r"\[\w+\]: http", line)]
+        assert [line for line in long if name == "README.md" or not line.startswith("| ")] == [], name
+
+
+def test_the_status_is_on_the_first_screen():
+    first = " ".join(README.splitlines()[:30])
+    assert "not yet run on RAF-CE" in first and "the results below are on drawn faces" in first
+    assert "Validation chooses the epoch; the test set is read once" in first
+    assert "\n".join(PAGES.values()).lower().count("no gpu") == 1
 
 
 def test_the_two_commands_that_set_everything_up():
@@ -32,16 +62,63 @@ def test_the_two_commands_that_set_everything_up():
     assert "pip install -e '.[test,plot]' && pytest" in lines()
 
 
-def test_every_command_and_option_in_the_readme_exists():
+def test_every_command_and_option_of_the_pages_exists():
+    everywhere = set().union(*map(options_of, mmlfer.COMMANDS))
+    program = r"(?:python mmlfer\.py|mmlfer|torchrun .* mmlfer\.py)"
     seen = set()
-    for line in lines():
-        match = re.search(r"(?:python mmlfer\.py|^mmlfer) (\w+)(.*)", line.split("#")[0])
-        if match:
-            command = mmlfer.main.get_command(None, match[1])
-            known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
-            assert set(re.findall(r"--[a-z-]+", match[2])) <= known, line
-            seen.add(match[1])
+    for line in [*lines(), *spans()]:
+        options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", line.split("#")[0].replace('"', " ")))
+        if match := re.search(rf"(?:^|&& ){program} (\w+)|^({'|'.join(mmlfer.COMMANDS)}) --", line):
+            command = match[1] or match[2]
+            assert command in mmlfer.COMMANDS and options - {"--nproc-per-node"} <= options_of(command), line
+            seen.add(command)
+        elif "run.sh" in line:
+            assert options <= {"--list"}, line
+        elif "EXTRA=" in line:
+            assert options <= options_of("train"), line
+        else:
+            assert options <= everywhere, line
     assert seen == set(mmlfer.COMMANDS)
+
+
+def test_the_table_of_commands_is_complete():
+    named = re.findall(r"^\| `(\w+)` \| ", README.split("\n## Commands\n")[1].split("\n## ")[0], re.M)
+    assert sorted(named) == sorted(mmlfer.COMMANDS)
+
+
+def test_every_file_that_the_pages_name_exists():
+    for name, page in PAGES.items():
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", page):
+            assert ((ROOT / name).parent / target).exists(), target
+    for name in spans():
+        if name.startswith("_") or name.startswith("tests/") and " " not in name:
+            assert (ROOT / ("mmlfer_commands" if name.startswith("_") else "") / name).exists(), name
+    shared = {path.name for path in (ROOT / "mmlfer_commands").glob("_[a-z]*.py")}
+    assert shared == {name for name in spans() if re.fullmatch(r"_\w+\.py", name)}
+
+
+def test_where_the_open_choices_stand():
+    """Options, functions, commands: each name in the table's last column exists."""
+    rows = README.split("\n| open | chosen | where |\n")[1].split("\n\n")[0].splitlines()[1:]
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])]
+    everywhere = set().union(*map(options_of, mmlfer.COMMANDS))
+    assert len(rows) > 10 and len(names) >= len(rows)
+    for name in names:
+        known = name in everywhere or name in mmlfer.COMMANDS or name == "test.json"
+        assert known or hasattr(mmlfer, name) or hasattr(build, name), name
+
+
+def test_the_columns_of_predict_are_listed(sketch, faces_folder, tmp_path):
+    listed = README.split("The columns of `predict --csv`")[1].split("\n## ")[0]
+    path = tmp_path / "predictions.csv"
+    assert invoke("predict", "--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg", "--csv", path, "--top", 2).exit_code == 0
+    with path.open() as file:
+        columns = next(csv.reader(file))
+    words = re.findall(r"`([^`]+)`", listed)
+    assert set(columns) <= set(words) and "presence, not intensity" in " ".join(listed.split())
+    axes = {f"{point}_{axis}" for point in POINTS for axis in "xy"}
+    assert set(FACE_COLUMNS) - axes <= set(words) and {*POINTS[1:], "right_eye_x", "right_eye_y"} <= set(words)
+    assert f"less than {SMALL} pixels apart" in " ".join(listed.split())
 
 
 def test_the_tour_runs_as_it_stands(tmp_path):
@@ -82,45 +159,69 @@ def test_help_answers_in_a_second_and_shows_defaults():
 
 
 def test_the_results_are_what_table_prints_from_the_raw_results():
-    rows = [line for line in RESULTS.splitlines() if line.startswith("| ") and "---" not in line]
+    rows = [line for line in RESULTS.splitlines() if re.match(r"\| \w.*\d\.\d\d", line)]
+    bench = [line for line in rows if line.startswith(("| forward pass |", "| plain MTL step |"))]
     printed = [line for text in map(results, (RAW / "clean", RAW)) for line in text.splitlines()]
-    assert len(rows) > 6 and [row for row in rows if row not in printed] == []
-    signals = [line for line in results(RAW / "clean").splitlines() if line.startswith("| ") and "signal" in line]
-    assert len(signals) > 1 and [line for line in signals if line not in rows] == []  # none is kept quiet
-    files = [path for path in RAW.rglob("*") if path.is_file()]
+    assert len(rows) > 20 and len(bench) == 2 and [row for row in rows if row not in [*printed, *bench]] == []
+    clean = results(RAW / "clean").split("## Table 3")[1].splitlines()
+    assert [line for line in clean if line.startswith("| ") and "signal" in line and line not in rows] == []  # none is kept quiet
+    table_3 = clean[: clean.index("## Paired comparisons over the same test images")]
+    assert [line for line in table_3 if line.startswith("| ") and line not in README.splitlines()] == []
+    assert len([line for line in README.splitlines() if re.match(r"\| \w.* ± ", line)]) == 8
+    files = [path for path in RAW.rglob("*") if path.is_file() and path.parent != RAW]
     assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not any(re.search(r"\.jpg|/tmp|/home|/root", path.read_text()) for path in files)
 
 
 def test_the_claims_stand_in_the_tables():
-    """Every interval that a sentence of the results quotes is one that `table` prints."""
-    printed = "\n".join(map(results, [RAW, *sorted(RAW.iterdir())]))
+    """Every interval that a sentence of the pages quotes is one that `table` prints."""
+    printed = "\n".join(map(results, [RAW, *RUNS_OF]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
-    prose = [line for line in RESULTS.splitlines() if not line.startswith("|")]
-    quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points )?\[([+-]?\d+\.\d\d), ([+-]?\d+\.\d\d)\]", "\n".join(prose))
-    assert len(quoted) >= 5 and set(quoted) <= pairs
-    for claim, low, high in re.findall(r"\*\*(.*?)\*\*[^*]*?\[(\S+), (\S+)\]", "\n".join(prose), re.S):
+    prose = "\n".join(line for page in PAGES.values() for line in page.splitlines() if not line.startswith("|"))
+    quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points\s+)?\[([+-]?\d+\.\d\d),\s+([+-]?\d+\.\d\d)\]", prose)
+    assert len(quoted) == prose.count("[+") + prose.count("[-") >= 15 and set(quoted) <= pairs
+    claims = re.findall(r"\*\*(M\w+ over.*?|Wild over.*?)\*\*[^*]*?\[(\S+),\s+(\S+)\]", prose, re.S)
+    assert len(claims) == 5
+    for claim, low, high in claims:
         if "holds here" in claim:
             assert float(low) > 0, claim
-        if "not shown here" in claim:
-            assert float(low) <= 0 <= float(high), claim
-        if "fails here" in claim:
+        elif "fails here" in claim:
             assert float(high) < 0, claim
+        else:
+            assert "not shown here" in claim and float(low) <= 0 <= float(high), claim
+
+
+def test_the_papers_numbers():
+    names = {"STL": "stl", "MTL": "mtl", "MAL": "mal", "AM lab": "am lab", "AM wild": "am wild", "MML lab": "mml lab",
+             "MML wild": "mml wild"}
+    told = re.findall(r"([A-Z]{2,3}(?: lab| wild)?) (\d\d\.\d\d) / (\d\d\.\d\d)", " ".join(README.split()))
+    assert {names[name]: (float(acc), float(diag)) for name, acc, diag in told} == _results.PAPER and len(told) == 7
+
+
+def test_what_the_noise_does_to_the_weights():
+    ends = []
+    for name in ("noise", "clean"):
+        with (RAW / name / "mml-wild-0/log.csv").open() as file:
+            ends.append(list(csv.DictReader(file))[-1])
+    text = " ".join(PAGE_OF_RESULTS.split())
+    assert "omega^AU ends at {:.2f} where it ends at {:.2f}".format(*(float(row["w_au"]) for row in ends)) in text
+    assert "omega^AM ends at {:.2f} and {:.2f}".format(*(float(row["w_am"]) for row in ends)) in text
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
-    names, y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
+    y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
     folder = tmp_path_factory.mktemp("drawn")
+    names = [f"{i:04d}.jpg" for i in range(1, 2001)]
     build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
     clean = mmlfer.load_labels(folder)
     synth.mislabel(folder, 0.3, 0)
     return {"clean": clean, "noise": mmlfer.load_labels(folder)}
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RAW.iterdir()))
+@pytest.mark.parametrize("name", [path.name for path in RUNS_OF])
 def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, name):
     runs = [json.loads(path.read_text()) for path in sorted((RAW / name).glob("*/test.json"))]
     assert {run["data_sha256"] for run in runs} == {drawn[name].sha256()}

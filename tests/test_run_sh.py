@@ -13,6 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+import mmlfer
 from mmlfer_commands import synth
 
 STAND_IN = """#!{python}
@@ -41,7 +42,9 @@ if words[0] == "train" and not (out / "test.json").exists():
     rho, rho_am = (float(given.get(name, 0.1)) for name in ("--rho", "--rho-am"))
     (out / "config.yaml").write_text(f"rho: {{rho}}\\nrho_am: {{rho_am}}\\n")
     (out / "log.csv").write_text(f"epoch,a,b,c,d,e,val_acc\\n1,0,0,0,0,0,{{0.6 - abs(rho - 0.3) / 10 - abs(rho_am - 0.1) / 10}}\\n")
-    (out / "test.json").write_text("{{}}")
+    run = json.loads({test!r})
+    run.update(method=given["--method"], options=dict(rho=rho, rho_am=rho_am))
+    (out / "test.json").write_text(json.dumps(run))
 note("end")
 """
 
@@ -58,7 +61,10 @@ def place(tmp_path):
         (tmp_path / f"rafce/{i:04}_aligned.jpg").touch()
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/python"
-    program.write_text(STAND_IN.format(python=sys.executable))
+    best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0])), "pred": [0]}
+    test = {"form": "wild", "stats": "wild", "table_sha256": "", "seed": 0, "rafce": False, "names": ["1.jpg"], "truth": [0],
+            "best": best}
+    program.write_text(STAND_IN.format(python=sys.executable, test=json.dumps(test)))
     program.chmod(0o755)
     return tmp_path
 

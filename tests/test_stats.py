@@ -7,6 +7,7 @@ import pytest
 import yaml
 from conftest import invoke, write_labels_as
 from PIL import Image
+from reference import AUS, EMOTIONS
 
 import mmlfer
 from mmlfer_commands import build, plot, stats
@@ -171,3 +172,36 @@ def test_heat_map_is_a_picture_with_nothing_cut_off(tmp_path):
     with pytest.raises(mmlfer.InputError, match="h.foo: no format of a figure .* name it like figure.png"):
         stats.plot_stats([("a", mmlfer.EMOTIONS, table)], tmp_path / "h.foo")
     plot.pyplot().close("all")
+
+
+# ---------------------------------------------------------------- Table 1
+
+SUMS = {  # Table 1, percent: of each expression, of each observed AU
+    "wild": ([327, 212, 297, 283, 189, 164, 554, 364, 281, 374, 177, 264, 292, 218],
+             {1: 293, 2: 147, 4: 519, 5: 211, 6: 119, 9: 142, 10: 427, 12: 434, 16: 174, 17: 29, 25: 958, 26: 258,
+              27: 285}),
+    "lab": ([519, 450, 481, 304, 421, 456, 390, 569, 631, 412, 423, 528, 505, 519],
+            {1: 762, 2: 578, 4: 873, 5: 454, 6: 239, 7: 197, 9: 201, 10: 558, 12: 400, 15: 200, 17: 242, 20: 332,
+             24: 69, 25: 1034, 26: 469}),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_table_1_has_the_papers_sums_along_both_sides(name):
+    rows, columns = SUMS[name]
+    table = mmlfer.load_stats(name)
+    assert np.allclose(100 * table.sum(1), rows)
+    assert np.allclose(100 * table.sum(0), [columns.get(au, 0) for au in AUS])
+
+
+def test_au_9_of_table_1_stands_where_the_text_has_it():
+    column = mmlfer.load_stats("wild")[:, AUS.index(9)]
+    assert {EMOTIONS[k]: column[k] for k in np.flatnonzero(column)} == {
+        "happily disgusted": 0.24, "sadly angry": 0.29, "fearfully angry": 0.56, "angrily disgusted": 0.33}
+
+
+def test_statistics_under_20_percent_count_as_nothing(tmp_path):
+    rows = [f"{e}: {{1: 0.19, 2: 0.2, 4: 0.21, 11: 0.9, 43: 1}}\n" for e in EMOTIONS]
+    (tmp_path / "s.yaml").write_text("".join(rows))
+    table = mmlfer.load_stats(str(tmp_path / "s.yaml"))
+    assert {AUS[j]: table[5, j] for j in np.flatnonzero(table[5])} == {2: 0.2, 4: 0.21, 43: 1}

@@ -30,9 +30,35 @@ def test_synth_writes_rafces_layout_and_the_same_twice(faces_folder, tmp_path):
     assert len(sides) > 5
 
 
+def test_further_test_faces_leave_the_others_byte_for_byte(faces_folder, tmp_path):
+    """30 and 5 after the 60 of the fixture."""
+    for n in (30, 5):
+        result = invoke("synth", tmp_path / str(n), "--n", 60, "--test", n, "--stats", "lab", "--size", 32)
+        assert result.exit_code == 0, result.output
+    rows = {}
+    for place in (faces_folder, tmp_path / "30", tmp_path / "5"):
+        rows[place] = [(place / file).read_text().splitlines() for file in mmlfer.LABEL_FILES]
+        pictures = sorted((place / "aligned").iterdir())
+        assert [path.name for path in pictures] == [f"{i + 1:04d}_aligned.jpg" for i in range(len(rows[place][0]))]
+        for path in pictures[:60]:
+            assert path.read_bytes() == (faces_folder / "aligned" / path.name).read_bytes()
+    old, new, few = rows.values()
+    assert [column[:60] for column in new] == old == [column[:60] for column in few]
+    assert [len(column) for column in new] == [90] * 3
+    assert new[1][60:] == [f"{i:04d}.jpg 1" for i in range(61, 91)]  # all of them to test
+    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # not those again
+    assert (tmp_path / "30/aligned/0061_aligned.jpg").read_bytes() != (tmp_path / "30/aligned/0001_aligned.jpg").read_bytes()
+
+
+def test_further_test_faces_go_with_drawn_labels_alone(faces_folder, tmp_path):
+    result = invoke("synth", tmp_path / "a", "--labels", faces_folder, "--test", 3)
+    assert result.exit_code == 2 and "--labels says which faces to draw: no --test." in result.stderr
+    assert not (tmp_path / "a").exists()
+
+
 def test_drawn_labels_follow_proportions_and_statistics():
     table = mmlfer.load_stats("wild")
-    _, y_emo, aus = synth.draw_labels(20000, table, 0)
+    y_emo, aus = synth.draw_labels(20000, table, 0)
     assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
     rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
     surprised = [r for r, k in zip(rows, y_emo) if k == 0]
@@ -70,7 +96,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     assert corners.std(1).mean() > 30
     options = ("synth", tmp_path / "x", "--people", 2)
     for option in (("--labels", people), ("--au-noise", 0.1)):
-        assert "--people has no label files: no --labels and no --au-noise" in invoke(*options, *option).stderr
+        assert "--people has no label files: no --labels, --au-noise or --test" in invoke(*options, *option).stderr
     assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
     assert "not empty" in invoke(*options).stderr
 
@@ -245,6 +271,33 @@ def test_au_noise_of_given_labels_draws_the_right_aus(tmp_path):
     assert rows_of(tmp_path / "noisy", AU) == {"1.jpg": "43", "2.jpg": "12"}
     for i in (1, 2):
         assert len({(tmp_path / name / f"aligned/{i}_aligned.jpg").read_bytes() for name in ("clean", "noisy")}) == 1
+
+
+def test_au_noise_says_the_share_that_differs(tmp_path):
+    """Most of the rows are alike: what is said is counted by hand over the two files."""
+    source = tmp_path / "labels"
+    source.mkdir()
+    aus = ["12"] * 14 + ["43", "1+2", "4", "null"]
+    write_labels_as(source, "".join(f"{i}.jpg {i % 14}\n" for i in range(18)), "".join(f"{i}.jpg {2 * (i == 3)}\n" for i in range(18)),
+                    "".join(f"{i}.jpg {row}\n" for i, row in enumerate(aus)))
+    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 32, "--au-noise", 0.7)
+    differ = sum(a != b for a, b in zip(aus, rows_of(tmp_path / "out", AU).values()))
+    assert result.exit_code == 0 and 0 < differ < 12 == round(0.7 * 17)
+    assert result.stdout.startswith(f"AU noise: 12 of 17 training rows got another row's AUs; {differ} "
+                                    f"({100 * differ / 17:.1f} % of 17) differ from before\n")
+
+
+@pytest.mark.parametrize("share, given", [(0.001, 0), (0.2, 1), (1, 4)])
+def test_au_noise_that_changes_nothing_is_refused(tmp_path, share, given):
+    """No row, one that gets its own, and all of equal rows."""
+    source = tmp_path / "labels"
+    source.mkdir()
+    write_labels_as(source, *("".join(f"{i}.jpg {value}\n" for i in range(4)) for value in ("5", "0", "12")))
+    result = invoke("synth", tmp_path / "out", "--labels", source, "--size", 32, "--au-noise", share)
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1, "", f"Error: --au-noise {share:g} changes no AU labels ({given} of 4 training rows got another row's AUs); "
+               "give a larger share\n")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("share", ["-0.1", "1.1", "nan", "x"])

@@ -1,6 +1,7 @@
 """Tables 2 and 3 of finished runs, their comparison in pairs, and the best run of a search."""
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import invoke
+from PIL import Image
 
 import mmlfer
 from mmlfer_commands import _results, table
@@ -91,15 +93,18 @@ SAME["what the method does not read"] = (("stl", "wild", {"rho": 1, "lr_meta": 1
                                          ("stl", "lab", {"rho": 2, "lr_meta": 2}, {}), ["stl"])
 SAME["one table of two names"] = (("mml", "/a/copy.yaml", {}, {"table_sha256": "of wild"}),
                                   ("mml", "wild", {}, {}), ["mml wild"])
+SAME["one backbone of two names"] = (("stl", "wild", {"weights": "/a/x.pth"}, {"backbone": "0" * 64}),
+                                     ("stl", "wild", {"weights": "/b/y.pth", "weights_norm": "half"}, {"backbone": "0" * 64}),
+                                     ["stl"])
 SAME["before options were kept"] = (("mtl", "wild", None, {}), ("mtl", "lab", None, {}), ["mtl"])
 APART["a search"] = (("mtl", "wild", {"rho": 0.01, "size": 32, "epochs": 1}, {}),
                      ("mtl", "wild", {"rho": 5.0, "size": 48, "epochs": 2}, {}),
                      ["mtl, epochs 1, rho 0.01, size 32", "mtl, epochs 2, rho 5.0, size 48"])
 APART["files of one name"] = (("mml", "/a/mine.yaml", {}, {}), ("mml", "/b/mine.yaml", {}, {}),
-                              ["mml mine.yaml, statistics /a/mine.yaml (of /a/mi)", "mml mine.yaml, statistics /b/mine.yaml (of /b/mi)"])
+                              ["mml mine.yaml, statistics mine.yaml (of /a/mi)", "mml mine.yaml, statistics mine.yaml (of /b/mi)"])
 APART["a file that changed"] = (("mml", "/a/mine.yaml", {}, {"table_sha256": "0" * 64}),
                                 ("mml", "/a/mine.yaml", {}, {"table_sha256": "1" * 64}),
-                                ["mml mine.yaml, statistics /a/mine.yaml (00000000)", "mml mine.yaml, statistics /a/mine.yaml (11111111)"])
+                                ["mml mine.yaml, statistics mine.yaml (00000000)", "mml mine.yaml, statistics mine.yaml (11111111)"])
 APART["a file called wild"] = (("mml", "wild", {}, {}), ("mml", "/a/wild", {}, {}), ["mml /a/wild", "mml wild"])
 APART["the form"] = (("mml", "lab", {}, {}), ("mml", "lab", {}, {"form": "wild"}), ["mml lab", "mml lab, wild form"])
 APART["other methods, other options"] = (("stl", "wild", {"epochs": 30}, {}), ("mml", "wild", {"epochs": 60}, {}),
@@ -109,9 +114,38 @@ APART["an option of a newer version"] = (("stl", "wild", {"new": "x"}, {}), ("st
 APART["other labels"] = (("stl", "wild", {"data": "/a/clean"}, {"data_sha256": "0" * 64}),
                          ("stl", "wild", {"data": "/a/noisy"}, {"data_sha256": "1" * 64}),
                          ["stl, data clean (00000000)", "stl, data noisy (11111111)"])
+APART["other pictures under the same labels"] = (
+    ("stl", "wild", {"data": "/a/faces"}, {"data_sha256": "2" * 64, "images_sha256": "0" * 64}),
+    ("stl", "wild", {"data": "/b/turned"}, {"data_sha256": "2" * 64, "images_sha256": "1" * 64}),
+    ["stl, images faces (00000000)", "stl, images turned (11111111)"])
+APART["weights that were made between two runs"] = (
+    ("stl", "wild", {}, {"backbone": "none"}), ("stl", "wild", {}, {"backbone": "0" * 64}),
+    ["stl, backbone none", "stl, backbone resnet34_casia.pth (00000000)"])
+APART["a weights file that was replaced"] = (
+    ("stl", "wild", {"weights": "/a/x.pth"}, {"backbone": "0" * 64}), ("stl", "wild", {"weights": "/a/x.pth"}, {"backbone": "1" * 64}),
+    ["stl, backbone x.pth (00000000)", "stl, backbone x.pth (11111111)"])
+APART["another normalisation from scratch"] = (
+    ("stl", "wild", {}, {"backbone": "none"}), ("stl", "wild", {}, {"backbone": "none, imagenet normalisation"}),
+    ["stl, backbone none", "stl, backbone none with imagenet normalisation"])
+APART["before images were digested"] = (
+    ("stl", "wild", {}, {"data_sha256": "2" * 64}), ("stl", "wild", {}, {"data_sha256": "2" * 64, "images_sha256": "0" * 64}),
+    ["stl", "stl, images faces (00000000)"])
 APART["older and newer"] = (("mml", "wild", None, {}), ("mml", "wild", {}, {}), ["mml wild", "mml wild, options unknown"])
 APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "/b/mine.yaml", None, {}),
                                     ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])
+
+
+def test_a_run_says_what_pictures_it_had(trained, faces_folder):
+    """In the order of the labels' rows, as the net gets them."""
+    run = json.loads((trained[0] / "test.json").read_text())
+    rows = (faces_folder / "RAFCE_emolabel.txt").read_text().split()[::2]
+    digest = hashlib.sha256(b"(60, 3, 32, 32)")
+    for name in rows:
+        picture = Image.open(faces_folder / "aligned" / name.replace(".jpg", "_aligned.jpg"))
+        digest.update(b"".join(channel.tobytes() for channel in picture.split()))
+    assert run["images_sha256"] == digest.hexdigest() and "images" in _results.find_traits(run)
+    for name in ("best.pt", "last.pt"):
+        assert mmlfer.read_checkpoint(trained[0] / name)["images_sha256"] == digest.hexdigest()
 
 
 def test_a_run_says_what_labels_it_had(trained, faces_folder):
@@ -281,17 +315,17 @@ def test_a_loss_is_signal_as_well_but_not_of_two_seeds(tmp_path, seeds):
 # ---------------------------------------------------------------- a search, raw results
 
 
-def searched(folder, name, accuracies, **options):
+def searched(folder, name, accuracies, seed=0, others=None, **options):
     """A finished run of a search: config.yaml, log.csv, test.json."""
     place = folder / name
-    place.mkdir(parents=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fake_run(folder, options.get("method", "am"), "wild", seed, [0], [0], options, **(others or {})).rename(place)
     (place / "config.yaml").write_text(yaml.safe_dump({"method": "am", **options}))
     rows = [{"epoch": i, "w_au": 0.9, "val_acc": a, "val_diag": 1 - a} for i, a in enumerate(accuracies)]
     with open(place / "log.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    (place / "test.json").write_text("{}")
     return place
 
 
@@ -300,8 +334,6 @@ def test_best_names_the_options_of_the_best_run(tmp_path):
     searched(tmp_path, "deep/2", [0.1, 0.1, 0.09], rho=1.0, rho_am=0.3)
     searched(tmp_path, "1", [9e-05, 0.31, 0.3], rho=0.1, rho_am=0.1)
     searched(tmp_path, "4", [0.47, 0.1, 0.1], rho=1e-05, rho_am=0.1)  # equal; the first by path
-    result = invoke("search", tmp_path, "rho")
-    assert (result.exit_code, result.stdout) == (0, "--rho 0.03\n")
     result = invoke("search", tmp_path, "rho-am", "rho")
     assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
 
@@ -316,6 +348,37 @@ def test_a_search_that_ends_at_its_edge_says_so(tmp_path, tried, best, said):
     result = invoke("search", tmp_path, "rho")
     assert (result.exit_code, result.stdout) == (0, f"--rho {best}\n")
     assert result.stderr == (f"Warning: {tmp_path}: {said}\n" if said else "")
+
+
+ZEROS = {"data_sha256": "0" * 64, "images_sha256": "0" * 64, "backbone": "0" * 64, "table_sha256": "0" * 64}
+SEARCHES = {  # what another run of a search for rho has of its own, and how that is told
+    "epochs": ({"epochs": 3}, {}, "epochs 3", "60"), "size": ({"size": 48}, {}, "size 48", "112"),
+    "another weight": ({"rho_am": 1.0}, {}, "rho-am 1.0", "0.1"),
+    "method": ({"method": "mtl"}, {}, "method mtl", "am"), "form": ({}, {"form": "lab"}, "form lab", "wild"),
+    "labels": ({}, {"data_sha256": "1" * 64}, "data faces (11111111)", "faces (00000000)"),
+    "pictures": ({}, {"images_sha256": "1" * 64}, "images faces (11111111)", "faces (00000000)"),
+    "statistics": ({}, {"table_sha256": "1" * 64}, "statistics wild (11111111)", "wild (00000000)"),
+    "backbone": ({}, {"backbone": "none"}, "backbone none", "resnet34_casia.pth (00000000)"),
+    "a new option": ({"new": 1}, {}, "new 1", "unknown"),
+}
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
+    options, others, has, first_has = SEARCHES[kind]
+    one = searched(tmp_path, "1", [0.5], others=ZEROS, rho=0.1)
+    searched(tmp_path, "2", [0.4], seed=7, others=ZEROS, rho=0.3)
+    other = searched(tmp_path, "3", [0.6], others={**ZEROS, **others}, **{"rho": 1.0, **options})
+    result = invoke("search", tmp_path, "rho")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1, "", f"Error: {other}: {has}, where {one} has {first_has}; a search compares runs that differ in rho alone: "
+               "remove one\n")
+
+
+def test_a_search_over_sizes_has_other_pictures(tmp_path):
+    for size in (32, 48):
+        searched(tmp_path, str(size), [size / 100], size=size, others={"images_sha256": f"of {size}"})
+    assert invoke("search", tmp_path, "size").stdout == "--size 48\n"
 
 
 def test_best_says_what_it_cannot_choose_from(tmp_path):
@@ -354,6 +417,28 @@ def test_an_export_of_an_export_is_the_same(tmp_path):
     assert invoke("table", tmp_path / "one", "--out", "-", "--export", tmp_path / "two").exit_code == 0
     one, two = ([p.read_text() for p in sorted((tmp_path / name).rglob("*.*"))] for name in ("one", "two"))
     assert one == two and "home" not in "".join(one)
+
+
+@pytest.mark.parametrize("stats,kept", [("/home/me/mine.yaml", "mine.yaml"), ("/home/me/wild", "./wild"), ("wild", "wild")])
+@pytest.mark.parametrize("weights,file", [("/home/me/x.pth", "x.pth"), ("/home/me/none", "./none"), ("auto", "auto")])
+def test_an_export_holds_no_place_and_gives_the_same_table(tmp_path, stats, kept, weights, file):
+    """A file that is called as a keyword is after that still a file."""
+    for seed, backbone in enumerate(("0" * 64, "1" * 64)):
+        run = fake_run(tmp_path / "runs", "mml", stats, seed, [0, 1], [0, 0], {"weights": weights}, backbone=backbone,
+                       table_sha256="2" * 64)
+        (run / "log.csv").write_text("epoch\n")
+        options = json.loads((run / "test.json").read_text())["options"]
+        (run / "config.yaml").write_text(yaml.safe_dump(options))
+    before = invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "out")
+    assert before.exit_code == 0
+    after = table_of(tmp_path / "out")
+    assert "home" not in after and after == before.stdout.replace("/home/me/wild", "./wild")
+    for path in (tmp_path / "out").rglob("*"):
+        assert path.is_dir() or "home" not in path.read_text()
+    [config, _] = [yaml.safe_load(path.read_text()) for path in (tmp_path / "out").rglob("config.yaml")]
+    [test, _] = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("test.json")]
+    assert (config["stats"], config["weights"]) == (test["stats"], test["options"]["weights"]) == (kept, file)
+    assert test["options"]["stats"] == kept
 
 
 def test_forty_runs_of_400_images_stay_below_two_megabytes(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 import os
 import random
@@ -16,9 +17,11 @@ import time
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 from conftest import ROOT, SMALL, invoke, random_batch, resident_mb, run_of, run_program
 from PIL import Image
+from reference import Net, read_folder
 
 import mmlfer
 from mmlfer_commands import train
@@ -405,6 +408,17 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     assert result.exit_code == 1 and "fe.weight" in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("size,taken", [(31, False), (32, True), (512, True), (513, False)])
+def test_a_checkpoint_of_any_size_that_train_takes_is_read(sketch, tmp_path, size, taken):
+    state = load(sketch)
+    torch.save({**state, "config": {**state["config"], "size": size}}, tmp_path / "c.pt")
+    if taken:
+        assert mmlfer.read_checkpoint(tmp_path / "c.pt")["config"]["size"] == size
+    else:
+        with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
+            mmlfer.read_checkpoint(tmp_path / "c.pt")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):
@@ -421,3 +435,172 @@ def test_memory_stays_flat_over_many_steps(hypergrad):
         if step in (100, 299):
             sizes.append(resident_mb())
     assert sizes[1] - sizes[0] < 8, sizes
+
+
+# ---------------------------------------------------------------- options: the paper's constants
+
+DEFAULTS = {
+    "data": None, "method": "mml", "stats": "wild", "form": "auto", "arch": "resnet34", "weights_bgr": False, "weights_norm": "auto", "weights": "auto", "epochs": 60,
+    "batch_size": 16, "size": 112, "lr_backbone": 0.001, "lr_heads": 0.01, "lr_meta": 0.01,
+    "schedule": "constant", "rho": 0.1, "rho_am": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
+    "hypergrad": "auto", "weight_max": 1.0, "seed": 0, "device": "auto", "skip_bad_images": False,
+}
+
+
+def test_constants_of_the_paper_are_the_defaults():
+    options = {p.name: p.default for p in mmlfer.main.get_command(None, "train").params}
+    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
+    assert vars(mmlfer.Config()) == DEFAULTS
+
+
+FORMS = [("wild", "auto", "wild"), ("lab", "auto", "lab"), ("lab", "wild", "wild"), ("wild", "lab", "lab")]
+
+
+@pytest.mark.parametrize("stats,form,expected", FORMS)
+def test_form_follows_the_statistics_unless_given(stats, form, expected):
+    cfg = mmlfer.Config(stats=stats, form=form, method="stl", weights="none", size=32, device="cpu")
+    assert run_of(cfg, 1).form == expected
+
+
+# ---------------------------------------------------------------- best, last, test and resume, on pictures of noise
+
+
+def own_predictions(path, x):
+    net = Net().double()
+    net.load_state_dict({k: v for k, v in load(path)["net"].items() if k not in ("mean", "std")})
+    with torch.no_grad():
+        return net.eval()(x)[1].argmax(1).tolist()
+
+
+@pytest.fixture(scope="module")
+def scripted(noise_folder, tmp_path_factory):
+    """A run of five epochs of stl whose validation accuracies are given: its folder."""
+    out, real, script = tmp_path_factory.mktemp("scripted") / "run", mmlfer.evaluate, [0.25, 0.5, 0.125, 0.5, 0.375]
+    given = iter(script)
+
+    def evaluate(net, faces, method):
+        numbers = real(net, faces, method)
+        return {**numbers, "accuracy": next(given)} if len(faces.names) == 7 else numbers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "evaluate", evaluate)
+        result = invoke("train", "--data", noise_folder, "--out", out, "--epochs", 5, "--method", "stl",
+                        "--lr-backbone", 0.01, "--lr-heads", 0.1, *SMALL)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_best_is_the_first_epoch_of_the_highest_validation_accuracy(scripted):
+    assert load(scripted / "best.pt")["epoch"] == 2 and load(scripted / "last.pt")["epoch"] == 5
+    rows = list(csv.DictReader((scripted / "log.csv").open()))
+    assert [float(row["val_acc"]) for row in rows] == [0.25, 0.5, 0.125, 0.5, 0.375]
+
+
+def test_best_and_last_of_the_test_are_those_checkpoints(scripted, noise_folder):
+    x, y_emo, _, split = read_folder(noise_folder)
+    test, numbers = split == 1, json.loads((scripted / "test.json").read_text())
+    pred = {name: own_predictions(scripted / f"{name}.pt", x[test]) for name in ("best", "last")}
+    assert pred["best"] != pred["last"]
+    for name, epoch in (("best", 2), ("last", 5)):
+        assert numbers[name]["au_f1_macro"] is None  # stl's AU classifier is untrained
+        assert (numbers[name]["epoch"], numbers[name]["pred"]) == (epoch, pred[name])
+        right = sum(p == t for p, t in zip(pred[name], y_emo[test].tolist()))
+        assert numbers[name]["accuracy"] == right / 4 and numbers[name]["n"] == 4
+    names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]
+    assert numbers["names"] == [n for n, t in zip(names, test) if t] and numbers["truth"] == y_emo[test].tolist()
+
+
+def test_a_run_says_what_made_it(scripted, noise_folder):
+    config = yaml.safe_load((scripted / "config.yaml").read_text())
+    assert {name: config[name] for name in DEFAULTS} == DEFAULTS | {
+        "data": str(noise_folder), "method": "stl", "epochs": 5, "lr_backbone": 0.01, "lr_heads": 0.1, "size": 32,
+        "batch_size": 4, "weights": "none", "device": "cpu"}
+    assert config["steps_per_epoch"] == 2 and config["torchvision"] == torchvision.__version__
+    source = hashlib.sha256()
+    for path in [ROOT / "mmlfer.py", *sorted(ROOT.glob("mmlfer_commands/*.py"))]:
+        source.update(b"%s %d\n%s" % (path.name.encode(), path.stat().st_size, path.read_bytes()))
+    assert config["source_sha256"] == source.hexdigest() and config["backbone"] == "none"
+    for name in ("best", "last"):
+        assert load(scripted / f"{name}.pt")["config"] == {name: config[name] for name in DEFAULTS}
+    test = json.loads((scripted / "test.json").read_text())
+    assert [test[key] for key in ("method", "stats", "form", "seed", "data", "rafce")] == [
+        "stl", "wild", "wild", 0, str(noise_folder), False]
+
+
+def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
+    seen = []
+    shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")
+    monkeypatch.chdir(tmp_path)
+    data = os.path.relpath(noise_folder)
+    assert invoke("train", "--data", data, "--stats", "mine.yaml", "--method", "stl").exit_code == 0
+    assert (seen[0].data, seen[0].stats) == (str(noise_folder), str(tmp_path / "mine.yaml"))
+
+
+def test_the_log_counts_images_a_second(scripted):
+    for row in csv.DictReader((scripted / "log.csv").open()):
+        assert 0 < float(row["seconds"]) < 60
+        assert float(row["images_per_second"]) == pytest.approx(2 * 4 / float(row["seconds"]), rel=0.01)
+
+
+def run_mml(noise_folder, out, *more):
+    return invoke("train", "--data", noise_folder, "--out", out, "--epochs", 3, "--schedule", "onecycle",
+                  "--lr-meta", 0.5, "--hypergrad", "jvp", *SMALL, *more)
+
+
+def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
+    """Stopped in the midst of the second epoch, when all of them have moved."""
+    assert run_mml(noise_folder, tmp_path / "whole").exit_code == 0
+    step, taken = mmlfer.train_step, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train, "train_step", interrupted)
+    assert run_mml(noise_folder, tmp_path / "cut").exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) == handler
+    cut = load(tmp_path / "cut/last.pt")
+    assert (cut["epoch"], cut["step"]) == (1, 1) and cut["meta"]["weight"].abs().max() > 0
+    rates = [group["lr"] for group in cut["opt"]["param_groups"]]
+    assert all(abs(rate - top) > top / 4 for rate, top in zip(rates, (0.001, 0.01)))
+    assert invoke("train", "--out", tmp_path / "cut", "--resume").exit_code == 0
+    whole, resumed = load(tmp_path / "whole/last.pt"), load(tmp_path / "cut/last.pt")
+    for part in ("net", "meta"):
+        for name, value in whole[part].items():
+            assert torch.equal(resumed[part][name], value), (part, name)
+    assert resumed["opt"]["param_groups"] == whole["opt"]["param_groups"]
+    assert resumed["scheduler"] == whole["scheduler"] and len(resumed["log"]) == 3
+    timed = {"seconds", "images_per_second"}
+    for ours, row in zip(resumed["log"], whole["log"]):
+        assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in row.items() if k not in timed}
+    assert resumed["log"][1]["seconds"] >= cut["elapsed"] > 0
+
+
+def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatch):
+    """`train --skip-bad-images` trains and validates on the rest, each with its own label."""
+    shutil.copytree(noise_folder, tmp_path / "faces")
+    x, y_emo, y_au, split = read_folder(noise_folder)
+    names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]
+    lost = [int(np.flatnonzero(split == code)[1]) for code in (0, 2)]
+    for i in lost:
+        (tmp_path / "faces/aligned" / names[i].replace(".jpg", "_aligned.png")).write_bytes(b"")
+    known = {image.numpy().tobytes(): i for i, image in enumerate(x)}
+    step, seen = mmlfer.train_step, []
+
+    def spy(run, *batches):
+        for images, emo, au in batches:
+            for image, k, row in zip(images, emo, au):
+                key = [known.get(v.contiguous().numpy().tobytes()) for v in (image, image.flip(2))]
+                seen.append(next(i for i in key if i is not None))
+                assert k == y_emo[seen[-1]] and torch.equal(row.double(), y_au[seen[-1]])
+        return step(run, *batches)
+
+    monkeypatch.setattr(train, "train_step", spy)
+    result = invoke("train", "--data", tmp_path / "faces", "--out", tmp_path / "r", "--epochs", 1, "--skip-bad-images",
+                    "--hypergrad", "jvp", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert len(seen) == 16 and not set(lost) & set(seen) and set(split[seen]) == {0, 2}

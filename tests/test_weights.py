@@ -116,9 +116,10 @@ def test_half_precision_and_sparse_tensors_are_taken(source, tmp_path):
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], atol=1e-3)
 
 
-def test_safetensors(source, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["w.safetensors", "W.SafeTensors"])
+def test_safetensors(source, tmp_path, monkeypatch, name):
     safetensors = pytest.importorskip("safetensors.torch")
-    path = tmp_path / "w.safetensors"
+    path = tmp_path / name
     safetensors.save_file({f"model.{k}": v for k, v in source.items()}, path)
     net, _ = _backbones.start_base_net(str(path))
     assert_backbone(net, source)
@@ -143,9 +144,15 @@ def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
         assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
     result = _backbones.load_backbone(path, "resnet34", False, "auto")[0]
     assert_backbone(result, source)
-    with pytest.raises(mmlfer.InputError) as error:
-        _backbones.start_base_net("none", bgr=True)
-    assert str(error.value) == "--weights-bgr: says how a file was trained; name it with --weights"
+
+
+@pytest.mark.parametrize("weights", ["none", "imagenet", "auto"])
+def test_the_order_of_colours_is_said_of_a_file_alone(tmp_path, monkeypatch, weights):
+    monkeypatch.setattr(_backbones, "HERE", tmp_path)
+    monkeypatch.setattr(_backbones, "load_imagenet", lambda *_: pytest.fail("was taken"))
+    monkeypatch.chdir(tmp_path)  # where auto finds no file
+    with pytest.raises(mmlfer.InputError, match="--weights-bgr: says how a file was trained; name it with --weights"):
+        _backbones.start_base_net(weights, bgr=True)
 
 
 @pytest.mark.parametrize("norm,mean,std", [("auto", [0.5] * 3, [0.5] * 3), ("half", [0.5] * 3, [0.5] * 3),
@@ -276,6 +283,44 @@ def test_a_file_of_another_size_says_which(tmp_path, arch, other):
     assert message.startswith(f"not a whole {arch}, ") and message.endswith(f"; it is a {other}: --arch {other}")
 
 
+NO_WEIGHTS = {  # a change of a tensor, and what is said of it
+    "int8": ("layer2.0.conv1.weight", lambda v: (10 * v).to(torch.int8),
+             "of torch.int8, not of real floating-point numbers"),
+    "complex": ("conv1.weight", lambda v: v.to(torch.complex64), "of torch.complex64, not of real floating-point numbers"),
+    "variance": ("layer4.2.bn2.running_var", lambda v: torch.cat([v[:-1], -v[-1:]]), "below 0: no variance"),
+    "meta": ("bn1.bias", lambda v: v.to("meta"), "without values: a meta tensor; save the net's own"),
+    "meta count": ("bn1.num_batches_tracked", lambda v: v.to("meta"), "without values: a meta tensor; save the net's own"),
+    "float64": ("layer1.0.bn1.weight", lambda v: v.double() + 1e300, "not finite"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_tensors_that_are_no_weights_are_refused(source, tmp_path, kind):
+    name, change, why = NO_WEIGHTS[kind]
+    assert refusal({**source, name: change(source[name])}, tmp_path / "w.pth") == (
+        f"not a whole resnet34, 1 tensors: {name} {why}")
+
+
+def test_a_file_of_meta_tensors_says_no_word_of_other_sizes(source, tmp_path):
+    said = refusal({k: v.to("meta") for k, v in source.items()}, tmp_path / "w.pth")
+    assert said.startswith("not a whole resnet34, 216 tensors: conv1.weight without values: ") and "--arch" not in said
+
+
+def test_small_floats_are_taken(source, tmp_path):
+    """bfloat16 and 8 bits, and integers where torchvision has them: the counts."""
+    content = {**source, "bn1.weight": source["bn1.weight"].bfloat16(), "bn1.bias": source["bn1.bias"].to(torch.float8_e4m3fn)}
+    net, _ = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], rtol=0.01)
+    assert torch.allclose(net.backbone.bn1.bias, source["bn1.bias"], rtol=0.07)
+
+
+@pytest.mark.parametrize("name,meant", [("ours.last.pt", "ours.pth"), ("copy", "copy.pth")])
+def test_the_checkpoint_of_pretraining_names_the_file_to_give(source, tmp_path, name, meant):
+    net = {f"backbone.{k}": v for k, v in bare(source).items()}
+    assert refusal({"format": "mmlfer pretraining 1", "net": net}, tmp_path / name) == (
+        f"what `mmlfer pretrain` resumes from; give {tmp_path}/{meant}, which it writes at its end")
+
+
 def test_two_backbones_in_one_file_are_no_choice_of_ours(source, tmp_path):
     state = {**{f"backbone.{k}": v for k, v in source.items()}, **{f"encoder.{k}": v * 2 for k, v in source.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
@@ -307,3 +352,14 @@ def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_
         f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
         "`mmlfer pretrain` makes one that fits\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_is_normalised_as_it_was_trained():
+    """Pixels go in as 0..255: by default to -1..1."""
+    net, seen = mmlfer.make_base_net("resnet34", ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))), []
+    net.backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    net.fe = net.au = torch.nn.Identity()
+    net(torch.tensor([255, 102, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 32, 32))
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx([1, 0, -1.5], abs=1e-6)
+    assert mmlfer.make_base_net().mean.flatten().tolist() == mmlfer.make_base_net().std.flatten().tolist() == [0.5] * 3

@@ -1,0 +1,84 @@
+"""The numbers of `eval` and of a run's test, against naive counts, and their report."""
+
+import numpy as np
+import pytest
+import torch
+from reference import AUS, EMOTIONS
+
+import mmlfer
+from mmlfer_commands import eval
+
+
+class OneHot(torch.nn.Module):
+    """Features that say an image's red value, of 0..13; the running mean of BatchNorm is unused."""
+
+    def forward(self, x):
+        red = ((x[:, 0, 0, 0] * 0.5 + 0.5) * 255).round().long()
+        return torch.nn.functional.one_hot(red, 512).to(x.dtype)
+
+
+def test_evaluation_of_150_faces_matches_naive_counts():
+    """Past two batches of 64; a net whose answers are known: expression red, AU j with p[red, j]."""
+    rng = np.random.default_rng(3)
+    p = rng.choice([0.05, 0.3, 0.49, 0.51, 0.7, 0.95], (14, 32))
+    p[:, 5] = 0.3  # predicted nowhere
+    net = mmlfer.make_base_net()
+    net.backbone = OneHot()
+    with torch.no_grad():
+        for layer, weight in ((net.fe, np.eye(14)), (net.au, np.log(p / (1 - p)).T)):
+            layer.weight.zero_(), layer.bias.zero_()
+            layer.weight[:, :14] = torch.tensor(weight)
+    red, truth = rng.integers(0, 13, 150), rng.integers(1, 14, 150)
+    truth = np.where(rng.random(150) < 0.4, red.clip(1), truth)
+    y_au = rng.random((150, 32)) < 0.3
+    y_au[:, [5, 6]] = False
+    images = torch.zeros(150, 3, 32, 32, dtype=torch.uint8)
+    images[:, 0] = torch.tensor(red)[:, None, None]
+    numbers = mmlfer.evaluate(net, mmlfer.Faces([""] * 150, truth, truth, y_au.astype(np.uint8), images), {"method": "mml"})
+    assert numbers["pred"] == red.tolist() and numbers["n"] == 150
+    assert numbers["accuracy"] == pytest.approx(sum(r == t for r, t in zip(red, truth)) / 150)
+    confusion, rates, f1 = [[0] * 14 for _ in range(14)], [], []
+    for t, r in zip(truth, red):
+        confusion[t][r] += 1
+    for k in range(14):
+        of_k, called, right = sum(truth == k), sum(red == k), confusion[k][k]
+        rates.append(right / of_k if of_k else None)
+        f1.append(2 * right / (of_k + called) if of_k else None)
+    assert numbers["confusion"] == confusion and rates[0] is None
+    assert numbers["per_class"] == pytest.approx(dict(zip(EMOTIONS, rates)))
+    assert numbers["diag"] == pytest.approx(np.mean(rates[1:]))
+    assert numbers["macro_f1"] == pytest.approx(np.mean(f1[1:]))
+    au_f1 = {}
+    for j, au in enumerate(AUS):
+        hits = sum(y_au[i, j] and p[red[i], j] > 0.5 for i in range(150))
+        both = sum(y_au[:, j]) + sum(p[red[i], j] > 0.5 for i in range(150))
+        au_f1[str(au)] = 2 * hits / both if both else None
+    assert numbers["au_f1"] == pytest.approx(au_f1) and au_f1["7"] is None and au_f1["9"] == 0
+    assert numbers["au_f1_macro"] == pytest.approx(np.mean([v for v in au_f1.values() if v is not None]))
+
+
+def test_the_report_shows_an_au_that_is_never_found():
+    """Present and never predicted, its F1 is 0; in neither it is undefined and left out."""
+    y_au, active = np.zeros((5, 32), int), np.zeros((5, 32), bool)
+    y_au[:3, 0], y_au[3, 2], active[3, 2] = 1, 1, True  # AU 1 missed three times, AU 4 found, all others nowhere
+    numbers = mmlfer.expression_metrics(np.eye(14, dtype=int)) | mmlfer.au_metrics(y_au, active)
+    rows = [line.split() for line in eval.report(numbers).splitlines() if line.startswith(("AU 1", "AU 2", "AU  "))]
+    assert rows == [["AU", "1", "inner", "brow", "raiser", "0.00"], ["AU", "4", "brow", "lowerer", "100.00"]]
+
+
+def test_the_report_says_what_the_numbers_are():
+    counts = np.zeros((14, 14), int)
+    counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
+    numbers = mmlfer.expression_metrics(counts)
+    numbers |= {"au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
+    lines = eval.report(numbers).splitlines()
+    cells = {line[:24].strip(): line[24:].split() for line in lines[1:18]}
+    assert cells["happily surprised"] == ["4", "75.00", "46.15"]  # F1: 2 * 3 / (4 + 9)
+    assert cells["sadly angry"] == ["5", "20.00", "28.57"] and cells["happily sad"] == ["2", "0.00", "0.00"]
+    assert cells["sadly fearful"] == ["0", "-", "-"]
+    assert cells["Acc."] == ["11", "36.36"] and cells["Diag."] == ["11", "31.67"]
+    assert cells["macro F1"] == ["11", "24.91"]
+    assert [line.split() for line in lines[20:23]] == [
+        ["AU", "1", "inner", "brow", "raiser", "25.00"], ["AU", "43", "eyes", "closed", "100.00"],
+        ["macro", "62.50"]]
+    assert [line.split() for line in lines[-14:]] == [[str(n) for n in row] for row in counts]
