@@ -1,13 +1,14 @@
 """mmlfer search: the best run of a search, by validation."""
 
 import csv
+import dataclasses
 import itertools
 import shlex
 
 import click
 import yaml
 
-from mmlfer import PATH, InputError
+from mmlfer import PATH, Config, InputError
 from mmlfer_commands._results import find_files, read_run
 
 FOLLOW = {"stats": {"statistics", "form"}, "size": {"images"}, "data": {"data", "images"},
@@ -43,6 +44,10 @@ def check_alike(one, other, names):
 def best_options(folder, names):
     """Options of the run below a folder with the highest validation accuracy, as `train` takes
     them; of equals the first in order of the paths."""
+    known = [field.name.replace("_", "-") for field in dataclasses.fields(Config)]
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"{name} is no option of `train`, such as rho or lr-meta.")
     found, first = [], None
     for path in find_files(folder, "config.yaml"):
         try:
@@ -61,7 +66,14 @@ def best_options(folder, names):
     accuracy, best = max(found, key=lambda one: one[0])
     for name, value, tried in zip(names, best, zip(*(values for _, values in found))):
         warn_of_edge(folder, name, value, tried)
-    return shlex.join(itertools.chain(*((f"--{n}", str(v)) for n, v in zip(names, best))))
+    return shlex.join(itertools.chain(*map(as_given, names, best)))
+
+
+def as_given(name, value):
+    """The words that give `train` this option; a flag that is off has none."""
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    return [f"--{name}", str(value)]
 
 
 def warn_of_edge(folder, name, value, tried):

@@ -375,6 +375,13 @@ def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
                "remove one\n")
 
 
+@pytest.mark.parametrize("best,printed", [(True, "--skip-bad-images\n"), (False, "\n")])
+def test_a_flag_that_was_searched_is_printed_as_train_takes_it(tmp_path, best, printed):
+    for value in (True, False):
+        searched(tmp_path, str(value), [0.6 if value == best else 0.3], skip_bad_images=value)
+    assert invoke("search", tmp_path, "skip-bad-images").stdout == printed
+
+
 def test_a_search_over_sizes_has_other_pictures(tmp_path):
     for size in (32, 48):
         searched(tmp_path, str(size), [size / 100], size=size, others={"images_sha256": f"of {size}"})
@@ -389,7 +396,8 @@ def test_best_says_what_it_cannot_choose_from(tmp_path):
 
     assert error("rho") == f"Error: {tmp_path}: no run of `train` below it\n"
     run = searched(tmp_path, "a b", [0.5], rho=1)
-    assert error("rho", "rhos") == f"Error: {run}: not a run of `train` (KeyError('rhos'))\n"
+    result = invoke("search", tmp_path, "rho", "rhos")
+    assert result.exit_code == 2 and "rhos is no option of `train`, such as rho or lr-meta." in result.stderr
     (run / "log.csv").write_text("epoch,val_acc\n0,nan\n")
     assert error("rho") == f"Error: {run}: not a run of `train` (ValueError('val_acc nan'))\n"
     (run / "test.json").unlink()
