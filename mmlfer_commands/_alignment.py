@@ -67,9 +67,9 @@ def detect(image):
 
 
 def search(image):
-    """Faces of any size, once or twice: the detector knows those of some 10 to 500 pixels, and
-    small ones better at twice their size. It sees the image so, at a bounded size, and, shrunk or
-    enlarged to a small one, with a margin."""
+    """Yield faces of any size, some of them twice. Runs the detector, which knows faces of some 10
+    to 500 pixels, twice: on the image at up to SEARCH pixels (a small image at twice its size), and
+    at GLANCE pixels with a margin, for faces that fill the picture."""
     import cv2
 
     height, width = image.shape[:2]

@@ -40,6 +40,9 @@ def save_figure(plt, figure, path):
     write_whole(path, buffer.getvalue())
 
 
+WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
+
+
 def plot_curves(log, steps, path):
     """Figure 5: accuracy over iterations, and the mean weights of each epoch.
 
@@ -53,9 +56,6 @@ def plot_curves(log, steps, path):
         right.plot(x, log[key], ".-", label=f"mean {name}")
     left.set(ylim=(0, 100))
     save_curves(plt, figure, path)
-
-
-WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 
 
 def two_axes(width):
@@ -180,6 +180,15 @@ def parse_numbers(text):
     return numbers
 
 
+def kind_of(folder):
+    """What lies in a folder: a "tested run", a "run" not finished, or "several runs" below it."""
+    if (folder / "test.json").exists():
+        return "tested run"
+    if not (folder / "log.csv").exists() and find_files(folder, "test.json"):
+        return "several runs"
+    return "run"
+
+
 @click.command("plot")
 @click.argument("run", type=PATH)
 def command(run):
@@ -188,16 +197,16 @@ def command(run):
     Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone,
     and of a folder of finished runs one curves.png, a line for each method.
     """
-    tested = (run / "test.json").exists()
-    if not tested and not (run / "log.csv").exists() and find_files(run, "test.json"):
+    kind = kind_of(run)
+    if kind == "several runs":
         plot_methods(read_rows(run), run / "curves.png")
         return click.echo(run / "curves.png")
     log = read_part(run / "log.csv", parse_log)
     steps = read_part(run / "config.yaml", parse_steps)
-    numbers = read_part(run / "test.json", parse_numbers) if tested else None
+    numbers = read_part(run / "test.json", parse_numbers) if kind == "tested run" else None
     plot_curves(log, steps, run / "curves.png")
     click.echo(run / "curves.png")
-    if tested:
+    if numbers:
         plot_confusion(numbers, run / "confusion.png")
         click.echo(run / "confusion.png")
     else:
