@@ -183,6 +183,7 @@ def test_colours_of_12_bits_in_16_are_refused(tmp_path, ending, brightest, read)
                          "(0..1, 0..255, 0..65535); convert it to 8 bits)")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of the damage
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):
     """The tags of a turned photograph, with random bytes of its EXIF header changed, 600 times."""
     exif = Image.Exif()

@@ -141,7 +141,7 @@ def test_predict_skips_and_names_what_it_cannot_read(ckpt, faces_folder, tmp_pat
     (tmp_path / "empty").mkdir()
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "empty")
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {tmp_path}/empty: no images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) there\n")
+        1, f"Error: {tmp_path}/empty: no images there (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff)\n")
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "gone")
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/gone: no such file or folder\n")
 

@@ -108,6 +108,7 @@ def test_files_from_before_batchnorm_counted(source, tmp_path):
     assert_backbone(net, {**source, **{k: torch.tensor(0) for k in source if k not in old}})
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's
 def test_half_precision_and_sparse_tensors_are_taken(source, tmp_path):
     content = {k: v.half() if v.is_floating_point() else v for k, v in bare(source).items()}
     content["bn1.weight"] = content["bn1.weight"].float().to_sparse()
@@ -260,6 +261,7 @@ def refusal(content, path, arch="resnet34"):
     return str(error.value).removeprefix(f"{path}: ")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")  # torch's
 def test_tensors_that_do_not_fit_are_listed(source, tmp_path):
     state = {**source, "bn1.weight": torch.zeros(3), "layer4.3.bn1.bias": torch.zeros(3)}
     del state["layer1.0.conv1.weight"]
