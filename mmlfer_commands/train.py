@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import importlib
+import importlib.util
 import json
 import sys
 import time

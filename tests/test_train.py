@@ -202,9 +202,8 @@ def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, m
     assert [entry[:3] for entry in chosen] == [("auto", 0, 0), ("jvp", 0, 1)]
 
 
-def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
-    options = ("--data", faces_folder, "--epochs", 2, "--method", "mtl", *SMALL)
-    assert invoke("train", "--out", tmp_path / "whole", *options).exit_code == 0
+def end_at_the_third_step(monkeypatch):
+    """SIGTERM comes at the third step that is taken from here on."""
     step, taken = mmlfer.train_step, []
 
     def interrupted(*args):
@@ -214,6 +213,12 @@ def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path,
         return step(*args)
 
     monkeypatch.setattr(train, "train_step", interrupted)
+
+
+def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
+    options = ("--data", faces_folder, "--epochs", 2, "--method", "mtl", *SMALL)
+    assert invoke("train", "--out", tmp_path / "whole", *options).exit_code == 0
+    end_at_the_third_step(monkeypatch)
     result = invoke("train", "--out", tmp_path / "cut", *options)
     assert result.exit_code == 143 and load(tmp_path / "cut/last.pt")["step"] == 3
     assert "--resume" in result.stderr
@@ -551,16 +556,8 @@ def run_mml(noise_folder, out, *more):
 def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
     """Stopped in the midst of the second epoch, when all of them have moved."""
     assert run_mml(noise_folder, tmp_path / "whole").exit_code == 0
-    step, taken = mmlfer.train_step, []
-
-    def interrupted(*args):
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*args)
-
+    end_at_the_third_step(monkeypatch)
     handler = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train, "train_step", interrupted)
     assert run_mml(noise_folder, tmp_path / "cut").exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == handler
     cut = load(tmp_path / "cut/last.pt")
