@@ -470,7 +470,7 @@ def choose_hypergrad(run, batch, val):
 
 Step = collections.namedtuple("Step", "l_emo l_au l_am w_emo w_au w_am norm_theta norm_psi")
 STEP_LABELS = Step("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient of theta",
-            "gradient of psi")
+                   "gradient of psi")
 
 
 def train_step(run, batch, val):

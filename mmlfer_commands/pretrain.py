@@ -533,27 +533,29 @@ def start(paths, options, given, resume, overwrite):
               "--weights`; its log and checkpoint beside it, with .csv and .last.pt.")
 @click.option("--arch", default="resnet34", type=click.Choice(list(FEATURES)), help="Backbone.")
 @click.option("--epochs", default=40, type=COUNT, help="Passes over the images.")
-@click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Of all processes.")
+@click.option("--batch-size", default=512, type=click.IntRange(min=2),
+              help="Images of a batch, over all processes.")
 @click.option("--lr", default=0.1, type=RATE, help="Rate of a batch of 512, scaled with the batch; "
               "a tenth of it at half and at three quarters of the epochs.")
-@click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True), help="Of SGD.")
-@click.option("--weight-decay", default=5e-4, type=SHARE, help="Of SGD.")
+@click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True),
+              help="Momentum of SGD.")
+@click.option("--weight-decay", default=5e-4, type=SHARE, help="Weight decay of SGD.")
 @click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
-              help="Which margin.")
+              help="Kind of margin.")
 @click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
               "for cosface, 0.5 for arcface]")
 @click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
 @click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16"]),
-              help="Of the backbone's arithmetic.")
+              help="Number format of the backbone.")
 @click.option("--holdout", default=0.02, type=FiniteRange(0, 1, max_open=True),
               help="Share of the people kept for verification.")
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
 @click.option("--pairs-root", type=click.Path(), help="Folder of their images, NAME/NAME_0001.jpg.")
 @click.option("--workers", default=min(8, os.cpu_count()), type=click.IntRange(min=0),
               help="Processes that read images.")
-@click.option("--seed", default=0, type=SEED, help="Of everything random.")
+@click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
 @device_option
 @click.option("--skip-bad-images", is_flag=True, help="Go on without images that cannot be read.")
 @click.option("--resume", is_flag=True, help="Go on with the run of --out, if there is one.")

@@ -324,8 +324,8 @@ Examples:
   mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
   mmlfer train --out runs/am-lab --resume""")
 @click.option("--out", type=PATH, help="Folder of the run.  [default: runs/METHOD]")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, if there is one, as it "
-              "was started; given options must be its own, but for --data and --device.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one. Only "
+              "--data and --device may differ.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.pass_context
 def command(ctx, out, resume, overwrite, **options):
