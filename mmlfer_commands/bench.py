@@ -21,7 +21,6 @@ from mmlfer import (
     device_option,
     in_processes,
     json_option,
-    load_stats,
     make_base_net,
     pick_device,
     progress,
@@ -29,6 +28,7 @@ from mmlfer import (
     train_step,
 )
 from mmlfer_commands._runs import versions
+from mmlfer_commands._stats import load_stats
 
 BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
 

@@ -14,9 +14,9 @@ from mmlfer import (
     counts,
     device_option,
     load_labels,
-    load_stats,
     percent,
 )
+from mmlfer_commands._stats import load_stats
 from mmlfer_commands.eval import report
 from mmlfer_commands.synth import synthesize
 from mmlfer_commands.train import fit, holds_run

@@ -19,10 +19,10 @@ from mmlfer import (
     counts,
     describe,
     load_labels,
-    load_stats,
     markdown,
     write_whole,
 )
+from mmlfer_commands._stats import load_stats
 from mmlfer_commands.plot import pyplot, save_figure
 
 

@@ -26,7 +26,6 @@ from mmlfer import (
     describe,
     in_processes,
     load_labels,
-    load_stats,
     parse_aus,
     parse_code,
     progress,
@@ -34,6 +33,7 @@ from mmlfer import (
     stem,
     write_whole,
 )
+from mmlfer_commands._stats import load_stats
 from mmlfer_commands.build import new_folder, split_faces, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.

@@ -33,7 +33,6 @@ from mmlfer import (
     load_images,
     load_labels,
     load_net,
-    load_stats,
     make_base_net,
     percent,
     pick_device,
@@ -61,6 +60,7 @@ from mmlfer_commands._runs import (
     stopped_line,
     versions,
 )
+from mmlfer_commands._stats import load_stats
 
 
 def check_finite(run, upto):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, train
+from mmlfer_commands import _alignment, _stats, train
 from mmlfer_commands.synth import synthesize, synthesize_people
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def sketch(faces_folder, tmp_path_factory):
 
 def run_of(cfg, steps=1):
     """A new run of a Config, its net at its start."""
-    return train.new_run(cfg, steps, mmlfer.load_stats(cfg.stats))[0]
+    return train.new_run(cfg, steps, _stats.load_stats(cfg.stats))[0]
 
 
 def random_batch(n, size=32, seed=0, dtype=torch.float64):

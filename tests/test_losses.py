@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import mmlfer
+from mmlfer_commands import _stats
 
 rng = np.random.default_rng(0)
 Z_EMO, Z_AU = rng.normal(0, 2, (5, 14)), rng.normal(0, 2, (5, 32))
 Y_EMO, Y_AU = rng.integers(0, 14, 5), rng.random((5, 32)) < 0.2
-TABLE = {name: mmlfer.load_stats(name) for name in ("wild", "lab")}
+TABLE = {name: _stats.load_stats(name) for name in ("wild", "lab")}
 
 
 def t(array):

@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT, invoke
 
 import mmlfer
-from mmlfer_commands import _results, build, demo, synth, table
+from mmlfer_commands import _results, _stats, build, demo, synth, table
 from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
@@ -212,7 +212,7 @@ def test_what_the_noise_does_to_the_weights():
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
-    y_emo, aus = synth.draw_labels(2000, mmlfer.load_stats("wild"), 0)
+    y_emo, aus = synth.draw_labels(2000, _stats.load_stats("wild"), 0)
     folder = tmp_path_factory.mktemp("drawn")
     names = [f"{i:04d}.jpg" for i in range(1, 2001)]
     build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
@@ -230,7 +230,7 @@ def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, name)
 
 def test_the_perfect_reader_of_the_results(drawn):
     test = drawn["clean"].of("test")
-    perfect = demo.best_by_aus(test.y_au, test.y_emo, mmlfer.load_stats("wild"))
+    perfect = demo.best_by_aus(test.y_au, test.y_emo, _stats.load_stats("wild"))
     commonest = np.bincount(test.y_emo).max() / len(test.y_emo)
     assert f"{100 * commonest:.2f} %" in RESULTS and f"{100 * perfect:.2f} %" in RESULTS
 

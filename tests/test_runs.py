@@ -23,7 +23,7 @@ from conftest import ROOT, SMALL, invoke, run_program
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _backbones, _runs, train
+from mmlfer_commands import _backbones, _runs, _stats, train
 from mmlfer_commands.synth import synthesize
 
 PARTITION = mmlfer.LABEL_FILES[1]
@@ -112,7 +112,7 @@ def test_the_statistics_of_a_run_are_those_it_was_started_with(faces_folder, tmp
     """The file changes while the run trains: test.json names the table that was trained with."""
     own, epochs = tmp_path / "own.yaml", train.train_epochs
     shutil.copy(mmlfer.HERE / "stats/wild.yaml", own)
-    table = mmlfer.load_stats(str(own))
+    table = _stats.load_stats(str(own))
 
     def meanwhile(*args):
         if after == "gone":

@@ -10,7 +10,7 @@ from PIL import Image
 from reference import AUS, EMOTIONS
 
 import mmlfer
-from mmlfer_commands import build, plot, stats
+from mmlfer_commands import _stats, build, plot, stats
 
 
 def naive_frequencies(folder):
@@ -53,7 +53,7 @@ def test_at_20_and_70_percent_exactly():
 def test_statistics_written_are_statistics_read(tmp_path):
     build.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
-    table = mmlfer.load_stats(str(tmp_path / "s.yaml"))
+    table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert np.allclose(table[:, [mmlfer.AUS.index(a) for a in (12, 25, 4)]], [[0.6667, 0.6667, 0.3333]] * 14)
 
 
@@ -62,11 +62,11 @@ def test_an_au_of_20_percent_exactly_is_written_and_read(tmp_path):
     build.write_labels(tmp_path, *zip(*rows))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
     assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == dict.fromkeys(mmlfer.EMOTIONS, {4: 0.2, 12: 1.0})
-    assert (mmlfer.load_stats(str(tmp_path / "s.yaml"))[:, mmlfer.AUS.index(4)] == 0.2).all()
+    assert (_stats.load_stats(str(tmp_path / "s.yaml"))[:, mmlfer.AUS.index(4)] == 0.2).all()
 
 
 def test_lab_against_wild_gives_the_papers_observations():
-    lab, wild = mmlfer.load_stats("lab"), mmlfer.load_stats("wild")
+    lab, wild = _stats.load_stats("lab"), _stats.load_stats("wild")
     assert stats.observations(wild, [1] * 14, lab).splitlines() == [
         "here: 13 observed AUs; AU 12 in 10 and AU 25 in 14 expressions; mean activated AUs 0.73 prototypical + 2.12 "
         "variant = 2.85 observed",
@@ -87,7 +87,7 @@ def test_expressions_without_images_or_aus_are_named(tmp_path):
                                               "(0 images), happily sad (0 images)")
     assert "mean activated AUs 0.92 prototypical" in result.stdout and "nan" not in result.output.lower()
     with pytest.raises(mmlfer.InputError, match="sadly angry: no AU of 0.2 or more"):
-        mmlfer.load_stats(str(tmp_path / "s.yaml"))
+        _stats.load_stats(str(tmp_path / "s.yaml"))
 
 
 def test_statistics_of_labels_without_any_au(tmp_path):
@@ -165,7 +165,7 @@ def test_heat_map_shows_both_tables(faces_folder, tmp_path, monkeypatch):
 
 
 def test_heat_map_is_a_picture_with_nothing_cut_off(tmp_path):
-    table = mmlfer.load_stats("wild")
+    table = _stats.load_stats("wild")
     stats.plot_stats([("a" * 60, mmlfer.EMOTIONS, table), ("$x$_^", mmlfer.EMOTIONS, table)], tmp_path / "h.png")
     picture = np.asarray(Image.open(tmp_path / "h.png").convert("L"))
     assert picture.std() > 30 and all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
@@ -189,13 +189,13 @@ SUMS = {  # Table 1, percent: of each expression, of each observed AU
 @pytest.mark.parametrize("name", SUMS)
 def test_table_1_has_the_papers_sums_along_both_sides(name):
     rows, columns = SUMS[name]
-    table = mmlfer.load_stats(name)
+    table = _stats.load_stats(name)
     assert np.allclose(100 * table.sum(1), rows)
     assert np.allclose(100 * table.sum(0), [columns.get(au, 0) for au in AUS])
 
 
 def test_au_9_of_table_1_stands_where_the_text_has_it():
-    column = mmlfer.load_stats("wild")[:, AUS.index(9)]
+    column = _stats.load_stats("wild")[:, AUS.index(9)]
     assert {EMOTIONS[k]: column[k] for k in np.flatnonzero(column)} == {
         "happily disgusted": 0.24, "sadly angry": 0.29, "fearfully angry": 0.56, "angrily disgusted": 0.33}
 
@@ -203,5 +203,5 @@ def test_au_9_of_table_1_stands_where_the_text_has_it():
 def test_statistics_under_20_percent_count_as_nothing(tmp_path):
     rows = [f"{e}: {{1: 0.19, 2: 0.2, 4: 0.21, 11: 0.9, 43: 1}}\n" for e in EMOTIONS]
     (tmp_path / "s.yaml").write_text("".join(rows))
-    table = mmlfer.load_stats(str(tmp_path / "s.yaml"))
+    table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert {AUS[j]: table[5, j] for j in np.flatnonzero(table[5])} == {2: 0.2, 4: 0.21, 43: 1}

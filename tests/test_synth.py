@@ -13,7 +13,7 @@ from conftest import ROOT, invoke, run_program, write_labels_as
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import synth
+from mmlfer_commands import _stats, synth
 
 AU = mmlfer.LABEL_FILES[2]
 
@@ -57,7 +57,7 @@ def test_further_test_faces_go_with_drawn_labels_alone(faces_folder, tmp_path):
 
 
 def test_drawn_labels_follow_proportions_and_statistics():
-    table = mmlfer.load_stats("wild")
+    table = _stats.load_stats("wild")
     y_emo, aus = synth.draw_labels(20000, table, 0)
     assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
     rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
@@ -67,7 +67,7 @@ def test_drawn_labels_follow_proportions_and_statistics():
 
 
 def test_every_au_of_table_1_changes_the_drawing_on_its_side():
-    columns = np.flatnonzero((mmlfer.load_stats("wild") + mmlfer.load_stats("lab")).any(0))
+    columns = np.flatnonzero((_stats.load_stats("wild") + _stats.load_stats("lab")).any(0))
     aus = [mmlfer.AUS[j] for j in columns]
     assert len(aus) == 17
     draw = lambda a: np.asarray(synth.draw_face(a, np.random.default_rng(5), 112), int)  # noqa: E731
