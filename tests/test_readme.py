@@ -20,8 +20,9 @@ from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
 RUNS_OF = sorted(path for path in RAW.iterdir() if path.is_dir())  # clean and noisy labels
-PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md")}
-README, PAGE_OF_RESULTS, _ = PAGES.values()
+PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md",
+                                                "mmlfer_commands/README.md")}
+README, PAGE_OF_RESULTS, _, PAGE_OF_COMMANDS = PAGES.values()
 RESULTS = README.split("\n## Results\n")[1].split("\n## ")[0] + PAGE_OF_RESULTS
 results = functools.cache(table.results)  # text of a folder of runs
 BLOCKS = re.findall(r"```sh\n(.*?)```", "\n".join(PAGES.values()), re.S)
@@ -109,7 +110,7 @@ def test_where_the_open_choices_stand():
 
 
 def test_the_columns_of_predict_are_listed(sketch, faces_folder, tmp_path):
-    listed = README.split("The columns of `predict --csv`")[1].split("\n## ")[0]
+    listed = PAGE_OF_COMMANDS.split("The columns of `predict --csv`")[1].split("\n## ")[0]
     path = tmp_path / "predictions.csv"
     assert invoke("predict", "--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg", "--csv", path, "--top", 2).exit_code == 0
     with path.open() as file:
@@ -134,7 +135,7 @@ def test_the_tour_runs_as_it_stands(tmp_path):
 
 def test_the_lines_of_python_run_as_they_stand(sketch, faces_folder, tmp_path):
     """Those of onnxruntime, without torch, name what `predict` names; so do those with the module."""
-    onnxruntime, module = re.findall(r"```python\n(.*?)```", README, re.S)
+    onnxruntime, module = re.findall(r"```python\n(.*?)```", PAGE_OF_COMMANDS, re.S)
     (tmp_path / "tour/first").mkdir(parents=True)
     (tmp_path / "faces").symlink_to(faces_folder)
     for target, source in (("face.jpg", faces_folder / "aligned/0001_aligned.jpg"), ("tour/first/best.pt", sketch)):
