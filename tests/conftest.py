@@ -18,6 +18,9 @@ from mmlfer_commands.synth import synthesize, synthesize_people
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
+SMALL_PRETRAINING = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device",
+                     "cpu", "--lr", 1, "--warmup", 1)
+TIMES = {"elapsed", "seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -65,6 +68,15 @@ def trained(faces_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def pretrained(people, tmp_path_factory):
+    """A run of `pretrain` of four epochs on them: its weights' path and what was printed."""
+    out = tmp_path_factory.mktemp("weights") / "resnet18_people.pth"
+    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL_PRETRAINING)
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+@pytest.fixture(scope="session")
 def sketch(faces_folder, tmp_path_factory):
     """A checkpoint of random weights whose answers differ from face to face; no training."""
     cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
@@ -85,6 +97,30 @@ def sketch(faces_folder, tmp_path_factory):
 def run_of(cfg, steps=1):
     """A new run of a Config, its net at its start."""
     return train.new_run(cfg, steps, _stats.load_stats(cfg.stats))[0]
+
+
+def load(path):
+    """What a checkpoint file holds."""
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b, but=()):
+    """Whether two checkpoints' contents are equal bit for bit, entries of these names aside."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k], but) for k in a if k not in but)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(*pair, but) for pair in zip(a, b))
+    return a == b
+
+
+def assert_same_pretraining(one, other):
+    """Two runs' checkpoints and weights are equal bit for bit, but for the times in them."""
+    for name in ("net", "sgd", "schedule", "log", "totals", "state_dict"):
+        for path in (".pth", ".last.pt"):
+            a, b = (load(out.with_suffix(path)).get(name) for out in (one, other))
+            assert same(a, b, TIMES), (name, path)
 
 
 def random_batch(n, size=32, seed=0, dtype=torch.float64):

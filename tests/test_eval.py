@@ -1,8 +1,11 @@
 """The numbers of `eval` and of a run's test, against naive counts, and their report."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL, invoke
 from reference import AUS, EMOTIONS
 
 import mmlfer
@@ -82,3 +85,27 @@ def test_the_report_says_what_the_numbers_are():
         ["AU", "1", "inner", "brow", "raiser", "25.00"], ["AU", "43", "eyes", "closed", "100.00"],
         ["macro", "62.50"]]
     assert [line.split() for line in lines[-14:]] == [[str(n) for n in row] for row in counts]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predicting_leaves_the_net_in_its_mode(training):
+    net = mmlfer.make_base_net().train(training)
+    mmlfer.predict_faces(net, torch.zeros(70, 3, 32, 32, dtype=torch.uint8))
+    assert all(module.training == training for module in net.modules())
+
+
+def test_aus_of_a_classifier_that_nothing_trains_have_no_f1(faces_folder, tmp_path):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--method", "mtl", "--rho", 0, "--epochs", 1,
+                    *SMALL)
+    assert result.exit_code == 0, result.output
+    best = json.loads((tmp_path / "r/test.json").read_text())["best"]
+    assert best["au_f1_macro"] is None and set(best["au_f1"].values()) == {None}
+
+
+@pytest.mark.parametrize("options,trained", [
+    ({"method": "stl"}, False), ({"method": "mtl", "rho": 0.0}, False), ({"method": "mtl", "rho": 0.1}, True),
+    ({"method": "am", "rho": 0.0, "rho_am": 0.0}, False), ({"method": "am", "rho": 0.0, "rho_am": 0.2}, True),
+    ({"method": "mal"}, True), ({"method": "mal2"}, True), ({"method": "mml"}, True),
+])
+def test_what_trains_the_au_classifier(options, trained):
+    assert mmlfer.trains_aus(vars(mmlfer.Config(**options))) == trained

