@@ -81,6 +81,7 @@ AU_NAMES = {
 }
 AUS = tuple(AU_NAMES)
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
+SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # --augment's: share of the side, share, degrees
 FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -138,6 +139,7 @@ class Stream(enum.IntEnum):
     FLIPS = 6  # pretrain's
     TEST_LABELS = 7  # of synth's further test faces
     TEST_FACES = 8
+    MOVES = 9  # of --augment
     PARTITION = 20
 
 
@@ -173,6 +175,8 @@ class Config:
     epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
     batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
                               "B, training and validation alike.")
+    augment: bool = setting(OPTIMISATION, False, bool, "Shift (4 %), scale (5 %) and turn (5 "
+                            "degrees) each training and validation image at random.")
     lr_backbone: float = setting(OPTIMISATION, 0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
     lr_heads: float = setting(OPTIMISATION, 0.01, RATE,
                               "alpha of the two classifiers (Eqs. 13, 17).")
@@ -1051,11 +1055,11 @@ class Batches:
 
     A training epoch is a permutation cut into whole batches (the last, smaller one is dropped:
     other faces each epoch); validation batches for the meta-test run through permutations of
-    the validation faces. Each sample is flipped with probability 1/2.
+    the validation faces. Each sample is flipped with probability 1/2, and moved by --augment.
     """
 
     def __init__(self, faces, cfg, device):
-        self.seed, self.size = cfg.seed, cfg.batch_size
+        self.seed, self.size, self.augment = cfg.seed, cfg.batch_size, cfg.augment
         self.rows = [np.flatnonzero(faces.split == code) for code in (TRAIN, VAL)]
         self.steps = len(self.rows[0]) // self.size
         self.images = faces.images.to(device)
@@ -1063,25 +1067,44 @@ class Batches:
         self.y_au = torch.from_numpy(faces.y_au).to(device).float()
 
     def epoch(self, epoch):
-        """(training batch, validation batch) for each step of an epoch, as index and flip."""
+        """The arguments of `pair` for each step of an epoch."""
         rng, n = np.random.default_rng([self.seed, Stream.BATCHES, epoch]), self.steps * self.size
         plan = []
         for rows in self.rows:
             index = np.concatenate([rng.permutation(rows) for _ in range(-(-n // len(rows)))])[:n]
             flip = rng.random(n) < 0.5
-            for array in (index, flip):
-                plan.append(torch.from_numpy(array).to(self.images.device).split(self.size))
-        return list(zip(*plan))
+            plan += [index, flip]
+        if self.augment:
+            rng = np.random.default_rng([self.seed, Stream.MOVES, epoch])
+            plan += list(rng.uniform(-1, 1, (2, n, 4)).astype(np.float32))
+        parts = [torch.from_numpy(part).to(self.images.device).split(self.size) for part in plan]
+        return list(zip(*parts))
 
-    def pair(self, index, flip, val_index, val_flip):
+    def pair(self, index, flip, val_index, val_flip, moves=None, val_moves=None):
         """The training and the validation batch of one step of an epoch."""
-        return self.take(index, flip), self.take(val_index, val_flip)
+        return self.take(index, flip, moves), self.take(val_index, val_flip, val_moves)
 
-    def take(self, index, flip):
-        """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips keep labels."""
+    def take(self, index, flip, moves=None):
+        """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips and moves keep labels."""
         x = self.images[index]
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
+        if moves is not None:
+            x = moved(x, moves)
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
+
+
+def moved(x, moves):
+    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, in one bilinear
+    resampling that goes on with the pixels of the edge. moves (B, 4) in -1..1: of SHIFT to the
+    right, of SHIFT down, of SCALE larger, of TURN clockwise. -> float32 (B, 3, S, S)"""
+    right, down = 2 * SHIFT * moves[:, :2].T  # in halves of the side
+    angle, scale = math.radians(TURN) * moves[:, 3], 1 + SCALE * moves[:, 2]
+    c, s = angle.cos() / scale, angle.sin() / scale
+    rows = c, s, -c * right - s * down, -s, c, s * right - c * down  # from a new place to the old
+    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape),
+                                           align_corners=False)
+    return torch.nn.functional.grid_sample(x.float(), grid, padding_mode="border",
+                                           align_corners=False)
 
 
 # ---------------------------------------------------------------- files and processes

@@ -82,9 +82,8 @@ def find_traits(run):
         if content := run.get(f"{trait}_sha256"):
             traits[trait] = (content, f"{Path(options['data']).name} ({content:.8})")
     unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
-    if "meta" in sources:
-        options = {"weight_max": 1.0, **options}  # before there was another
-    else:
+    options = {"weight_max": 1.0, "augment": False, **options}  # before there was another
+    if "meta" not in sources:
         unread |= {"lr_meta", "hypergrad", "weight_max"}
     if "backbone" in run:
         unread |= {"weights", "weights_bgr", "weights_norm"}

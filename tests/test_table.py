@@ -109,6 +109,8 @@ APART["a file called wild"] = (("mml", "wild", {}, {}), ("mml", "/a/wild", {}, {
 APART["the form"] = (("mml", "lab", {}, {}), ("mml", "lab", {}, {"form": "wild"}), ["mml lab", "mml lab, wild form"])
 APART["other methods, other options"] = (("stl", "wild", {"epochs": 30}, {}), ("mml", "wild", {"epochs": 60}, {}),
                                          ["stl, epochs 30", "mml wild, epochs 60"])
+APART["images moved or not"] = (("stl", "wild", {"augment": True}, {}), ("stl", "wild", {}, {}),
+                                ["stl, augment False", "stl, augment True"])
 APART["each its own rho"] = (("mtl", "wild", {"rho": 1.0}, {}), ("am", "wild", {"rho": 0.1}, {}), ["mtl", "am wild"])
 APART["an option of a newer version"] = (("stl", "wild", {"new": "x"}, {}), ("stl", "wild", {}, {}), ["stl", "stl, new x"])
 APART["other labels"] = (("stl", "wild", {"data": "/a/clean"}, {"data_sha256": "0" * 64}),

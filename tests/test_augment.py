@@ -1,0 +1,96 @@
+"""Images moved at random in training: --augment."""
+
+import dataclasses
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, invoke
+from test_train import assert_same_run, load
+
+import mmlfer
+from mmlfer_commands import train
+
+
+def naive_move(image, right, down, scale, degrees):
+    """An image (3, S, S) turned clockwise and scaled about its middle, then shifted by pixels: what
+    lies at p goes to q = scale R p + shift, so that each new pixel q is read at R^-1 (q - shift) / scale."""
+    side, out = image.shape[1], np.zeros(image.shape)
+    c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    forward = scale * np.array([[c, -s], [s, c]])  # of (x to the right, y down): clockwise
+    middle = (side - 1) / 2
+    for y in range(side):
+        for x in range(side):
+            old = np.linalg.inv(forward) @ (np.array([x, y]) - middle - [right, down]) + middle
+            column, row = np.clip(old, 0, side - 1)
+            for j in (math.floor(row), math.floor(row) + 1):
+                for i in (math.floor(column), math.floor(column) + 1):
+                    share = max(0, 1 - abs(row - j)) * max(0, 1 - abs(column - i))
+                    if share:
+                        out[:, y, x] += share * image[:, j, i]
+    return out
+
+
+@pytest.mark.parametrize("moves", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (-0.7, 0.4, -0.9, 0.6)])
+def test_an_image_is_moved_as_a_naive_resampling_does(moves):
+    rng = np.random.default_rng(2)
+    images = rng.integers(0, 256, (2, 3, 20, 20), np.uint8)
+    ours = mmlfer.moved(torch.from_numpy(images), torch.tensor([moves, [0.0] * 4]))
+    right, down, scale, turn = moves
+    expected = naive_move(images[0], 0.04 * 20 * right, 0.04 * 20 * down, 1 + 0.05 * scale, 5 * turn)
+    assert ours.dtype == torch.float32 and np.abs(ours[0].numpy() - expected).max() < 0.01
+    assert (ours[1] - torch.from_numpy(images[1])).abs().max() < 0.01  # each by its own
+
+
+@pytest.fixture(scope="module")
+def batches(faces_folder):
+    """Batches without and with --augment, and with it of another seed."""
+    faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
+    cfg = mmlfer.Config(batch_size=4, seed=3)
+    options = {}, {"augment": True}, {"augment": True, "seed": 4}
+    return [mmlfer.Batches(faces, dataclasses.replace(cfg, **o), torch.device("cpu")) for o in options]
+
+
+def test_every_image_of_every_epoch_has_its_own_move(batches):
+    _, moved, other = batches
+    draws = {}
+    for name, source, epoch in (("first", moved, 0), ("second", moved, 1), ("other seed", other, 0)):
+        for part in (4, 5):
+            draws[name, part] = torch.cat([step[part] for step in source.epoch(epoch)])
+    everything = torch.cat(list(draws.values()))
+    assert everything.shape == (6 * 4 * moved.steps, 4) and len(everything.unique()) == everything.numel()
+    assert (everything.abs() <= 1).all() and (everything.abs().mean(0) - 0.5).abs().max() < 0.1
+    assert all(torch.equal(a, b) for a, b in zip(moved.epoch(1)[2], moved.epoch(1)[2]))
+
+
+def test_both_batches_of_a_step_are_moved_and_nothing_else_changes(batches):
+    plain, moved, _ = batches
+    assert len(plain.epoch(0)[0]) == 4
+    for off, on in zip(plain.epoch(0), moved.epoch(0)):
+        assert all(torch.equal(a, b) for a, b in zip(off, on))
+        for (x, *labels), (x_moved, *labels_moved), moves in zip(plain.pair(*off), moved.pair(*on), on[4:]):
+            assert x.dtype == torch.uint8 and all(map(torch.equal, labels, labels_moved))
+            assert torch.equal(x_moved, mmlfer.moved(x, moves)) and not torch.equal(x_moved, x)
+
+
+def test_a_run_with_moves_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
+    options = ("--data", faces_folder, "--epochs", 1, "--method", "mtl", "--arch", "resnet18", *SMALL)
+    assert invoke("train", "--out", tmp_path / "whole", *options, "--augment").exit_code == 0
+    step, taken = mmlfer.train_step, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    assert invoke("train", "--out", tmp_path / "cut", *options, "--augment").exit_code == 143
+    assert load(tmp_path / "cut/last.pt")["step"] == 3
+    assert invoke("train", "--out", tmp_path / "cut", "--resume").exit_code == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert invoke("train", "--out", tmp_path / "plain", *options).exit_code == 0
+    with_moves, without = (load(tmp_path / name / "last.pt")["net"]["fe.weight"] for name in ("cut", "plain"))
+    assert not torch.equal(with_moves, without)
