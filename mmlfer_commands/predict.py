@@ -22,8 +22,6 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from mmlfer import (
-    AU_NAMES,
-    AUS,
     EMOTIONS,
     PATH,
     InputError,
@@ -36,10 +34,10 @@ from mmlfer import (
     load_net,
     predict_faces,
     read_image,
-    trains_aus,
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
+from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,
@@ -109,25 +107,14 @@ def predict_crops(net, items, batch=64):
             yield item
 
 
-def describe_prediction(path, told, p_emo, p_au, top, trained_aus):
-    """What --json prints of one face. p_emo (K,), p_au (J,)"""
-    return {
-        "image": shown(path), **told,
-        "expressions": [{"name": EMOTIONS[k], "p": float(p_emo[k])}
-                        for k in np.argsort(-p_emo, kind="stable")[:top]],
-        "aus": [{"au": au, "name": AU_NAMES[au], "p": float(p)}
-                for au, p in zip(AUS, p_au) if p > 0.5] if trained_aus else None,
-    }
-
-
-def predict_images(net, items, paths, top, trained_aus):
+def predict_images(net, state, items, paths, top):
     """Yield (number of the path, the predictions for its faces, or the reason why not)."""
     for i, faces in itertools.groupby(predict_crops(net, items), lambda item: item.number):
         faces = list(faces)
         if isinstance(faces[0].crop, str):
             yield i, faces[0].crop
         else:
-            yield i, [describe_prediction(paths[i], face.told, *face.answer, top, trained_aus)
+            yield i, [{"image": shown(paths[i]), **face.told, **answer(state, *face.answer, top)}
                       for face in faces if face.answer]
 
 
@@ -157,7 +144,7 @@ def csv_row(result):
         row |= face_row(result)
     for i, e in enumerate(result["expressions"], 1):
         row |= {f"expression_{i}": e["name"], f"p_{i}": round(e["p"], 6)}
-    return row | {"aus": active_aus(result, "{au}", "+")}
+    return row | {"aus": active_aus(result, "{au}", "+"), **probability_row(result)}
 
 
 @contextlib.contextmanager
@@ -187,7 +174,7 @@ def lines_to(path):
                 write_whole(path, content)
 
 
-def open_writers(files, csv_path, jsonl_path, top, photos, draw):
+def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
     """Functions that write a prediction to these files, which an ExitStack closes."""
     writers = []
     if jsonl_path:
@@ -200,7 +187,8 @@ def open_writers(files, csv_path, jsonl_path, top, photos, draw):
             columns.append("drawing")
         if photos:
             columns += FACE_COLUMNS
-        columns += [*names, "aus"]
+        columns += [*names, "aus", *probability_columns(state)]
+        check_columns(columns)
         table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
                                lineterminator="\n")
         table.writeheader()
@@ -321,19 +309,19 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
         check_empty(draw)
     net, state = load_net(ckpt, device)
-    size, trained_aus = state["config"]["size"], trains_aus(state["config"])
+    size = state["config"]["size"]
     if photos:
         items = items_of_photos(images, size, choose_template(like, state))
     else:
         items = items_of_images(images, size)
     names, everything, bad, without = output_names(images), [], 0, 0
     with contextlib.ExitStack() as files:
-        writers = open_writers(files, csv_path, jsonl_path, top, photos, draw)
+        writers = open_writers(files, csv_path, jsonl_path, state, top, photos, draw)
         if as_json:
             writers.append(everything.append)
         elif not quiet:
             writers.append(lambda result: say(prediction_line(result), err=False))
-        for i, results in predict_images(net, items, images, top, trained_aus):
+        for i, results in predict_images(net, state, items, images, top):
             if isinstance(results, str):
                 bad += 1
                 say(f"Warning: skipped {results}")

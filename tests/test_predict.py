@@ -84,7 +84,7 @@ def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
     assert line == (f"{row['image']}: {first['name']} {100 * first['p']:.1f} %, {second['name']} {100 * second['p']:.1f} %; "
                     f"AUs: {', '.join('{au} {name}'.format(**a) for a in row['aus'])}\n")
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
-    assert list(table[0]) == ["image", "expression_1", "p_1", "expression_2", "p_2", "aus"]
+    assert list(table[0])[:6] == ["image", "expression_1", "p_1", "expression_2", "p_2", "aus"]
     assert [t["expression_2"] for t in table] == [r["expressions"][1]["name"] for r in rows]
     assert [float(t["p_1"]) for t in table] == pytest.approx([r["expressions"][0]["p"] for r in rows], abs=1e-6)
 

@@ -116,7 +116,9 @@ def test_the_columns_of_predict_are_listed(sketch, faces_folder, tmp_path):
     with path.open() as file:
         columns = next(csv.reader(file))
     words = re.findall(r"`([^`]+)`", listed)
-    assert set(columns) <= set(words) and "presence, not intensity" in " ".join(listed.split())
+    every = columns[columns.index("aus") + 1 :]  # named by the first of the expressions and of the AUs
+    assert [every[0], *every[14:16]] == ["p_happily_surprised", "AU01_p", "AU01_c"] and {every[0], *every[14:16]} <= set(words)
+    assert set(columns) - set(every) <= set(words) and "presence, not intensity" in " ".join(listed.split())
     axes = {f"{point}_{axis}" for point in POINTS for axis in "xy"}
     assert set(FACE_COLUMNS) - axes <= set(words) and {*POINTS[1:], "right_eye_x", "right_eye_y"} <= set(words)
     assert f"less than {SMALL} pixels apart" in " ".join(listed.split())
