@@ -165,13 +165,15 @@ def main():
     faults = [fault for fault in FAULTS if fault.name.startswith(wanted)]
     if options.list:
         return print("\n".join(f"{fault.name:38} {fault.file:27} {fault.tests}" for fault in faults))
-    if wrong := misfits([*CONTROLS, *faults]) or ([] if faults else ["no fault has such a name"]):
-        sys.exit("\n".join(wrong))
+    if not faults:
+        sys.exit("no fault has such a name")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for module in ("hypothesis", "torch", "torchvision"):  # its children need not load them
         importlib.import_module(module)
     with tempfile.TemporaryDirectory(prefix="mutate-") as tree:
-        snapshot(Path(tree))
+        snapshot(Path(tree))  # the checkout may change from here on
+        if wrong := misfits([*CONTROLS, *faults], Path(tree)):
+            sys.exit("\n".join(wrong))
         found = run_faults(tree, faults, options.jobs)
     counts = ", ".join(f"{count} {verdict}" for verdict, count in found.items())
     print(f"{len(faults)} faults: {counts}; {time.perf_counter() - start:.0f} s")

@@ -50,6 +50,22 @@ def test_a_name_given_twice_is_told():
     assert fit.misfits([FITS, FITS]) == ["x: named 2 times"]
 
 
+WITHOUT_FILES = """
+import sys
+import mutate
+mutate.snapshot = lambda folder: None
+mutate.run_faults = lambda *args: sys.exit("began with faults that do not fit")
+sys.argv = ["mutate.py", "loss-au-mean"]
+mutate.main()
+"""
+
+
+def test_faults_must_fit_the_copy_that_they_are_put_into():
+    done = run_python("-c", WITHOUT_FILES)
+    assert done.returncode == 1
+    assert "loss-au-mean: its old text occurs 0 times in mmlfer.py" in done.stderr
+
+
 def run_python(*args):
     return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT / "tests", capture_output=True,
                           text=True, timeout=300)

@@ -17,25 +17,25 @@ def paths_of(tests):
         yield f"tests/test_{file}.py::{function}{bracket}{parameters}"
 
 
-def content(name):
-    """The text of a file of the checkout; none where there is no such file."""
-    path = ROOT / name
+def content(name, root=ROOT):
+    """The text of a file of a checkout; none where there is no such file."""
+    path = root / name
     return path.read_text() if path.is_file() else ""
 
 
-def misfit(fault):
+def misfit(fault, root=ROOT):
     """Why a fault cannot be put in, or its tests cannot be run: a sentence, or None."""
-    source = content(fault.file)
+    source = content(fault.file, root)
     if source.count(fault.old) != 1:
         return f"its old text occurs {source.count(fault.old)} times in {fault.file}"
     for path in paths_of(fault.tests):
         file, function = re.match(r"(.+)::(\w*)", path).groups()
-        if f"\ndef {function}(" not in content(file):
+        if f"\ndef {function}(" not in content(file, root):
             return f"there is no {file}::{function}"
 
 
-def misfits(faults):
-    """All that is wrong with these faults, a sentence each."""
+def misfits(faults, root=ROOT):
+    """All that is wrong with these faults in a checkout, a sentence each."""
     counts = Counter(fault.name for fault in faults)
     twice = [f"{name}: named {count} times" for name, count in counts.items() if count > 1]
-    return twice + [f"{fault.name}: {why}" for fault in faults if (why := misfit(fault))]
+    return twice + [f"{fault.name}: {why}" for fault in faults if (why := misfit(fault, root))]
