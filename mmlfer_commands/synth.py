@@ -33,8 +33,9 @@ from mmlfer import (
     stem,
     write_whole,
 )
+from mmlfer_commands._labels import split_faces
 from mmlfer_commands._stats import load_stats
-from mmlfer_commands.build import new_folder, split_faces, write_labels
+from mmlfer_commands.build import new_folder, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.
 
