@@ -11,8 +11,10 @@ from mmlfer import (
     AU_NAMES,
     AUS,
     EMOTIONS,
+    LABEL_FILES,
     NOT_CODED,
     RAFCE,
+    SPLITS,
     TEST,
     TRAIN,
     VAL,
@@ -20,8 +22,10 @@ from mmlfer import (
     InputError,
     Stream,
     Vocabulary,
+    counts,
     image_index,
     image_paths,
+    is_rafce,
     load_labels,
     parse_aus,
     plural,
@@ -69,6 +73,41 @@ def recode(faces, vocabulary, folder):
         if au in own.aus:
             y_au[:, j] = faces.y_au[:, own.aus.index(au)]
     return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary)
+
+
+def describe(faces, folder):
+    """What was found: images by expression and partition, rows without AUs, mean active AUs."""
+    emotions = faces.vocabulary.emotions
+    wide = max(24, *map(len, emotions))
+    lines = [f"{folder}: {len(faces.names)} images", f"  {'':{wide}}  train   test    val"]
+    by_split = [counts(faces.y_emo[faces.split == code], len(emotions)) for code in SPLITS.values()]
+    for name, *row in zip(emotions + ("all",), *[c + (sum(c),) for c in by_split]):
+        lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
+    coded = faces.y_au[(faces.y_au != NOT_CODED).any(1)]
+    active = (coded == 1).sum(1)
+    without = int((active == 0).sum())
+    mean = active.mean() if len(active) else 0
+    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs a face")
+    if len(coded) < len(faces.names):
+        lines[-1] += f" of {len(coded)} that are coded"
+    if faces.vocabulary == RAFCE:
+        own = "these are" if is_rafce(faces) else "not"
+        lines.append(f"  {own} RAF-CE's own counts")
+    return "\n".join(lines)
+
+
+def check_trainable(faces, folder, batch_size):
+    rafce = faces.files == LABEL_FILES
+    codes = "0 train, 1 test, 2 validation" if rafce else "column split"
+    for name, code in SPLITS.items():
+        n, least = int((faces.split == code).sum()), 1 if code == TEST else batch_size
+        if n < least:
+            raise InputError(f"{folder}: {n} {name} images, expected at least {least}; "
+                             f"see {faces.files[1]} ({codes}), --batch-size")
+    active = faces.y_au[faces.split == TRAIN].sum(1).mean()
+    if rafce and active < 0.1:
+        raise InputError(f"{folder}/{faces.files[2]}: {active:.3f} active AUs a training face; "
+                         "the AUs were lost: take the published file")
 
 
 # ---------------------------------------------------------------- labels.csv

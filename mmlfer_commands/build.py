@@ -15,7 +15,6 @@ from mmlfer import (
     PATH,
     SEED,
     InputError,
-    describe,
     image_index,
     is_aligned,
     load_labels,
@@ -27,7 +26,7 @@ from mmlfer import (
     stem,
     write_whole,
 )
-from mmlfer_commands._labels import split_faces
+from mmlfer_commands._labels import describe, split_faces
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",

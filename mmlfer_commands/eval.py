@@ -11,7 +11,6 @@ from mmlfer import (
     SPLITS,
     InputError,
     Vocabulary,
-    describe,
     device_option,
     evaluate,
     expression_f1,
@@ -20,7 +19,7 @@ from mmlfer import (
     load_net,
     percent,
 )
-from mmlfer_commands._labels import load_faces
+from mmlfer_commands._labels import describe, load_faces
 
 
 def report(numbers):

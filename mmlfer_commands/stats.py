@@ -14,11 +14,10 @@ from mmlfer import (
     check_output,
     check_two_outputs,
     counts,
-    describe,
     markdown,
     write_whole,
 )
-from mmlfer_commands._labels import load_faces
+from mmlfer_commands._labels import describe, load_faces
 from mmlfer_commands._stats import frequencies, load_stats, yaml_name
 from mmlfer_commands.plot import pyplot, save_figure
 

@@ -23,10 +23,8 @@ from mmlfer import (
     InputError,
     Run,
     Step,
-    check_trainable,
     check_weights,
     choose_hypergrad,
-    describe,
     evaluate,
     inference_state,
     is_rafce,
@@ -50,7 +48,7 @@ from mmlfer_commands._backbones import (
     given_backbone,
     start_base_net,
 )
-from mmlfer_commands._labels import check_learnable, load_faces
+from mmlfer_commands._labels import check_learnable, check_trainable, describe, load_faces
 from mmlfer_commands._runs import (
     WORDS,
     caught_signals,
