@@ -12,7 +12,7 @@ Multi-task Learning", CVPR Workshops 2023. Where the paper's equations stand:
 
 Symbols: theta = {backbone, FE classifier, AU classifier}, psi = the meta net, f the features,
 z logits, p probabilities, omega the loss weights, alpha and beta the learning rates of theta
-and psi. B faces in a batch, K = 14 expressions, J = 32 AUs.
+and psi. B faces in a batch, K expressions and J AUs: RAF-CE's 14 and 32, or one's own.
 """
 
 import signal
@@ -69,17 +69,22 @@ EMOTIONS = ("happily surprised", "happily disgusted", "sadly fearful", "sadly an
             "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
             "fearfully disgusted", "angrily surprised", "angrily disgusted",
             "disgustedly surprised", "happily fearful", "happily sad")
-AU_NAMES = {
+AU_NAMES = {  # those of the Facial Action Coding System (FACS), up to 46
     1: "inner brow raiser", 2: "outer brow raiser", 4: "brow lowerer", 5: "upper lid raiser",
-    6: "cheek raiser", 7: "lid tightener", 9: "nose wrinkler", 10: "upper lip raiser",
-    12: "lip corner puller", 14: "dimpler", 15: "lip corner depressor", 16: "lower lip depressor",
+    6: "cheek raiser", 7: "lid tightener", 8: "lips toward each other", 9: "nose wrinkler",
+    10: "upper lip raiser", 11: "nasolabial deepener", 12: "lip corner puller",
+    13: "sharp lip puller", 14: "dimpler", 15: "lip corner depressor", 16: "lower lip depressor",
     17: "chin raiser", 18: "lip pucker", 19: "tongue show", 20: "lip stretcher",
     21: "neck tightener", 22: "lip funneler", 23: "lip tightener", 24: "lip pressor",
     25: "lips part", 26: "jaw drop", 27: "mouth stretch", 28: "lip suck", 29: "jaw thrust",
-    30: "jaw sideways", 32: "lip bite", 33: "cheek blow", 34: "cheek puff", 35: "cheek suck",
-    39: "nostril compressor", 43: "eyes closed",
+    30: "jaw sideways", 31: "jaw clencher", 32: "lip bite", 33: "cheek blow", 34: "cheek puff",
+    35: "cheek suck", 36: "tongue bulge", 37: "lip wipe", 38: "nostril dilator",
+    39: "nostril compressor", 41: "lid droop", 42: "slit", 43: "eyes closed", 44: "squint",
+    45: "blink", 46: "wink",
 }
-AUS = tuple(AU_NAMES)
+AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
+       30, 32, 33, 34, 35, 39, 43)  # RAF-CE's 32
+NOT_CODED = -1  # in y_au: whether the AU was there, nobody said
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # --augment's: share of the side, share, degrees
 FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
@@ -106,6 +111,22 @@ DIVERGED = f"diverged; train again with {LOWER_RATES}"
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says where, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """What a data set and its nets tell apart: K expressions and J AUs, in the order of z."""
+
+    emotions: tuple  # names
+    aus: tuple  # numbers, as in AU_NAMES
+
+    @classmethod
+    def of(cls, state):
+        """That of a checkpoint or a test.json; those from before it was written are RAF-CE's."""
+        return cls(tuple(state.get("emotions", EMOTIONS)), tuple(state.get("aus", AUS)))
+
+
+RAFCE = Vocabulary(EMOTIONS, AUS)
 
 
 def setting(group, default, kind, help_):
@@ -147,14 +168,17 @@ class Stream(enum.IntEnum):
 class Config:
     """One training run; every field is an option of `train`."""
 
-    data: str = setting(DATA, None, click.Path(), "Folder laid out like RAF-CE; required without "
-                        "--resume.")
+    data: str = setting(DATA, None, click.Path(), "Folder laid out like RAF-CE, or with "
+                        "a labels.csv; required without --resume.")
     size: int = setting(DATA, 112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
     skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
     method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
                           "What is trained (Tables 2, 3).")
     stats: str = setting(METHOD, "wild", str,
-                         "p(AU | expression) of Table 1: wild, lab or a YAML file.")
+                         "p(AU | expression): wild, lab (Table 1), train (of the training rows) "
+                         "or a YAML file.")
+    stats_least: int = setting(METHOD, 10, COUNT, "Coded training images that --stats train needs "
+                               "of an expression.")
     form: str = setting(METHOD, "auto", click.Choice(["auto", "wild", "lab"]),
                         "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
     rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
@@ -195,9 +219,10 @@ class Config:
 
 
 def loss_au(z_au, y_au):
-    """Eq. 1, cross-entropy summed over the AUs. z_au, y_au (B, J) -> (B,)."""
+    """Eq. 1, cross-entropy summed over the AUs; 0 of those not coded. z_au, y_au (B, J) -> (B,)."""
     bce = torch.nn.functional.binary_cross_entropy_with_logits
-    return bce(z_au, y_au.to(z_au.dtype), reduction="none").sum(1)
+    each = bce(z_au, y_au.to(z_au.dtype), reduction="none")
+    return each.masked_fill(y_au == NOT_CODED, 0).sum(1)
 
 
 def loss_emo(z_emo, y_emo):
@@ -230,10 +255,19 @@ def loss_dm2(z_emo, z_au, table):
 
 
 def loss_am(z_emo, z_au, table, form):
-    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2; lab sets every observed p to 1. -> (B,)."""
+    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2; lab sets every observed p to 1. -> (B,).
+
+    Expressions without statistics, rows of zeros, are left out. With S all others, in Eqs. 5 and 8
+    the softmax and the sum are over S alone, and L^AM is weighted by p(S), what S has of the
+    softmax over all: a coefficient, without a gradient. 1 where S is everything.
+    """
     if form == "lab":
         table = (table > 0).to(table.dtype)
-    return loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table)
+    out = ~table.any(1)  # (K,)
+    p_out = (z_emo.detach().softmax(1) * out).sum(1)  # (B,), 1 - p(S)
+    z_emo = z_emo.masked_fill(out, -torch.inf)
+    table = table + out[:, None]  # whatever stands there, its p^emo is 0
+    return (1 - p_out) * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
 
 
 def all_losses(z_emo, z_au, y_emo, y_au, table, form):
@@ -509,20 +543,21 @@ def train_step(run, batch, val):
 # ---------------------------------------------------------------- the nets and their weights
 
 
-def make_base_net(arch="resnet34", norm=NORMS["half"]):
+def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
     """theta: backbone, FE and AU classifier. The normalisation belongs to the backbone's weights,
-    so the net carries it as two buffers."""
+    so the net carries it as two buffers; and what its outputs are called as `vocabulary`."""
 
     class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
         """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
         def __init__(self):
             super().__init__()
+            self.vocabulary = vocabulary
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
             self.backbone = make_backbone(arch)
-            self.fe = torch.nn.Linear(FEATURES[arch], len(EMOTIONS))
-            self.au = torch.nn.Linear(FEATURES[arch], len(AUS))
+            self.fe = torch.nn.Linear(FEATURES[arch], len(vocabulary.emotions))
+            self.au = torch.nn.Linear(FEATURES[arch], len(vocabulary.aus))
 
         def forward(self, x):
             f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
@@ -584,17 +619,20 @@ class Faces:
     """Labels of N images, and once decoded the images."""
 
     names: list  # N file names, as the label files have them
-    y_emo: np.ndarray  # (N,) 0..13
+    y_emo: np.ndarray  # (N,) 0..K-1
     split: np.ndarray  # (N,) TRAIN, TEST or VAL
-    y_au: np.ndarray  # (N, J) 0 or 1
+    y_au: np.ndarray  # (N, J) 0, 1 or NOT_CODED
     images: object = None  # (N, 3, S, S) uint8 tensor
+    vocabulary: Vocabulary = RAFCE
+    files: tuple = LABEL_FILES  # that have expressions, partition and AUs
 
     def select(self, keep):
         """The faces at an index or mask."""
         keep = np.arange(len(self.names))[keep]
         images = None if self.images is None else self.images[keep]
-        return Faces([self.names[i] for i in keep], self.y_emo[keep], self.split[keep],
-                     self.y_au[keep], images)
+        return dataclasses.replace(
+            self, names=[self.names[i] for i in keep], y_emo=self.y_emo[keep],
+            split=self.split[keep], y_au=self.y_au[keep], images=images)
 
     def of(self, split):
         """The faces of "train", "test" or "val"."""
@@ -603,7 +641,8 @@ class Faces:
     def sha256(self):
         """A digest of names, labels and partition: which data set this is."""
         rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
-        return hashlib.sha256(repr(list(rows)).encode()).hexdigest()
+        own = [] if self.vocabulary == RAFCE else [self.vocabulary]
+        return hashlib.sha256(repr([*rows, *own]).encode()).hexdigest()
 
 
 def parse_code(top):
@@ -617,7 +656,7 @@ def parse_code(top):
     return parse
 
 
-def parse_aus(text):
+def parse_aus(text, known=AUS):
     """'4+L12+25' -> ((4, ''), (12, 'L'), (25, '')): number and letters; 'null' -> ()."""
     if text.lower() == "null":
         return ()
@@ -626,8 +665,9 @@ def parse_aus(text):
         match = re.fullmatch(r"([A-Za-z]*)([0-9]{1,3})([A-Za-z]*)", token)
         if not match:
             raise ValueError(f"expected AUs like 4+L12+25 or null, got {token!r} in {text!r}")
-        if int(match[2]) not in AU_NAMES:
-            raise ValueError(f"AU {int(match[2])} is not one of the 32 AUs of RAF-CE")
+        if int(match[2]) not in known:
+            all_ = "32 AUs of RAF-CE" if known == AUS else "AUs of FACS, 1 to 46"
+            raise ValueError(f"AU {int(match[2])} is not one of the {all_}")
         aus.append((int(match[2]), (match[1] + match[3]).upper()))
     return tuple(aus)
 
@@ -793,13 +833,22 @@ def decode(paths, size, desc="decoding"):
                 yield image
 
 
+def image_paths(faces, folder):
+    """Where each face's image is, None of one that is nowhere: labels.csv names paths below its
+    folder, RAF-CE's files name images that have their places."""
+    if faces.files == LABEL_FILES:
+        index = image_index(Path(folder))
+        return [index.get(stem(name)) for name in faces.names]
+    paths = [Path(folder, name) for name in faces.names]
+    return [path if path.exists() else None for path in paths]
+
+
 def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
-    index = image_index(Path(folder))
-    there = np.array([stem(name) in index for name in faces.names], bool)
+    paths = image_paths(faces, folder)
+    found, there = list(filter(None, paths)), np.array([path is not None for path in paths], bool)
     bad = [f"{name} is nowhere below {folder}" for name in faces.select(~there).names]
     faces = faces.select(there)
-    found = [index[stem(name)] for name in faces.names]
     images, good = np.empty((len(found), 3, size, size), np.uint8), np.zeros(len(found), bool)
     for i, image in enumerate(decode(found, size)):
         if isinstance(image, str):
@@ -807,8 +856,9 @@ def load_images(faces, folder, size, skip_bad=False):
         else:
             images[i], good[i] = image.transpose(2, 0, 1), True
     if bad and not skip_bad:
+        place = "/aligned" if faces.files == LABEL_FILES else f", as {faces.files[0]} names them"
         raise InputError(f"{len(bad)} of {len(there)} images cannot be read: {'; '.join(bad[:3])}"
-                         f"{'; ...' if len(bad) > 3 else ''}. Images belong in {folder}/aligned; "
+                         f"{'; ...' if len(bad) > 3 else ''}. Images belong in {folder}{place}; "
                          "--skip-bad-images goes on without them")
     if bad:
         click.echo(f"Warning: left out {len(bad)} images that cannot be read: {bad[0]}", err=True)
@@ -819,48 +869,25 @@ def load_images(faces, folder, size, skip_bad=False):
     return dataclasses.replace(faces.select(good), images=torch.from_numpy(images[good]))
 
 
-def counts(y_emo):
-    return tuple(np.bincount(y_emo, minlength=len(EMOTIONS)).tolist())
+def counts(y_emo, k):
+    """Images of each of k expressions."""
+    return tuple(np.bincount(y_emo, minlength=k).tolist())
 
 
 def is_rafce(faces):
     """Whether these are RAF-CE's own counts, by expression and partition."""
     splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
-    test = counts(faces.y_emo[faces.split == TEST])
-    return (counts(faces.y_emo), test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
-
-
-def describe(faces, folder):
-    """What was found: images by expression and partition, rows without AUs, mean active AUs."""
-    lines = [f"{folder}: {len(faces.names)} images", f"  {'':24}  train   test    val"]
-    by_split = [counts(faces.y_emo[faces.split == code]) for code in SPLITS.values()]
-    for name, *row in zip(EMOTIONS + ("all",), *[c + (sum(c),) for c in by_split]):
-        lines.append(f"  {name:24}" + "".join(f"{n:7}" for n in row))
-    active = faces.y_au.sum(1)
-    without = int((active == 0).sum())
-    lines.append(f"  {without} rows without AUs, {active.mean():.2f} active AUs a face")
-    own = "these are RAF-CE's own counts" if is_rafce(faces) else "not RAF-CE's own counts"
-    return "\n".join([*lines, f"  {own}"])
-
-
-def check_trainable(faces, folder, batch_size):
-    for name, code in SPLITS.items():
-        n, least = int((faces.split == code).sum()), 1 if code == TEST else batch_size
-        if n < least:
-            raise InputError(f"{folder}: {n} {name} images, expected at least {least}; "
-                             f"see {LABEL_FILES[1]} (0 train, 1 test, 2 validation), --batch-size")
-    active = faces.y_au[faces.split == TRAIN].sum(1).mean()
-    if active < 0.1:
-        raise InputError(f"{folder}/RAFCE_AUlabel.txt: {active:.3f} active AUs a training face; "
-                         "the AUs were lost: take the published file")
+    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
+    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
+    own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
+    return own and faces.vocabulary == RAFCE
 
 
 # ---------------------------------------------------------------- metrics (Sec. 5.3)
 
 
-def confusion_matrix(truth, pred):
-    """Counts of truth (rows) by prediction (columns). (N,), (N,) -> (K, K)"""
-    k = len(EMOTIONS)
+def confusion_matrix(truth, pred, k):
+    """Counts of truth (rows) by prediction (columns) of k expressions. (N,), (N,) -> (K, K)"""
     return np.bincount(np.asarray(truth) * k + np.asarray(pred), minlength=k * k).reshape(k, k)
 
 
@@ -880,8 +907,9 @@ def expression_f1(confusion):
     return [2 * r / (a + b) if a else None for r, a, b in zip(confusion.diagonal(), n, called)]
 
 
-def expression_metrics(confusion):
-    """Acc., Diag. (mean of the diagonal's rates) and macro F1 of a (K, K) confusion matrix.
+def expression_metrics(confusion, emotions):
+    """Acc., Diag. (mean of the diagonal's rates) and macro F1 of a (K, K) confusion matrix of
+    these expressions.
 
     Expressions without an image are left out of both means; their rate is None.
     """
@@ -889,13 +917,15 @@ def expression_metrics(confusion):
     rates = [ratio(*pair) for pair in zip(right, n)]
     return {"n": int(n.sum()), "accuracy": ratio(right.sum(), n.sum()), "diag": mean_defined(rates),
             "macro_f1": mean_defined(expression_f1(confusion)),
-            "per_class": dict(zip(EMOTIONS, rates)), "confusion": confusion.tolist()}
+            "per_class": dict(zip(emotions, rates)), "confusion": confusion.tolist()}
 
 
-def au_metrics(y_au, active):
-    """F1 of each AU over (N, J) truth and predictions; None where an AU is in neither."""
-    both, total = (y_au * active).sum(0), y_au.sum(0) + active.sum(0)
-    f1 = {str(au): ratio(2 * b, t) for au, b, t in zip(AUS, both.astype(int), total.astype(int))}
+def au_metrics(y_au, active, aus):
+    """F1 of each of these AUs over (N, J) truth and predictions, where the truth is coded; None
+    where an AU is in neither."""
+    present, active = y_au == 1, active & (y_au != NOT_CODED)
+    both, total = (present & active).sum(0), present.sum(0) + active.sum(0)
+    f1 = {str(au): ratio(2 * b, t) for au, b, t in zip(aus, both, total)}
     return {"au_f1": f1, "au_f1_macro": mean_defined(f1.values())}
 
 
@@ -923,16 +953,17 @@ def trains_aus(options):
 
 
 def evaluate(net, faces, config):
-    """All numbers of a net on some faces, and its predictions ("pred").
+    """All numbers of a net on some faces of its vocabulary, and its predictions ("pred").
 
     No AU F1 where the AU classifier is untrained: as it was drawn, it says nothing.
     """
     p_emo, p_au = predict_faces(net, faces.images)
-    pred = p_emo.argmax(1)
-    numbers = expression_metrics(confusion_matrix(faces.y_emo, pred))
-    untrained = {"au_f1": dict.fromkeys(map(str, AUS)), "au_f1_macro": None}
-    aus = au_metrics(faces.y_au, p_au > 0.5) if trains_aus(config) else untrained
-    return {**numbers, **aus, "pred": pred.tolist()}
+    pred, names = p_emo.argmax(1), net.vocabulary
+    confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
+    aus = {"au_f1": dict.fromkeys(map(str, names.aus)), "au_f1_macro": None}
+    if trains_aus(config):
+        aus = au_metrics(faces.y_au, p_au > 0.5, names.aus)
+    return {**expression_metrics(confusion, names.emotions), **aus, "pred": pred.tolist()}
 
 
 def percent(value):
@@ -1000,10 +1031,11 @@ def theta_optimizer(net, cfg, steps):
 
 def inference_state(run):
     """What prediction needs: nets, options, vocabulary, and what the run was trained on."""
-    return {"format": FORMAT, "config": dataclasses.asdict(run.cfg), "emotions": list(EMOTIONS),
-            "aus": list(AUS), "table": run.table.cpu(), "epoch": run.epoch,
-            "data_sha256": run.data_sha256, "images_sha256": run.images_sha256,
-            "backbone": run.backbone, "train_names": run.train_names,
+    return {"format": FORMAT, "config": dataclasses.asdict(run.cfg),
+            "emotions": list(run.net.vocabulary.emotions), "aus": list(run.net.vocabulary.aus),
+            "table": run.table.cpu(), "epoch": run.epoch, "data_sha256": run.data_sha256,
+            "images_sha256": run.images_sha256, "backbone": run.backbone,
+            "train_names": run.train_names,
             "template": run.template,  # where the eyes and the mouth lie in its faces, for `crop`
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
@@ -1013,12 +1045,12 @@ def read_checkpoint(path):
     state = torch_load(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of mmlfer; give best.pt or last.pt of a run")
-    if state.get("emotions") != list(EMOTIONS) or state.get("aus") != list(AUS):
-        raise InputError(f"{path}: made for other expressions or AUs than RAF-CE's 14 and 32")
     try:
-        cfg = Config(**state["config"])
+        cfg, vocabulary = Config(**state["config"]), Vocabulary.of(state)
         known = (cfg.method in METHODS and cfg.arch in FEATURES and cfg.size in range(32, 513)
-                 and isinstance(cfg.data, str) and isinstance(state["net"], dict))
+                 and isinstance(cfg.data, str) and isinstance(state["net"], dict)
+                 and all(isinstance(name, str) for name in vocabulary.emotions)
+                 and {*vocabulary.aus} <= {*AU_NAMES})
     except (KeyError, TypeError):
         known = False
     if not known:
@@ -1029,7 +1061,7 @@ def read_checkpoint(path):
 def load_net(path, device="auto"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
-    net = make_base_net(state["config"]["arch"])
+    net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
@@ -1169,7 +1201,7 @@ def check_output(path, *inputs):
         images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
         beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
         same = source.exists() and output.samefile(source)
-        if same or (images and beside) or output.name in LABEL_FILES:
+        if same or (images and beside) or output.name in (*LABEL_FILES, "labels.csv"):
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 

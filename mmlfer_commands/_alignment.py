@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import click
 import numpy as np
 
-from mmlfer import InputError, decode, image_index
+from mmlfer import InputError, decode
+from mmlfer_commands._labels import images_of
 
 # A template says where the eyes and the middle of the mouth belong, (3, 2), in parts of the side.
 # Coordinates are x, y from the upper left corner of the upright image; right is the subject's.
@@ -200,8 +200,8 @@ def measure_template(images):
 
 
 def template_of_folder(folder):
-    """The template of the aligned faces in a folder laid out like RAF-CE, or of images alone."""
-    paths = list(image_index(Path(folder)).values())
+    """The template of the aligned faces of a data set's folder, or of images alone."""
+    paths = images_of(folder)
     if not paths:
         raise InputError(f"{folder}: no images there; --like takes a folder of aligned faces")
     images = decode([paths[i] for i in spread_evenly(len(paths))], 224, "measuring")
@@ -230,7 +230,7 @@ def choose_template(like, state=None):
                              "--like takes a folder of aligned faces")
     elif state and state.get("template") is not None:
         template = np.array(state["template"], float)
-    elif data and image_index(Path(data)):
+    elif data and images_of(data):
         template = template_of_folder(data)
     if template is None:
         click.echo("Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), "

@@ -8,6 +8,7 @@ from mmlfer import (
     FEATURES,
     HERE,
     NORMS,
+    RAFCE,
     InputError,
     brief,
     make_backbone,
@@ -51,17 +52,17 @@ def given_backbone(weights, arch, bgr, norm):
                          load_backbone(weights, arch, bgr, norm)[0])
 
 
-def start_base_net(weights, arch="resnet34", bgr=False, norm="auto"):
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=RAFCE):
     """The base net at the start of a run, and a line on where its backbone comes from."""
     weights = find_weights(weights, arch)
     if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
     if weights == "none":
-        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm]),
+        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm], vocabulary),
                 "from scratch. The paper starts from CASIA-WebFace: see --weights")
     if weights == "imagenet":
-        return load_imagenet(arch, norm)
-    return load_backbone(weights, arch, bgr, norm)
+        return load_imagenet(arch, norm, vocabulary)
+    return load_backbone(weights, arch, bgr, norm, vocabulary)
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
@@ -163,12 +164,12 @@ def misfit(name, given, own):
         return "below 0: no variance"
 
 
-def load_backbone(path, arch, bgr, norm):
+def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
     """The base net with all of a file's backbone, and a line on what was taken."""
     found, left, own_norm = read_backbone(path)
     if own_norm and bgr:
         raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
-    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm])
+    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm], vocabulary)
     if wrong := misfits(found, net.backbone.state_dict()):
         with torch.device("meta"):
             fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
@@ -188,7 +189,7 @@ def load_backbone(path, arch, bgr, norm):
         f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
 
 
-def load_imagenet(arch, norm):
+def load_imagenet(arch, norm, vocabulary):
     """The base net with torchvision's backbone of ImageNet, and a line that says so."""
     import torchvision
 
@@ -198,7 +199,7 @@ def load_imagenet(arch, norm):
     except OSError as error:
         raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
                          "elsewhere and give its path to --weights") from None
-    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm])
+    net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm], vocabulary)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from mmlfer import EMOTIONS, METHODS, InputError, confusion_matrix, expression_metrics, loss_sources
+from mmlfer import (
+    METHODS,
+    InputError,
+    Vocabulary,
+    confusion_matrix,
+    expression_metrics,
+    loss_sources,
+)
+from mmlfer_commands._runs import WORDS
 
 PAPER = {  # Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
@@ -42,6 +50,7 @@ class Tested:
     traits: dict  # what makes the method, {name: (value, value as shown)}
     seed: int
     rafce: bool
+    emotions: tuple  # the K expressions
     names: str  # digest of the test images' names
     truth: np.ndarray  # (N,)
     right: np.ndarray  # (N,) whether the prediction is the truth
@@ -61,7 +70,7 @@ def stats_name(run):
     if not loss_sources(run)[2]:
         return ""
     stats, form = run["stats"], run["form"]
-    name = stats if Path(stats).name in ("wild", "lab") else Path(stats).name
+    name = stats if Path(stats).name in WORDS["stats"] else Path(stats).name
     return name if form == ("lab" if stats == "lab" else "wild") else f"{name}, {form} form"
 
 
@@ -81,7 +90,8 @@ def find_traits(run):
     for trait in ("data", "images"):
         if content := run.get(f"{trait}_sha256"):
             traits[trait] = (content, f"{Path(options['data']).name} ({content:.8})")
-    unread = {"method", "stats", "form", "seed", "data", "device"} | {*SEARCHED} - {*sources}
+    unread = {"method", "stats", "stats_least", "form", "seed", "data", "device"}
+    unread |= {*SEARCHED} - {*sources}
     options = {"weight_max": 1.0, "augment": False, **options}  # before there was another
     if "meta" not in sources:
         unread |= {"lr_meta", "hypergrad", "weight_max"}
@@ -99,9 +109,9 @@ def shown_backbone(backbone, options):
     return f"{Path(file).name} ({backbone:.8})"
 
 
-def rates(numbers):
+def rates(numbers, emotions):
     """Acc., Diag. and each expression's rate among a test.json's numbers, (2 + K,)."""
-    per_class = [numbers["per_class"][emotion] for emotion in EMOTIONS]
+    per_class = [numbers["per_class"][emotion] for emotion in emotions]
     return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
 
 
@@ -113,18 +123,21 @@ def read_run(path):
             raise InputError(f"{path}: written by an early version, which kept no predictions; "
                              "remove it or train again")
         best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
-        if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(len(EMOTIONS))}:
+        emotions = Vocabulary.of(run).emotions
+        k = len(emotions)
+        if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are none")
-        own = expression_metrics(confusion_matrix(truth, pred))
+        own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
         names = run["names_sha256"] if "names_sha256" in run else digest_of_names(run["names"])
         whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
-                 and np.allclose(rates(best), rates(own), equal_nan=True)
+                 and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
                  and len(run.get("names", truth)) == len(truth)
                  and type(run["seed"]) is int and isinstance(run["rafce"], bool))
         if not whole:
             raise ValueError("numbers that do not fit each other")
         tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
-                        run["rafce"], names, np.array(truth), np.equal(truth, pred), rates(own))
+                        run["rafce"], emotions, names, np.array(truth), np.equal(truth, pred),
+                        rates(own, emotions))
         hash((tested.row(), names))  # no lists among the options
         return tested
     except InputError:
@@ -140,6 +153,10 @@ def read_runs(folder):
     if not runs:
         raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
     for run in runs:
+        if run.emotions != runs[0].emotions:
+            raise InputError(f"{run.path}: other expressions, or in another order, than "
+                             f"{runs[0].path}; one table takes one vocabulary, name the folder of "
+                             "its runs alone")
         if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
             raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
                              "one data set, name the folder of its runs alone")

@@ -13,7 +13,7 @@ import numpy as np
 from mmlfer import HERE, InputError, torch, write_whole
 
 # what those of `train`'s options that are paths take beside paths
-WORDS = {"data": (), "stats": ("wild", "lab"), "weights": ("auto", "imagenet", "none")}
+WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
 
 
 @contextlib.contextmanager

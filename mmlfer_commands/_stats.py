@@ -1,29 +1,118 @@
-"""AU statistics (Sec. 3.2): Table 1, the paper's or one's own, as an array."""
+"""AU statistics (Sec. 3.2): p(AU | expression), the paper's Table 1 or one's own, as an array."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from mmlfer import AUS, EMOTIONS, HERE, OBSERVED, InputError, brief
+from mmlfer import (
+    AU_NAMES,
+    HERE,
+    LABEL_FILES,
+    NOT_CODED,
+    OBSERVED,
+    RAFCE,
+    InputError,
+    Vocabulary,
+    brief,
+    tell_once,
+)
+from mmlfer_commands._labels import recode
+
+PAPERS = ("wild", "lab")
 
 
-def load_stats(name):
-    """Table 1, p(AU | expression), of "wild", "lab" or a YAML file. -> (K, J) float array.
+def load_stats(name, vocabulary=RAFCE):
+    """p(AU | expression) of "wild", "lab" (Table 1) or a YAML file. -> (K, J) float array.
 
-    AUs below 20 % count as 0; AU 11, of the lab table alone, is no AU of RAF-CE and is dropped.
+    AUs below 20 % count as 0; an expression without others is left out of L^AM. AUs that the
+    vocabulary does not have are dropped, such as AU 11 of the lab table for RAF-CE.
     """
-    if name in ("wild", "lab"):
-        own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
-        rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
-    else:
-        rows = read_stats(name)
-    table = np.zeros((len(EMOTIONS), len(AUS)))
-    for k, emotion in enumerate(EMOTIONS):
+    rows = paper_rows(name, vocabulary) if name in PAPERS else read_stats(name)
+    if name not in PAPERS:
+        check_rows(name, rows, vocabulary)
+    table = np.zeros((len(vocabulary.emotions), len(vocabulary.aus)))
+    for k, emotion in enumerate(vocabulary.emotions):
         for au, p in rows[emotion].items():
-            if au != 11 and p >= OBSERVED:
-                table[k, AUS.index(au)] = p
+            if au in vocabulary.aus and p >= OBSERVED:
+                table[k, vocabulary.aus.index(au)] = p
     return table
+
+
+def paper_rows(name, vocabulary):
+    """Table 1's rows, {expression: {AU: fraction}}, for RAF-CE's expressions or some of them."""
+    own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
+    rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
+    for emotion in vocabulary.emotions:
+        if emotion not in rows:
+            raise InputError(f"statistics {name}: of RAF-CE's expressions, and {emotion!r} is none "
+                             "of them; --stats train counts your training rows, or give a YAML "
+                             "file as `mmlfer stats --out` writes it")
+    return {emotion: rows[emotion] for emotion in vocabulary.emotions}
+
+
+def check_rows(path, rows, vocabulary):
+    """Refuse a file's rows that are not of a vocabulary's expressions; say which AUs are dropped.
+    """
+    unknown = [e for e in rows if e not in vocabulary.emotions]
+    if unknown:
+        raise InputError(f"{path}: unknown expression {unknown[0]!r:.40}; see stats/wild.yaml")
+    missing = ", ".join(e for e in vocabulary.emotions if e not in rows)
+    if missing:
+        raise InputError(f"{path}: no row for {missing}; see stats/wild.yaml")
+    if dropped := sorted({au for row in rows.values() for au in row} - {*vocabulary.aus}):
+        tell_once(f"{path}: AU {', '.join(map(str, dropped))}: not among the labels' AUs, left out")
+
+
+def frequencies(faces):
+    """p(AU | expression) of the rows that are coded, NaN where none is, and how many are.
+    -> (K, J), (K, J)"""
+    y_au = [faces.y_au[faces.y_emo == k] for k in range(len(faces.vocabulary.emotions))]
+    coded = np.stack([(y != NOT_CODED).sum(0) for y in y_au])
+    with np.errstate(invalid="ignore"):
+        return np.stack([(y == 1).sum(0) for y in y_au]) / coded, coded
+
+
+def find_table(name, least, faces, folder):
+    """The faces in the vocabulary that --stats gives them, and the table (K, J): of "train", counts
+    of their coded training rows, where there are at least so many.
+
+    labels.csv takes the expressions of a YAML file, in its order; and, where it codes no AU itself,
+    the AUs of the statistics. RAF-CE's own layout stays RAF-CE's.
+    """
+    vocabulary = faces.vocabulary
+    if faces.files != LABEL_FILES and name != "train":
+        rows = paper_rows(name, vocabulary) if name in PAPERS else read_stats(name)
+        if missing := ", ".join(e for e in vocabulary.emotions if e not in rows):
+            raise InputError(f"{name}: no row for {missing}, as {folder}/{faces.files[0]} has; add "
+                             "it, or {} in its place to leave an expression out of L^AM")
+        aus = vocabulary.aus or sorted({au for row in rows.values() for au in row})
+        faces = recode(faces, Vocabulary(tuple(rows), tuple(aus)), folder)
+    if name == "train":
+        p, coded = frequencies(faces.of("train"))
+        table = np.where((coded >= least) & (p >= OBSERVED), p, 0)
+    else:
+        table = load_stats(name, faces.vocabulary)
+    if not table.any():
+        raise InputError(f"statistics {name}: no expression has an AU at 20 % or more in {folder}; "
+                         "give another --stats, or --stats-least with train")
+    return faces, table
+
+
+def left_out(table, vocabulary):
+    """A line that names the expressions without statistics; "" if there are none."""
+    names = [name for name, row in zip(vocabulary.emotions, table) if not row.any()]
+    return f"without AUs of 20 % or more, left out of L^AM: {', '.join(names)}" if names else ""
+
+
+def yaml_name(name):
+    """An expression's name as a key of YAML: in quotes where it would be read as something else."""
+    try:
+        plain = yaml.safe_load(f"{name}: {{}}") == {name: {}}
+    except yaml.YAMLError:
+        plain = False
+    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 class StatsLoader(yaml.SafeLoader):
@@ -53,20 +142,15 @@ def read_stats(path):
         rows = yaml.load(Path(path).read_text(encoding="utf-8"), StatsLoader)
     except Exception as error:  # yaml raises many kinds for odd tags and nesting
         raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
-                         "lab or a file of `mmlfer stats --out`") from None
-    expect(isinstance(rows, dict), "expected expressions with their AUs, as in stats/wild.yaml")
-    unknown = [e for e in rows if e not in EMOTIONS]
-    if unknown:
-        raise InputError(f"{path}: unknown expression {unknown[0]!r:.40}; see stats/wild.yaml")
-    missing = ", ".join(e for e in EMOTIONS if e not in rows)
-    expect(not missing, f"no row for {missing}; see stats/wild.yaml")
+                         "lab, train or a file of `mmlfer stats --out`") from None
+    expect(isinstance(rows, dict) and rows,
+           "expected expressions with their AUs, as in stats/wild.yaml")
     for emotion, row in rows.items():
+        expect(isinstance(emotion, str), f"{emotion!r:.40} is no name; put it in quotes")
         expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")
         for au, p in row.items():
-            expect(type(au) is int and au in (*AUS, 11),
-                   f"{emotion}: unknown AU {au!r:.20}; the AUs are {AUS}")
+            expect(type(au) is int and au in AU_NAMES,
+                   f"{emotion}: unknown AU {au!r:.20}; the AUs are those of FACS, 1 to 46")
             expect(type(p) in (int, float) and 0 <= p <= 1,
                    f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
-        expect(any(p >= OBSERVED for au, p in row.items() if au != 11),
-               f"{emotion}: no AU of 0.2 or more, and Eq. 7 divides by their sum")
     return rows

@@ -9,9 +9,8 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AUS,
     COUNT,
-    EMOTIONS,
+    RAFCE,
     RAFCE_SPLITS,
     SIZE,
     Config,
@@ -37,11 +36,12 @@ def bench_call(name, batch_size, size, device):
     """A call that does one of BENCH's steps on random faces, and waits for the device."""
     cfg = Config(method=BENCH[name], weights="none", size=size, device=device,
                  hypergrad=name if name == "jvp" else "create_graph")
-    run, rng = Run(cfg, 1, make_base_net(cfg.arch), load_stats(cfg.stats)), np.random.default_rng(0)
+    net, rng = make_base_net(cfg.arch, vocabulary=RAFCE), np.random.default_rng(0)
+    run = Run(cfg, 1, net, load_stats(cfg.stats, RAFCE))
     images = torch.from_numpy(rng.integers(0, 256, (2 * batch_size, 3, size, size), np.uint8))
     x, x_val = images.to(run.device).to(memory_format=torch.channels_last).split(batch_size)
-    y_emo = torch.from_numpy(rng.integers(0, len(EMOTIONS), batch_size)).to(run.device)
-    y_au = torch.from_numpy(rng.random((batch_size, len(AUS))) < 0.1).to(run.device).float()
+    y_emo = torch.from_numpy(rng.integers(0, len(RAFCE.emotions), batch_size)).to(run.device)
+    y_au = torch.from_numpy(rng.random((batch_size, len(RAFCE.aus))) < 0.1).to(run.device).float()
 
     def call():
         if name == "forward":

@@ -8,19 +8,13 @@ import shutil
 from pathlib import Path
 
 import click
-import numpy as np
 
 from mmlfer import (
     EMOTIONS,
     LABEL_FILES,
     PATH,
     SEED,
-    TEST,
-    TRAIN,
-    VAL,
     InputError,
-    Stream,
-    describe,
     image_index,
     is_aligned,
     load_labels,
@@ -32,6 +26,7 @@ from mmlfer import (
     stem,
     write_whole,
 )
+from mmlfer_commands._labels import describe, split_faces
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -159,18 +154,6 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
                    "called or in `aligned`; a net should see one kind alone", err=True)
     return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
                       f"partition: {origin}"])
-
-
-def split_faces(y_emo, seed):
-    """20 % test, a quarter of the rest validation, within each expression. -> (N,)"""
-    rng = np.random.default_rng([seed, Stream.PARTITION])
-    split = np.full(len(y_emo), TRAIN)
-    for k in range(len(EMOTIONS)):
-        of_k = rng.permutation(np.flatnonzero(np.asarray(y_emo) == k))
-        n_test = round(0.2 * len(of_k))
-        split[of_k[:n_test]] = TEST
-        split[of_k[n_test : n_test + round(0.25 * (len(of_k) - n_test))]] = VAL
-    return split
 
 
 def write_labels(folder, names, *columns):

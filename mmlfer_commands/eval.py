@@ -7,20 +7,19 @@ import numpy as np
 
 from mmlfer import (
     AU_NAMES,
-    LABEL_FILES,
     PATH,
     SPLITS,
     InputError,
-    describe,
+    Vocabulary,
     device_option,
     evaluate,
     expression_f1,
     json_option,
     load_images,
-    load_labels,
     load_net,
     percent,
 )
+from mmlfer_commands._labels import describe, load_faces
 
 
 def report(numbers):
@@ -44,8 +43,8 @@ def report(numbers):
 
 @click.command("eval")
 @click.option("--ckpt", required=True, type=PATH, help="best.pt or last.pt.")
-@click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE.  "
-              "[default: what the checkpoint was trained on]")
+@click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
+              "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Part of the data.")
 @json_option
 @device_option
@@ -55,10 +54,10 @@ def command(ckpt, data, split, as_json, device, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device)
     data = data or state["config"]["data"]
-    everything = load_labels(data)
+    everything = load_faces(data, Vocabulary.of(state))
     faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)
     if not faces.names:
-        raise InputError(f"{data}: no {split} images; see {LABEL_FILES[1]}")
+        raise InputError(f"{data}: no {split} images; see {everything.files[1]}")
     trained = set(state["train_names"]) & set(faces.names)
     if trained and split != "train":
         click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "

@@ -10,8 +10,6 @@ import numpy as np
 
 from mmlfer import (
     AU_NAMES,
-    AUS,
-    EMOTIONS,
     PATH,
     InputError,
     check_output,
@@ -27,7 +25,7 @@ CLOSE = 1e-4  # between onnxruntime's probabilities and torch's
 
 
 def deployable(net):
-    """x (N, 3, S, S) uint8 RGB -> probabilities of the expressions (N, 14) and the AUs (N, 32)."""
+    """x (N, 3, S, S) uint8 RGB -> probabilities of the expressions (N, K) and the AUs (N, J)."""
 
     class Deployable(torch.nn.Module):
         def __init__(self):
@@ -56,7 +54,8 @@ def metadata(ckpt, state):
 
     cfg = state["config"]
     facts = {
-        "expressions": EMOTIONS, "aus": AUS, "au_names": [AU_NAMES[au] for au in AUS],
+        "expressions": state["emotions"], "aus": state["aus"],
+        "au_names": [AU_NAMES[au] for au in state["aus"]],
         "aus_trained": trains_aus(cfg), "size": cfg["size"],
         "input": "image: (N, 3, size, size), uint8, 0..255; normalised inside",
         "colour_order": "RGB", "template": state.get("template"),
@@ -136,7 +135,7 @@ def export(ckpt, out):
 def command(ckpt, out):
     """Write a checkpoint as one ONNX file (needs the extra `onnx`).
 
-    Input "image" (N, 3, S, S), uint8, RGB 0..255; outputs "expression" (N, 14) and "au" (N, 32),
+    Input "image" (N, 3, S, S), uint8, RGB 0..255; outputs "expression" (N, K) and "au" (N, J),
     probabilities. Labels, sizes and the alignment stand in the file's metadata.
     """
     check_output(out, ckpt)

@@ -8,21 +8,18 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AUS,
-    EMOTIONS,
     PATH,
     InputError,
     as_batch,
     check_output,
     decode,
     device_option,
-    image_index,
-    load_labels,
+    image_paths,
     load_net,
-    stem,
     torch,
     trains_aus,
 )
+from mmlfer_commands._labels import load_faces
 from mmlfer_commands.plot import pyplot, save_figure
 
 
@@ -51,13 +48,12 @@ def gradcam(net, x, k=None):
 def known_truths(paths, data):
     """The labelled expression of each image that lies in the data set, else None."""
     try:
-        faces = load_labels(data)
+        faces = load_faces(data)
     except InputError:
         return [None] * len(paths)
-    places = {p.resolve(): key for key, p in image_index(Path(data)).items()}
-    labels = {stem(name): k for name, k in zip(faces.names, faces.y_emo)}
-    truths = [labels.get(places.get(Path(path).resolve())) for path in paths]
-    return [None if k is None else EMOTIONS[k] for k in truths]
+    truths = {place.resolve(): faces.vocabulary.emotions[k]
+              for place, k in zip(image_paths(faces, data), faces.y_emo) if place}
+    return [truths.get(Path(path).resolve()) for path in paths]
 
 
 def read_all(paths, size):
@@ -77,11 +73,11 @@ def explain(net, images, batch=16):
     return [t.cpu().numpy() for t in (maps, z_emo.softmax(1), z_au.sigmoid())]
 
 
-def prediction_lines(p_emo, p_au, trained_aus):
-    """What the net says of one face, from p_emo (K,) and p_au (J,): two lines."""
-    aus = " ".join(str(au) for au, p in zip(AUS, p_au) if p > 0.5) or "none"
-    return [f"{EMOTIONS[int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
-            f"AUs: {aus if trained_aus else 'not trained'}"]
+def prediction_lines(state, p_emo, p_au):
+    """What a checkpoint's net says of one face, from p_emo (K,) and p_au (J,): two lines."""
+    aus = " ".join(str(au) for au, p in zip(state["aus"], p_au) if p > 0.5) or "none"
+    return [f"{state['emotions'][int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
+            f"AUs: {aus if trains_aus(state['config']) else 'not trained'}"]
 
 
 def compute_columns(ckpts, paths, device):
@@ -98,9 +94,9 @@ def compute_columns(ckpts, paths, device):
         if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
             raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
                              "another checkpoint")
-        trained = [trains_aus(config)] * len(paths)
+        say = functools.partial(prediction_lines, state)
         columns.append({"head": f"{config['method']} ({ckpt})", "images": images, "maps": maps,
-                        "said": list(map(prediction_lines, p_emo, p_au, trained)),
+                        "said": list(map(say, p_emo, p_au)),
                         "truths": find_truths(config["data"])})
     return columns
 

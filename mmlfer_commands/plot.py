@@ -10,7 +10,7 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import EMOTIONS, PATH, InputError, brief, loss_sources, write_whole
+from mmlfer import PATH, InputError, Vocabulary, brief, loss_sources, write_whole
 from mmlfer_commands._results import find_files, read_rows
 
 
@@ -116,16 +116,16 @@ def check_lengths(folders, logs):
 def plot_confusion(numbers, path):
     """The confusion matrix: colours are shares of each row's images, numbers are counts.
 
-    numbers: those of one checkpoint in test.json.
+    numbers: those of parse_numbers.
     """
     plt = pyplot()
     confusion = np.array(numbers["confusion"])  # (K, K)
-    n = confusion.sum(1)
+    n, emotions = confusion.sum(1), numbers["emotions"]
     figure, axis = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
     share = 100 * confusion / np.maximum(n, 1)[:, None]
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axis.set_xticks(range(len(n)), EMOTIONS, rotation=60, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(n)), [f"{e} ({c})" for e, c in zip(EMOTIONS, n)])
+    axis.set_xticks(range(len(n)), emotions, rotation=60, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(n)), [f"{e} ({c})" for e, c in zip(emotions, n)])
     for (k, j), count in np.ndenumerate(confusion):
         if count:
             axis.text(j, k, count, ha="center", va="center", fontsize=8,
@@ -168,9 +168,10 @@ def parse_steps(text):
 
 
 def parse_numbers(text):
-    """The numbers of the best epoch in test.json."""
-    numbers = json.loads(text)["best"]
-    confusion, k = numbers["confusion"], len(EMOTIONS)
+    """The numbers of the best epoch in test.json, and its expressions."""
+    content = json.loads(text)
+    numbers = {**content["best"], "emotions": Vocabulary.of(content).emotions}
+    confusion, k = numbers["confusion"], len(numbers["emotions"])
     counts = [n for row in confusion for n in row]
     whole = len(confusion) == k and all(len(row) == k for row in confusion)
     if not whole or not all(type(n) is int and 0 <= n < 2**31 for n in counts):

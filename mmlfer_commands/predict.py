@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from mmlfer import (
-    EMOTIONS,
+    COUNT,
     PATH,
     InputError,
     as_batch,
@@ -280,8 +280,8 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @like_option
 @click.option("--draw", type=PATH, metavar="DIR", help="With --photos: a copy of each photograph "
               "with what is predicted, to this new folder; the tables name it.")
-@click.option("--top", default=3, type=click.IntRange(1, len(EMOTIONS)), help="Expressions to name "
-              "for each face.")
+@click.option("--top", default=3, type=COUNT, help="Expressions to name for each face, of "
+              "those that there are.")
 @json_option
 @click.option("--csv", "csv_path", type=PATH, help="Write all to this CSV file too, one row "
               "per face; - is standard output.")
@@ -309,7 +309,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
         check_empty(draw)
     net, state = load_net(ckpt, device)
-    size = state["config"]["size"]
+    size, top = state["config"]["size"], min(top, len(state["emotions"]))
     if photos:
         items = items_of_photos(images, size, choose_template(like, state))
     else:

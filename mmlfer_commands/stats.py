@@ -6,9 +6,6 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AUS,
-    EMOTIONS,
-    LABEL_FILES,
     OBSERVED,
     PATH,
     PROTOTYPICAL,
@@ -17,25 +14,17 @@ from mmlfer import (
     check_output,
     check_two_outputs,
     counts,
-    describe,
-    load_labels,
     markdown,
     write_whole,
 )
-from mmlfer_commands._stats import load_stats
+from mmlfer_commands._labels import describe, load_faces
+from mmlfer_commands._stats import frequencies, load_stats, yaml_name
 from mmlfer_commands.plot import pyplot, save_figure
-
-
-def au_frequencies(faces):
-    """p(AU | expression), NaN for expressions without images. -> (K, J)"""
-    with np.errstate(invalid="ignore"):
-        return np.stack([faces.y_au[faces.y_emo == k].sum(0) / (faces.y_emo == k).sum()
-                         for k in range(len(EMOTIONS))])
 
 
 def au_sums(p):
     """Mean activated AUs over expressions: prototypical, variant and observed. p (K, J)"""
-    p = p[~np.isnan(p).any(1)]
+    p = p[~np.isnan(p).all(1)]
     observed = np.where(p >= OBSERVED, p, 0).sum(1)
     prototypical = np.where(p >= PROTOTYPICAL, p, 0).sum(1)
     return [float(x.mean()) for x in (prototypical, observed - prototypical, observed)]
@@ -48,57 +37,59 @@ def cell(p):
     return f"**{100 * p:.0f}**" if p >= PROTOTYPICAL else f"{100 * p:.0f}"
 
 
-def table_1(p, n, reference):
+def table_1(p, n, reference, vocabulary):
     """Table 1 in Markdown: p (K, J) of n images each, and, starred, what to compare with."""
-    rows = [(f"{e} ({c})", row) for e, c, row in zip(EMOTIONS, n, p)]
+    rows = [(f"{e} ({c})", row) for e, c, row in zip(vocabulary.emotions, n, p)]
     if reference is not None:
-        starred = [(f"{e}*", row) for e, row in zip(EMOTIONS, reference)]
+        starred = [(f"{e}*", row) for e, row in zip(vocabulary.emotions, reference)]
         rows = [row for pair in zip(rows, starred) for row in pair]
     columns = np.flatnonzero(np.any([row >= OBSERVED for _, row in rows], 0))
-    return markdown(["expression (images)", *(f"AU {AUS[j]}" for j in columns)],
+    return markdown(["expression (images)", *(f"AU {vocabulary.aus[j]}" for j in columns)],
                     [[name, *(cell(row[j]) for j in columns)] for name, row in rows])
 
 
-def observed_aus(p):
+def observed_aus(p, aus):
     """The numbers of the AUs that any expression shows, and of how many expressions show each."""
     shown = (p >= OBSERVED).sum(0)
-    return {au: int(k) for au, k in zip(AUS, shown) if k}
+    return {au: int(k) for au, k in zip(aus, shown) if k}
 
 
-def observation(name, p):
-    aus = observed_aus(p)
+def observation(name, p, aus):
+    aus = observed_aus(p, aus)
     sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
     return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
             f"{aus.get(25, 0)} expressions; mean activated AUs {sums}")
 
 
-def observations(p, n, reference):
+def observations(p, n, reference, vocabulary):
     """The paper's three observations as numbers, of p (K, J) here and of a reference there."""
-    lines = [observation("here", p)]
+    emotions, numbers = vocabulary.emotions, vocabulary.aus
+    lines = [observation("here", p, numbers)]
     if reference is not None:
-        here, there = set(observed_aus(p)), set(observed_aus(reference))
+        here, there = ({*observed_aus(table, numbers)} for table in (p, reference))
         for name, aus in (("here", here - there), ("there", there - here)):
             lines.append(f"observed {name} only: AU {', '.join(map(str, sorted(aus))) or 'none'}")
-        lines.append(observation("there", reference))
-    bare = [f"{e} ({c} images)" for e, c, row in zip(EMOTIONS, n, p) if not (row >= OBSERVED).any()]
+        lines.append(observation("there", reference, numbers))
+    bare = [f"{e} ({c} images)" for e, c, row in zip(emotions, n, p) if not (row >= OBSERVED).any()]
     if bare:
-        lines.append(f"no observed AU, and so not for --stats: {', '.join(bare)}")
+        lines.append(f"no observed AU, and so left out of L^AM: {', '.join(bare)}")
     return "\n".join(lines)
 
 
-def write_stats(p, n, source, path):
+def write_stats(p, n, source, vocabulary, path):
     """YAML that --stats reads: the observed AUs of each expression as fractions."""
     lines = [f"# p(AU active | compound expression) of {source}, {sum(n)} images, by mmlfer stats.",
              "# Fractions by AU number; AUs below 0.20 count as 0 and are left out."]
-    for emotion, count, row in zip(EMOTIONS, n, p):
-        cells = ", ".join(f"{au}: {x:.4f}" for au, x in zip(AUS, row) if x >= OBSERVED)
-        lines.append(f"{emotion}: {{{cells}}}  # {count} images")
+    for emotion, count, row in zip(vocabulary.emotions, n, p):
+        aus = zip(vocabulary.aus, row)
+        cells = ", ".join(f"{au}: {x:.4f}" for au, x in aus if x >= OBSERVED)
+        lines.append(f"{yaml_name(emotion)}: {{{cells}}}  # {count} images")
     write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
-def plot_stats(tables, path):
+def plot_stats(tables, aus, path):
     """Figure 2's content, expression by AU: a heat map for each (title, row names, p (K, J)), all
-    with the same columns."""
+    with the same columns of AUs."""
     plt = pyplot()
     columns = np.flatnonzero(np.any([(p >= OBSERVED).any(0) for *_, p in tables], 0))
     if not len(columns):
@@ -108,7 +99,7 @@ def plot_stats(tables, path):
     for axis, (title, names, p) in zip(axes[:, 0], tables):
         shown = np.where(p >= OBSERVED, 100 * p, np.nan)[:, columns]
         picture = axis.imshow(shown, vmin=0, vmax=100, cmap="viridis", aspect="auto")
-        axis.set_xticks(range(len(columns)), [f"AU {AUS[j]}" for j in columns], rotation=60)
+        axis.set_xticks(range(len(columns)), [f"AU {aus[j]}" for j in columns], rotation=60)
         axis.set_yticks(range(len(names)), names)
         axis.set_title(f"{title}: observed AUs (20 % or more)", parse_math=False)
         for (k, j), value in np.ndenumerate(shown):
@@ -120,7 +111,8 @@ def plot_stats(tables, path):
 
 
 @click.command("stats")
-@click.option("--data", required=True, type=PATH, help="Folder with the three label files.")
+@click.option("--data", required=True, type=PATH, help="Folder laid out like RAF-CE, or with "
+              "a labels.csv.")
 @click.option("--split", default="all", type=click.Choice(["all", *SPLITS]),
               help="Part of the data.")
 @click.option("--out", type=PATH, help="Write YAML that --stats takes; - is standard output, and "
@@ -136,20 +128,22 @@ def command(data, split, out, against, plot):
     for path in filter(None, (out, plot)):
         check_output(path, data, *([against] if against else []))
     check_two_outputs(out=out, plot=plot)
-    faces = load_labels(data)
-    reference = load_stats(against) if against else None
+    faces = load_faces(data)
+    vocabulary = faces.vocabulary
+    reference = load_stats(against, vocabulary) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.names:
-        raise InputError(f"{data}/{LABEL_FILES[1]}: no {split} images")
+        raise InputError(f"{data}/{faces.files[1]}: no {split} images")
     name = " ".join(data.resolve().name.split()).encode(errors="replace").decode()
     source = f"{name} ({split})"
     click.echo(describe(faces, data), err=True)
-    p, n = au_frequencies(faces), counts(faces.y_emo)
-    click.echo(f"{table_1(p, n, reference)}\n\n{observations(p, n, reference)}", err=piped)
+    p, n = frequencies(faces)[0], counts(faces.y_emo, len(vocabulary.emotions))
+    given = (p, n, reference, vocabulary)
+    click.echo(f"{table_1(*given)}\n\n{observations(*given)}", err=piped)
     if out:
-        write_stats(p, n, source, out)
+        write_stats(p, n, source, vocabulary, out)
     if plot:
-        tables = [(source, [f"{e} ({c})" for e, c in zip(EMOTIONS, n)], p)]
+        tables = [(source, [f"{e} ({c})" for e, c in zip(vocabulary.emotions, n)], p)]
         if against:
-            tables.append((Path(against).name, EMOTIONS, reference))
-        plot_stats(tables, plot)
+            tables.append((Path(against).name, vocabulary.emotions, reference))
+        plot_stats(tables, vocabulary.aus, plot)

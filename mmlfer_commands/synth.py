@@ -23,7 +23,6 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Stream,
-    describe,
     in_processes,
     load_labels,
     parse_aus,
@@ -33,8 +32,9 @@ from mmlfer import (
     stem,
     write_whole,
 )
+from mmlfer_commands._labels import describe, split_faces
 from mmlfer_commands._stats import load_stats
-from mmlfer_commands.build import new_folder, split_faces, write_labels
+from mmlfer_commands.build import new_folder, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.
 

@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    EMOTIONS,
     PATH,
     RUN_FILES,
     InputError,
@@ -37,10 +36,10 @@ def spreads(row):
     return [spread(values) for values in zip(*(run.rates for run in row.seeds.values()))]
 
 
-def table_2(rows, truth):
+def table_2(rows, truth, emotions):
     accuracy, diag, *lines = zip(*map(spreads, rows))
-    images = np.bincount(truth, minlength=len(EMOTIONS))
-    body = [[emotion, n, *line] for emotion, n, line in zip(EMOTIONS, images, lines)]
+    images = np.bincount(truth, minlength=len(emotions))
+    body = [[emotion, n, *line] for emotion, n, line in zip(emotions, images, lines)]
     body += [["**Acc.**", len(truth), *accuracy], ["**Diag.**", "", *diag]]
     return markdown(["expression", "images", *(row.title for row in rows)], body)
 
@@ -183,7 +182,7 @@ mean ± standard deviation over seeds.
 
 ## Table 2: each expression
 
-{table_2(rows, truth)}
+{table_2(rows, truth, runs[0].emotions)}
 
 ## Table 3: methods
 

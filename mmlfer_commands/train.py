@@ -1,4 +1,4 @@
-"""mmlfer train: training on a folder laid out like RAF-CE, and the test at its end."""
+"""mmlfer train: training on a data set's folder, and the test at its end."""
 
 import dataclasses
 import hashlib
@@ -23,15 +23,12 @@ from mmlfer import (
     InputError,
     Run,
     Step,
-    check_trainable,
     check_weights,
     choose_hypergrad,
-    describe,
     evaluate,
     inference_state,
     is_rafce,
     load_images,
-    load_labels,
     load_net,
     make_base_net,
     percent,
@@ -51,6 +48,7 @@ from mmlfer_commands._backbones import (
     given_backbone,
     start_base_net,
 )
+from mmlfer_commands._labels import check_learnable, check_trainable, describe, load_faces
 from mmlfer_commands._runs import (
     WORDS,
     caught_signals,
@@ -60,7 +58,7 @@ from mmlfer_commands._runs import (
     stopped_line,
     versions,
 )
-from mmlfer_commands._stats import load_stats
+from mmlfer_commands._stats import find_table, left_out
 
 
 def check_finite(run, upto):
@@ -141,7 +139,8 @@ def read_test_set(run, faces, table, out):
     test, options = faces.of("test"), vars(run.cfg)
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
-              "options": options, "names": test.names, "truth": test.y_emo.tolist(),
+              "options": options, "emotions": list(faces.vocabulary.emotions),
+              "aus": list(faces.vocabulary.aus), "names": test.names, "truth": test.y_emo.tolist(),
               "data_sha256": run.data_sha256,
               "table_sha256": hashlib.sha256(table.tobytes()).hexdigest()}
     for name in ("images_sha256", "backbone"):
@@ -231,20 +230,24 @@ def check_same(state, cfg, faces, table, out):
 
 
 def read_faces(cfg):
-    """The faces of a run with their images, enough of them to train on."""
-    faces = load_labels(cfg.data)
+    """The faces of a run with their images, enough of them to train on, and p(AU | expression)."""
+    faces, table = find_table(cfg.stats, cfg.stats_least, load_faces(cfg.data), cfg.data)
     click.echo(describe(faces, cfg.data))
+    check_learnable(faces, cfg.data)
+    if line := left_out(table, faces.vocabulary):
+        click.echo(line)
     check_trainable(faces, cfg.data, cfg.batch_size)
     faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
     check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
-    return faces
+    return faces, table
 
 
-def new_run(cfg, steps, table):
-    """A run at its start, and a line on where its backbone comes from."""
+def new_run(cfg, steps, table, vocabulary):
+    """A run at its start, of a vocabulary and its table, and a line on where its backbone comes
+    from."""
     torch.manual_seed(cfg.seed)
     weights = find_weights(cfg.weights, cfg.arch)
-    net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm)
+    net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary)
     backbone = backbone_name(weights, cfg.weights_norm, net)
     run = Run(cfg, steps, net, table)
     run.backbone = backbone
@@ -273,19 +276,20 @@ def continue_run(cfg, steps, table, faces, out):
     if "trace" not in state:
         raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts again")
     check_same(state, cfg, faces, table, out)
-    run = Run(cfg, steps, make_base_net(cfg.arch), table, state)
+    net = make_base_net(cfg.arch, vocabulary=faces.vocabulary)
+    run = Run(cfg, steps, net, table, state)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     return run
 
 
 def fit(cfg, out, resumed=False):
     """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
-    table = load_stats(cfg.stats)
-    faces = read_faces(cfg)
+    faces, table = read_faces(cfg)
     batches = Batches(faces, cfg, pick_device(cfg.device))
     fresh = None
     if not (resumed and has_state(out)):
-        fresh = new_run(cfg, batches.steps, table)  # raises InputError before anything is written
+        # raises InputError before anything is written
+        fresh = new_run(cfg, batches.steps, table, faces.vocabulary)
     with locked(out, out / ".lock"):
         if fresh:
             run, origin = fresh
@@ -329,7 +333,7 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.pass_context
 def command(ctx, out, resume, overwrite, **options):
-    """Train on a folder laid out like RAF-CE, and test.
+    """Train on a folder laid out like RAF-CE, or with a labels.csv of your own, and test.
 
     Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
     and, at the end, test.json.

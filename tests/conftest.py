@@ -96,7 +96,7 @@ def sketch(faces_folder, tmp_path_factory):
 
 def run_of(cfg, steps=1):
     """A new run of a Config, its net at its start."""
-    return train.new_run(cfg, steps, _stats.load_stats(cfg.stats))[0]
+    return train.new_run(cfg, steps, _stats.load_stats(cfg.stats), mmlfer.RAFCE)[0]
 
 
 def load(path):

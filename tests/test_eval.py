@@ -64,7 +64,7 @@ def test_the_report_shows_an_au_that_is_never_found():
     """Present and never predicted, its F1 is 0; in neither it is undefined and left out."""
     y_au, active = np.zeros((5, 32), int), np.zeros((5, 32), bool)
     y_au[:3, 0], y_au[3, 2], active[3, 2] = 1, 1, True  # AU 1 missed three times, AU 4 found, all others nowhere
-    numbers = mmlfer.expression_metrics(np.eye(14, dtype=int)) | mmlfer.au_metrics(y_au, active)
+    numbers = mmlfer.expression_metrics(np.eye(14, dtype=int), EMOTIONS) | mmlfer.au_metrics(y_au, active, AUS)
     rows = [line.split() for line in eval.report(numbers).splitlines() if line.startswith(("AU 1", "AU 2", "AU  "))]
     assert rows == [["AU", "1", "inner", "brow", "raiser", "0.00"], ["AU", "4", "brow", "lowerer", "100.00"]]
 
@@ -72,7 +72,7 @@ def test_the_report_shows_an_au_that_is_never_found():
 def test_the_report_says_what_the_numbers_are():
     counts = np.zeros((14, 14), int)
     counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
-    numbers = mmlfer.expression_metrics(counts)
+    numbers = mmlfer.expression_metrics(counts, EMOTIONS)
     numbers |= {"au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
     lines = eval.report(numbers).splitlines()
     cells = {line[:24].strip(): line[24:].split() for line in lines[1:18]}

@@ -136,13 +136,13 @@ def test_truths_come_from_the_data_of_each_checkpoint(ckpt, faces_folder, tmp_pa
 
 def test_images_and_labels_are_read_once(ckpt, faces_folder, tmp_path, kept, monkeypatch):
     reads = []
-    for name in ("decode", "load_labels"):
+    for name in ("decode", "load_faces"):
         before = getattr(gradcam, name)
         monkeypatch.setattr(gradcam, name, lambda *a, name=name, before=before: (reads.append(name), before(*a))[1])
     image = next((faces_folder / "aligned").iterdir())
     larger = make_checkpoint(tmp_path / "larger.pt", faces_folder, size=40)
     assert invoke("gradcam", "--ckpt", ckpt, "--ckpt", ckpt, "--ckpt", larger, image, "--out", tmp_path / "g.png").exit_code == 0
-    assert sorted(reads) == ["decode", "decode", "load_labels"]
+    assert sorted(reads) == ["decode", "decode", "load_faces"]
     sizes = [[picture.get_array().shape[0] for picture in axis.images] for axis in kept[0].axes]
     assert sizes == [[32], [32, 32], [32, 32], [40, 40]]
 

@@ -119,16 +119,16 @@ def test_metrics_give_the_papers_table_2(method):
         right = round(rate / 100 * n)
         assert 100 * right / n == pytest.approx(rate, abs=0.006)
         confusion[k, k], confusion[k, (k + 1) % 14] = right, n - right
-    numbers = mmlfer.expression_metrics(confusion)
+    numbers = mmlfer.expression_metrics(confusion, mmlfer.EMOTIONS)
     assert (round(100 * numbers["accuracy"], 2), round(100 * numbers["diag"], 2)) == (acc, diag)
 
 
 def test_metrics_leave_out_what_is_undefined():
-    numbers = mmlfer.expression_metrics(mmlfer.confusion_matrix([0, 0, 1], [0, 1, 1]))
+    numbers = mmlfer.expression_metrics(mmlfer.confusion_matrix([0, 0, 1], [0, 1, 1], 14), mmlfer.EMOTIONS)
     assert numbers["diag"] == 0.75 and numbers["macro_f1"] == pytest.approx(2 / 3)
     assert numbers["per_class"]["happily sad"] is None
     y, p = np.zeros((4, 32), int), np.zeros((4, 32), bool)
     y[:3, 0], p[1:4, 0], p[0, 1] = 1, True, True
-    aus = mmlfer.au_metrics(y, p)
+    aus = mmlfer.au_metrics(y, p, mmlfer.AUS)
     assert aus["au_f1"]["1"] == pytest.approx(2 / 3) and aus["au_f1"]["2"] == 0
     assert aus["au_f1"]["4"] is None and aus["au_f1_macro"] == pytest.approx(1 / 3)

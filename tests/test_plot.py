@@ -78,7 +78,7 @@ def test_curves_are_the_log(run, kept):
 
 def write_run(folder, method, seed, log):
     """A finished run as `table` and `plot` read it; log: an epoch's val_acc, w_au, w_am each."""
-    numbers = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0])), "pred": [0]}
+    numbers = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0], 14), mmlfer.EMOTIONS), "pred": [0]}
     folder.mkdir(parents=True)
     (folder / "test.json").write_text(json.dumps({
         "method": method, "stats": "wild", "form": "wild", "seed": seed, "rafce": False, "names": ["1.jpg"], "truth": [0],

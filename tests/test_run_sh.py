@@ -61,7 +61,7 @@ def place(tmp_path):
         (tmp_path / f"rafce/{i:04}_aligned.jpg").touch()
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/python"
-    best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0])), "pred": [0]}
+    best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0], 14), mmlfer.EMOTIONS), "pred": [0]}
     test = {"form": "wild", "stats": "wild", "table_sha256": "", "seed": 0, "rafce": False, "names": ["1.jpg"], "truth": [0],
             "best": best}
     program.write_text(STAND_IN.format(python=sys.executable, test=json.dumps(test)))

@@ -491,5 +491,5 @@ def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_pa
         path.write_text(text)
         result = run_program("stats", "--data", faces_folder, "--against", path, timeout=60)
         assert (result.returncode, result.stderr) == (
-            1, f"Error: {path}: cannot be read as YAML ({why}); --stats takes wild, lab or a file of `mmlfer stats "
+            1, f"Error: {path}: cannot be read as YAML ({why}); --stats takes wild, lab, train or a file of `mmlfer stats "
                "--out`\n")

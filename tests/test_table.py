@@ -18,8 +18,8 @@ from mmlfer_commands import _results, table
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
     """A test.json as `train` writes it; with options as since these are in it."""
-    confusion = mmlfer.confusion_matrix(truth, pred)
-    best = {"epoch": 1, **mmlfer.expression_metrics(confusion), "pred": list(pred)}
+    confusion = mmlfer.confusion_matrix(truth, pred, 14)
+    best = {"epoch": 1, **mmlfer.expression_metrics(confusion, mmlfer.EMOTIONS), "pred": list(pred)}
     run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
            "data": "/home/me/faces", "rafce": False, "best": best, "last": {**best, "pred": [13] * len(truth)},
            "names": [f"{i}.jpg" for i in range(len(truth))], "truth": list(truth), **others}

@@ -29,10 +29,10 @@ NEAREST = {  # short names of tests that many faults name
 }
 
 UNCHANGED = Fault("control-unchanged", "mmlfer.py",
-                  'reduction="none").sum(1)', 'reduction="none").sum(1)',
+                  "NOT_CODED, 0).sum(1)", "NOT_CODED, 0).sum(1)",
                   "losses::test_eq01_matches_naive_loop")
 BROKEN = Fault("control-broken", "mmlfer.py",
-               'reduction="none").sum(1)', 'reduction="none").sum(1).nonsense()',
+               "NOT_CODED, 0).sum(1)", "NOT_CODED, 0).sum(1).nonsense()",
                "losses::test_eq01_matches_naive_loop")
 CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in every run
 

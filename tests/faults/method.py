@@ -5,7 +5,7 @@ from faults.fault import Fault
 FAULTS = [
     # the losses
     Fault("loss-au-mean", "mmlfer.py",
-          'reduction="none").sum(1)', 'reduction="none").mean(1)',
+          "NOT_CODED, 0).sum(1)", "NOT_CODED, 0).mean(1)",
           "losses::test_eq01_matches_naive_loop"),
     Fault("loss-emo-smoothed", "mmlfer.py",
           'cross_entropy(z_emo, y_emo, reduction="none")',

@@ -1,0 +1,373 @@
+"""The labels of a data set: labels.csv of one's own, or RAF-CE's three files."""
+
+import csv
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+
+from mmlfer import (
+    AU_NAMES,
+    AUS,
+    EMOTIONS,
+    LABEL_FILES,
+    NOT_CODED,
+    RAFCE,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    Faces,
+    InputError,
+    Stream,
+    Vocabulary,
+    counts,
+    image_index,
+    image_paths,
+    is_rafce,
+    load_labels,
+    parse_aus,
+    plural,
+    tell_once,
+)
+
+LABELS = "labels.csv"
+COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
+           "split": ("split", "partition", "subset"), "person": ("person",), "aus": ("aus",)}
+PARTS = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
+AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
+SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
+SEED = 0  # of it
+
+
+def load_faces(folder, vocabulary=None):
+    """The labels in a data set's folder, as Faces without images: of labels.csv if it is there,
+    else of RAF-CE's files; in the order of a vocabulary where one is given, a checkpoint's."""
+    path = Path(folder) / LABELS
+    faces = read_labels_csv(path) if path.is_file() else load_labels(folder)
+    return recode(faces, vocabulary, folder) if vocabulary else faces
+
+
+def images_of(folder):
+    """The paths of a data set's images; of a folder without labels, those in RAF-CE's places."""
+    if (Path(folder) / LABELS).is_file():
+        return list(filter(None, image_paths(load_faces(folder), folder)))
+    return list(image_index(Path(folder)).values())
+
+
+def recode(faces, vocabulary, folder):
+    """Faces in the order of another vocabulary: expressions by name, AUs by number. AUs that it
+    does not have are dropped; those that the faces do not have are not coded."""
+    own = faces.vocabulary
+    if own == vocabulary:
+        return faces
+    numbers = {name: k for k, name in enumerate(vocabulary.emotions)}
+    y_emo = np.array([numbers.get(name, -1) for name in own.emotions])[faces.y_emo]
+    for i in np.flatnonzero(y_emo < 0)[:1]:
+        raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: "
+                         f"{own.emotions[faces.y_emo[i]]!r} is not among the expressions to tell "
+                         f"apart: {', '.join(vocabulary.emotions)}; rename it or remove its rows")
+    y_au = np.full((len(y_emo), len(vocabulary.aus)), NOT_CODED, np.int8)
+    for j, au in enumerate(vocabulary.aus):
+        if au in own.aus:
+            y_au[:, j] = faces.y_au[:, own.aus.index(au)]
+    return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary)
+
+
+def describe(faces, folder):
+    """What was found: images by expression and partition, rows without AUs, mean active AUs."""
+    emotions = faces.vocabulary.emotions
+    wide = max(24, *map(len, emotions))
+    lines = [f"{folder}: {len(faces.names)} images", f"  {'':{wide}}  train   test    val"]
+    by_split = [counts(faces.y_emo[faces.split == code], len(emotions)) for code in SPLITS.values()]
+    for name, *row in zip(emotions + ("all",), *[c + (sum(c),) for c in by_split]):
+        lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
+    coded = faces.y_au[(faces.y_au != NOT_CODED).any(1)]
+    active = (coded == 1).sum(1)
+    without = int((active == 0).sum())
+    mean = active.mean() if len(active) else 0
+    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs a face")
+    if len(coded) < len(faces.names):
+        lines[-1] += f" of {len(coded)} that are coded"
+    if faces.vocabulary == RAFCE:
+        own = "these are" if is_rafce(faces) else "not"
+        lines.append(f"  {own} RAF-CE's own counts")
+    return "\n".join(lines)
+
+
+def check_trainable(faces, folder, batch_size):
+    rafce = faces.files == LABEL_FILES
+    codes = "0 train, 1 test, 2 validation" if rafce else "column split"
+    for name, code in SPLITS.items():
+        n, least = int((faces.split == code).sum()), 1 if code == TEST else batch_size
+        if n < least:
+            raise InputError(f"{folder}: {n} {name} images, expected at least {least}; "
+                             f"see {faces.files[1]} ({codes}), --batch-size")
+    active = faces.y_au[faces.split == TRAIN].sum(1).mean()
+    if rafce and active < 0.1:
+        raise InputError(f"{folder}/{faces.files[2]}: {active:.3f} active AUs a training face; "
+                         "the AUs were lost: take the published file")
+
+
+# ---------------------------------------------------------------- labels.csv
+
+
+def read_rows(path):
+    """Yield (row number, cells) of a CSV file's rows that are not blank, its header first: UTF-8,
+    with or without a byte order mark; commas, semicolons or tabs, which the header has most of."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True,
+                                skipinitialspace=True)
+            for cells in reader:
+                first, number = number + 1, reader.line_num
+                cells = [cell.strip() for cell in cells]
+                if any(cells):
+                    yield first, cells
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not text in UTF-8; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise InputError(f"{path}:{number + 1}: not CSV ({error}); fix this row") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def find_columns(header, path):
+    """Where the header has what, {name in COLUMNS: index}, and where each AU, {number: index}."""
+    places, aus = {}, {}
+    for i, name in enumerate(header):
+        match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
+        if match and int(match[1]) not in AU_NAMES:
+            raise InputError(f"{path}:1: column {name}: no AU of FACS, 1 to 46; remove it")
+        group, key = (aus, int(match[1])) if match else (places, None)
+        for what, spellings in COLUMNS.items():
+            if name.lower() in spellings:
+                key = what
+        if key in group:
+            raise InputError(f"{path}:1: columns {header[group[key]]} and {name} say the same; "
+                             "keep one of the two")
+        if key is not None:
+            group[key] = i
+    if "aus" in places and aus:
+        raise InputError(f"{path}:1: AUs both in a column aus and in columns of their own; keep "
+                         "one of the two")
+    for what in ("image", "expression"):
+        if what not in places:
+            raise InputError(f"{path}:1: no column {' or '.join(COLUMNS[what])}; the first row "
+                             "names the columns, as in image,expression,split,aus")
+    if "aus" not in places and not aus:
+        raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
+                         "where nobody coded the AUs")
+    return places, aus
+
+
+def parse_place(text, folder):
+    """The name of an image by its path below a folder, whose own path ends in /: a/0001.jpg of
+    ./a/0001.jpg, of b/../a/0001.jpg and of FOLDER/a/0001.jpg; ValueError where it leaves it."""
+    parts = []
+    for part in text.removeprefix(folder).split("/"):
+        if part == "..":
+            parts = parts[:-1] if parts else [""]
+        elif part != "." and (part or not parts):
+            parts.append(part)
+        if parts == [""]:  # / or ..
+            raise ValueError(f"{text!r} is no image below the folder; place or link it there")
+    if not parts or "\0" in text:
+        raise ValueError(f"{text!r} is no image below the folder; name one")
+    return "/".join(parts)
+
+
+def parse_au_text(text):
+    """'1+L12' -> (1, 12); '' -> (), coded and none seen; '?' -> None, not coded."""
+    if text in ("", "?"):
+        return () if text == "" else None
+    try:
+        return tuple(number for number, _ in parse_aus(text, AU_NAMES))
+    except ValueError as error:
+        raise ValueError(f"{error}; nothing: coded and none seen, ?: not coded") from None
+
+
+def parse_au_cells(texts, aus):
+    """0, 1 or NOT_CODED of each AU's own cell."""
+    for text, au in zip(texts, aus):
+        if text not in AU_CELLS:
+            raise ValueError(f"AU {au}: {text!r}; write 0, 1 or nothing for not coded, whatever "
+                             "number stands for unknown in this data set")
+    return tuple(AU_CELLS[text] for text in texts)
+
+
+class Rows:
+    """The rows of a labels.csv as they are read, each checked against those before it."""
+
+    def __init__(self, path, header):
+        self.path, self.width = path, len(header)
+        self.folder = f"{path.parent.resolve()}/"
+        self.places, self.aus = find_columns(header, path)
+        self.names = {}  # {name: row number}
+        self.expressions, self.spellings = [], {}  # {folded name: (name, row number)}
+        self.splits, self.people, self.texts = [], [], []
+        self.parts = {}  # {person: (split, row number)}
+        self.known = {}  # parsed AUs by their text: most rows repeat another one's
+
+    def add(self, number, cells):
+        """One row; ValueError says what is wrong with it."""
+        if any(cells[self.width :]) or len(cells) < self.width:
+            raise ValueError(f"expected {plural(self.width, 'field')}, as in the first row, got "
+                             f"{len(cells)} (a field with a comma in it stands in quotes)")
+        get = {what: cells[i] for what, i in self.places.items()}
+        name = parse_place(get["image"], self.folder)
+        first = self.names.setdefault(name, number)
+        if first != number:
+            raise ValueError(f"{name} is the image of row {first}, too; keep one of the two")
+        self.add_expression(number, get["expression"])
+        if "split" in get:
+            if get["split"].lower() not in PARTS:
+                raise ValueError(f"expected train, val or test, got {get['split']!r}")
+            self.splits.append(PARTS[get["split"].lower()])
+        if "person" in get:
+            self.add_person(number, get["person"])
+        text = get["aus"] if "aus" in get else tuple(cells[i] for i in self.aus.values())
+        if text not in self.known:
+            self.known[text] = (parse_au_text(text) if "aus" in get else
+                                parse_au_cells(text, self.aus))
+        self.texts.append(text)
+
+    def add_expression(self, number, name):
+        if not name or not name.isprintable():
+            raise ValueError("no expression; name it or remove this row")
+        folded = "".join(name.split()).casefold()
+        first, row = self.spellings.setdefault(folded, (name, number))
+        if first != name:
+            raise ValueError(f"{name!r} is {first!r} of row {row} in another spelling; choose one")
+        self.expressions.append(first)
+
+    def add_person(self, number, person):
+        """A row's person; nobody's name stands for somebody who is in no other row."""
+        self.people.append(person or f"\0{number}")
+        if self.splits and person:
+            first, row = self.parts.setdefault(person, (self.splits[-1], number))
+            if first != self.splits[-1]:
+                raise ValueError(f"person {person} is in another part in row {row}; keep each "
+                                 "person in one part, or remove the column")
+
+    def faces(self):
+        """All rows as Faces."""
+        vocabulary = self.vocabulary()
+        numbers = {name: k for k, name in enumerate(vocabulary.emotions)}
+        y_emo = np.array([numbers[name] for name in self.expressions])
+        split = np.array(self.splits) if self.splits else self.drawn_split(y_emo)
+        return Faces(list(self.names), y_emo, split, self.y_au(vocabulary.aus),
+                     vocabulary=vocabulary, files=(LABELS,) * 3)
+
+    def vocabulary(self):
+        """RAF-CE's names in RAF-CE's order, others sorted; the AUs that have columns, or that any
+        row names. All 14 of RAF-CE's names, without columns, come with RAF-CE's 32 AUs."""
+        emotions = sorted({*self.expressions})
+        if {*emotions} <= {*EMOTIONS}:
+            emotions.sort(key=EMOTIONS.index)
+        if self.aus:
+            return Vocabulary(tuple(emotions), tuple(sorted(self.aus)))
+        aus = {au for row in self.known.values() for au in row or ()}
+        if tuple(emotions) == EMOTIONS and aus <= {*AUS}:
+            return RAFCE
+        return Vocabulary(tuple(emotions), tuple(sorted(aus)))
+
+    def y_au(self, aus):
+        """(N, J) 0, 1 or NOT_CODED, for AUs in this order."""
+        vectors = {}
+        for text, row in self.known.items():
+            if self.aus:
+                coded = dict(zip(self.aus, row))
+                vectors[text] = [coded[au] for au in aus]
+            elif row is None:
+                vectors[text] = [NOT_CODED] * len(aus)
+            else:
+                vectors[text] = [int(au in row) for au in aus]
+        return np.array([vectors[text] for text in self.texts], np.int8).reshape(-1, len(aus))
+
+    def drawn_split(self, y_emo):
+        """A partition where the file has none, and a line that says so."""
+        people = self.people if "person" in self.places else None
+        by = "by expression" if people is None else "by expression, each person in one part"
+        tell_once(f"{self.path}: no column split; drawn {by}: 60 % train, 20 % val, 20 % test")
+        return split_faces(y_emo, SEED) if people is None else split_people(y_emo, people, SEED)
+
+
+def read_labels_csv(path):
+    """A labels.csv as Faces without images. Its rows stream; each kind of AUs is held once."""
+    rows = read_rows(path)
+    _, header = next(rows, (0, None))
+    if header is None:
+        raise InputError(f"{path}: empty; its first row names the columns, as in "
+                         "image,expression,split,aus")
+    table = Rows(path, header)
+    for number, cells in rows:
+        try:
+            table.add(number, cells)
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    if not table.names:
+        raise InputError(f"{path}: no row below the first; a row names an image")
+    return table.faces()
+
+
+def check_learnable(faces, folder):
+    """Refuse a labels.csv with one expression alone, or with one that has images to test and none
+    to train on: naming the first row that has it."""
+    if faces.files[0] != LABELS:
+        return
+    path, emotions = Path(folder) / LABELS, faces.vocabulary.emotions
+    if len(emotions) < 2:
+        raise InputError(f"{path}: one expression alone, {emotions[0]!r}; a net tells two or more "
+                         "apart, add rows of another")
+    for k, emotion in enumerate(emotions):
+        rows = np.flatnonzero(faces.y_emo == k)
+        if len(rows) and TRAIN not in faces.split[rows]:
+            raise InputError(f"{path}:{row_of(path, faces.names[rows[0]])}: {emotion!r} has "
+                             f"{plural(len(rows), 'image')}, none of them to train on; move some "
+                             "to train, or remove its rows")
+
+
+def row_of(path, name):
+    """The number of the row that names an image."""
+    rows = read_rows(path)
+    table = Rows(path, next(rows)[1])
+    return next(number for number, cells in rows
+                if parse_place(cells[table.places["image"]], table.folder) == name)
+
+
+# ---------------------------------------------------------------- partitions
+
+
+def split_faces(y_emo, seed):
+    """20 % test, a quarter of the rest validation, within each expression. -> (N,)"""
+    rng = np.random.default_rng([seed, Stream.PARTITION])
+    split = np.full(len(y_emo), TRAIN)
+    for k in np.unique(y_emo):
+        of_k = rng.permutation(np.flatnonzero(np.asarray(y_emo) == k))
+        n_test = round(0.2 * len(of_k))
+        split[of_k[:n_test]] = TEST
+        split[of_k[n_test : n_test + round(0.25 * (len(of_k) - n_test))]] = VAL
+    return split
+
+
+def split_people(y_emo, people, seed):
+    """SHARES of each expression, as nearly as may be with each person in one part. -> (N,)
+
+    The people with most images come first, those with as many in drawn order; each goes where the
+    expressions in the images are furthest from their share.
+    """
+    names, person = np.unique(people, return_inverse=True)
+    images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
+    np.add.at(images, (person, y_emo), 1)
+    wanted = np.array(list(SHARES.values()))[:, None] * images.sum(0)  # by part and expression
+    missing, part = wanted.copy(), np.empty(len(names), int)
+    order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(names))
+    for i in sorted(order, key=lambda i: -images[i].sum()):
+        part[i] = np.argmax((missing / np.maximum(wanted, 1e-9)) @ images[i])
+        missing[part[i]] -= images[i]
+    return np.array(list(SHARES))[part[person]]
