@@ -140,6 +140,7 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
 
 
+PRECISION = click.Choice(["float32", "bf16"])
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
 PATH = click.Path(path_type=Path)
@@ -212,6 +213,7 @@ class Config:
     weight_decay: float = setting(OPTIMISATION, 5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
     seed: int = setting(RUN, 0, SEED, "Seed of all random numbers.")
     device: str = setting(RUN, "auto", str, "auto, cpu, cuda, cuda:1, ...")
+    precision: str = setting(RUN, "float32", PRECISION, "Number format of the backbone.")
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -391,7 +393,7 @@ class Taped:
             return forward
 
         with torch.no_grad(), replaced(self.net, rule_of):
-            df = self.net.backbone(None)  # (B, D); None: the images do not move with theta
+            df = features(self.net, None)  # (B, D); None: the images do not move with theta
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
         with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
@@ -550,6 +552,8 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
     class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
         """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
+        precision = "float32"
+
         def __init__(self):
             super().__init__()
             self.vocabulary = vocabulary
@@ -560,10 +564,20 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
             self.au = torch.nn.Linear(FEATURES[arch], len(vocabulary.aus))
 
         def forward(self, x):
-            f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
+            f = features(self, (x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
     return BaseNet()
+
+
+def features(net, x):
+    """The backbone's answer to x in the net's number format. With bf16 it runs under autocast:
+    convolutions round weights and results; BatchNorm's statistics and parameters are float32, and
+    so is what comes out. In a tangent pass x is None, and the rules round as their layers do."""
+    if net.precision == "float32":
+        return net.backbone(x)
+    with torch.autocast(net.mean.device.type, torch.bfloat16):
+        return net.backbone(x).float()
 
 
 def make_backbone(arch):
@@ -988,7 +1002,7 @@ class Run:
         """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
         new one, or the one whose last.pt's content is given."""
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
-        self.device, self.net = pick_device(cfg.device), net
+        self.device, self.net, net.precision = pick_device(cfg.device), net, cfg.precision
         self.form = cfg.form
         if cfg.form == "auto":
             self.form = "lab" if cfg.stats == "lab" else "wild"
@@ -1058,10 +1072,11 @@ def read_checkpoint(path):
     return {**Run.ORIGIN, **state, "config": dataclasses.asdict(cfg)}
 
 
-def load_net(path, device="auto"):
+def load_net(path, device="auto", precision="float32"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
     net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
+    net.precision = precision
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
@@ -1126,9 +1141,8 @@ class Batches:
 
 
 def moved(x, moves):
-    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, in one bilinear
-    resampling that goes on with the pixels of the edge. moves (B, 4) in -1..1: of SHIFT to the
-    right, of SHIFT down, of SCALE larger, of TURN clockwise. -> float32 (B, 3, S, S)"""
+    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, the edge repeated.
+    moves (B, 4) in -1..1: of SHIFT right and down, SCALE up, TURN clockwise. -> (B, 3, S, S)"""
     right, down = 2 * SHIFT * moves[:, :2].T  # in halves of the side
     angle, scale = math.radians(TURN) * moves[:, 3], 1 + SCALE * moves[:, 2]
     c, s = angle.cos() / scale, angle.sin() / scale
@@ -1238,6 +1252,8 @@ COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "sea
             "plot", "gradcam", "predict", "crop", "export", "bench")  # mmlfer_commands/NAME.py
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+precision_option = click.option("--precision", default="float32", type=PRECISION,
+                                help="Number format of the backbone.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
