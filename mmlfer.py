@@ -140,10 +140,9 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
 
 
-PRECISION = click.Choice(["float32", "bf16"])
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
-PATH = click.Path(path_type=Path)
+PATH, PRECISION = click.Path(path_type=Path), click.Choice(["float32", "bf16"])
 DATA, METHOD, MODEL, OPTIMISATION, RUN = (  # headings of `train --help`
     "Data (Sec. 3)", "Method (Sec. 4)", "Model (Sec. 5.1)", "Optimisation (Sec. 4.2)", "Run")
 
@@ -488,18 +487,19 @@ def meta_test(run, taped, omega, val, hypergrad):
 
 
 def choose_hypergrad(run, batch, val):
-    """The form that --hypergrad names; for auto, jvp if both agree on this batch."""
+    """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32."""
     if not run.meta or run.hypergrad == "create_graph":
         return run.hypergrad
     check_tangents(run.net)
     if run.hypergrad == "jvp":
         return run.hypergrad
-    buffers = spare_buffers(run.net)
+    buffers, run.net.precision = spare_buffers(run.net), "float32"
     taped, omega = meta_train(run, batch)
     tangent, definition = (  # in this order: the definition frees the graph that both use
         torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
         for form in ("jvp", "create_graph"))
     run.net.load_state_dict(buffers, strict=False)
+    run.net.precision = run.cfg.precision
     difference = float((tangent - definition).norm() / definition.norm())
     chosen = "jvp" if difference < 1e-3 else "create_graph"
     click.echo(f"{'' if chosen == 'jvp' else 'Warning: '}hypergradient: jvp differs from "
@@ -552,11 +552,9 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
     class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
         """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
-        precision = "float32"
-
         def __init__(self):
             super().__init__()
-            self.vocabulary = vocabulary
+            self.vocabulary, self.precision = vocabulary, "float32"
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
             self.backbone = make_backbone(arch)
@@ -571,9 +569,8 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
 
 def features(net, x):
-    """The backbone's answer to x in the net's number format. With bf16 it runs under autocast:
-    convolutions round weights and results; BatchNorm's statistics and parameters are float32, and
-    so is what comes out. In a tangent pass x is None, and the rules round as their layers do."""
+    """What the backbone makes of x, or of None in a tangent pass, which rounds as the forward does.
+    With bf16 it runs under autocast: parameters, BatchNorm's statistics and f stay float32."""
     if net.precision == "float32":
         return net.backbone(x)
     with torch.autocast(net.mean.device.type, torch.bfloat16):
@@ -1135,8 +1132,7 @@ class Batches:
         """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips and moves keep labels."""
         x = self.images[index]
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        if moves is not None:
-            x = moved(x, moves)
+        x = x if moves is None else moved(x, moves)
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
 
 
@@ -1146,9 +1142,8 @@ def moved(x, moves):
     right, down = 2 * SHIFT * moves[:, :2].T  # in halves of the side
     angle, scale = math.radians(TURN) * moves[:, 3], 1 + SCALE * moves[:, 2]
     c, s = angle.cos() / scale, angle.sin() / scale
-    rows = c, s, -c * right - s * down, -s, c, s * right - c * down  # from a new place to the old
-    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape),
-                                           align_corners=False)
+    back = torch.stack([c, s, -c * right - s * down, -s, c, s * right - c * down], 1).view(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(back, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x.float(), grid, padding_mode="border",
                                            align_corners=False)
 

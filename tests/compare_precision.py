@@ -1,10 +1,11 @@
 """How far the hypergradient in float32 and in bf16 lies from float64's, while a net trains.
 
-    python tests/compare_precision.py FACES [STEPS]
+    python tests/compare_precision.py FACES STEPS [CKPT]
 
-FACES: a folder of 48x48 faces, as `mmlfer synth FACES --n 600 --size 48` draws it. ResNet-18 from
-scratch, batch 16, mml, trained in float32; before each step psi's gradient is taken in both
-formats and both forms at the same parameters and on the same batches, and compared with float64's.
+FACES: a folder of 48x48 faces, as `mmlfer synth FACES --n 2000 --size 48` draws it. ResNet-18, from
+scratch or from a checkpoint's net, is trained with mml in float32, batch 16; before each step psi's
+gradient is taken in both formats and both forms, at the same parameters and on the same batches,
+and compared with float64's.
 """
 
 import copy
@@ -56,20 +57,23 @@ def compare(run, pairs):
     return {label: np.array(values) for label, values in rows.items()}
 
 
-def compare_on(folder, steps, size, batch_size):
+def compare_on(folder, steps, size, batch_size, ckpt=None):
     """The same, on so many first batches of a folder's faces."""
     cfg = mmlfer.Config(data=str(folder), arch="resnet18", size=size, batch_size=batch_size,
                         weights="none", device="cpu")
-    faces = mmlfer.load_images(mmlfer.load_labels(folder), folder, size)
+    faces = mmlfer.load_labels(folder)
+    faces = mmlfer.load_images(faces.select(faces.split != mmlfer.TEST), folder, size)
     batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
-    run = train.new_run(cfg, batches.steps, _stats.load_stats(cfg.stats))[0]
+    run = train.new_run(cfg, batches.steps, _stats.load_stats(cfg.stats), faces.vocabulary)[0]
+    if ckpt:
+        run.net.load_state_dict(mmlfer.read_checkpoint(ckpt)["net"])
     plan = [step for epoch in range(-(-steps // batches.steps)) for step in batches.epoch(epoch)]
     return compare(run, (batches.pair(*step) for step in plan[:steps]))
 
 
 if __name__ == "__main__":
     print("format, form: cosine median, least; relative error median, greatest")
-    rows = compare_on(sys.argv[1], int((*sys.argv, 50)[2]), 48, 16)
+    rows = compare_on(sys.argv[1], int(sys.argv[2]), 48, 16, *sys.argv[3:])
     for (precision, form), values in rows.items():
         cosine, error = values.T
         print(f"{precision:8}{form:13} {np.median(cosine):.4f} {cosine.min():.4f}   "
