@@ -32,12 +32,14 @@ from mmlfer import (
     device_option,
     json_option,
     load_net,
+    precision_option,
     predict_faces,
     read_image,
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
+from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,
@@ -288,7 +290,9 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--jsonl", "jsonl_path", type=PATH, help="The same, with one line of "
               "JSON per face.")
 @device_option
-def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
+@precision_option
+def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device,
+            precision):
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
     Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
@@ -308,7 +312,8 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     if draw:  # nor where links lead
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
         check_empty(draw)
-    net, state = load_net(ckpt, device)
+    net, state = load_net(ckpt, device, precision)
+    tell_if_slower(precision, net.mean.device)
     size, top = state["config"]["size"], min(top, len(state["emotions"]))
     if photos:
         items = items_of_photos(images, size, choose_template(like, state))

@@ -208,7 +208,7 @@ def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, metho
 def small_net(*layers):
     """A base net whose backbone is these layers and a mean over space."""
     net = torch.nn.Module()
-    net.backbone = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    net.precision, net.backbone = "float32", torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.fe, net.au = torch.nn.Linear(8, 14), torch.nn.Linear(8, 32, bias=False)
     net.forward = lambda x: (f := net.backbone(x), net.fe(f), net.au(f))
     return net.double()
