@@ -1243,8 +1243,9 @@ def in_processes(workers, function, jobs, chunk=1, **options):
 
 # ---------------------------------------------------------------- command line
 
-COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table",
-            "plot", "gradcam", "predict", "crop", "export", "bench")  # mmlfer_commands/NAME.py
+COMMANDS = (  # mmlfer_commands/NAME.py
+    "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
+    "gradcam", "predict", "crop", "serve", "export", "bench")
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 precision_option = click.option("--precision", default="float32", type=PRECISION,

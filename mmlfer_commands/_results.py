@@ -228,3 +228,12 @@ def read_rows(folder):
     rows = gather(read_runs(folder))
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
     return sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.title))
+
+
+def accuracy_on_test(ckpt, state):
+    """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
+    try:
+        result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
+        return result["accuracy"] if result["epoch"] == state["epoch"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

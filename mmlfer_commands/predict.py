@@ -79,9 +79,14 @@ def items_of_photos(paths, size, template):
         elif not faces:
             yield Item(i, None)
         else:
-            for number, face in enumerate(faces):
-                told = {"face": number, **face.described()}
-                yield Item(i, align(image, face, template, size), told)
+            yield from items_of_photo(i, image, faces, template, size)
+
+
+def items_of_photo(i, image, faces, template, size):
+    """Yield the Item of each face that was found in a photograph (H, W, 3)."""
+    for number, face in enumerate(faces):
+        told = {"face": number, **face.described()}
+        yield Item(i, align(image, face, template, size), told)
 
 
 def ahead(items):
@@ -176,6 +181,19 @@ def lines_to(path):
                 write_whole(path, content)
 
 
+def table_columns(state, top, photos, draw=False):
+    """The columns of --csv."""
+    columns = ["image"]
+    if draw:
+        columns.append("drawing")
+    if photos:
+        columns += FACE_COLUMNS
+    columns += [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
+    columns += ["aus", *probability_columns(state)]
+    check_columns(columns)
+    return columns
+
+
 def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
     """Functions that write a prediction to these files, which an ExitStack closes."""
     writers = []
@@ -183,14 +201,7 @@ def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
         jsonl = files.enter_context(lines_to(jsonl_path))
         writers.append(lambda result: jsonl.write(json.dumps(result) + "\n"))
     if csv_path:
-        names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
-        columns = ["image"]
-        if draw:
-            columns.append("drawing")
-        if photos:
-            columns += FACE_COLUMNS
-        columns += [*names, "aus", *probability_columns(state)]
-        check_columns(columns)
+        columns = table_columns(state, top, photos, draw)
         table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
                                lineterminator="\n")
         table.writeheader()
