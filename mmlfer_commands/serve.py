@@ -47,7 +47,7 @@ KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # no reader of these star
 PLACES = 32  # pictures that are received or wait at a time
 WAIT, RECEIVE = 30, 60  # seconds that a picture waits for its turn, and may take to arrive
 GRACE = 0.3  # seconds that answers on their way have at the end
-SAMPLES = ("1+2+5+12+25+26", "1+4+15+17", "4+9+10+17")  # AUs of the drawn faces
+SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # drawn: AUs, seed
 PAGE = Path(__file__).parent / "page.html"
 
 
@@ -101,11 +101,10 @@ def png(image):
     return buffer.getvalue()
 
 
-def draw_sample(number, size=256):
+def draw_sample(aus, seed):
     """A drawn face for who has no picture at hand, as JPEG."""
-    rng, buffer = np.random.default_rng([22, number]), io.BytesIO()
-    aus = strengths(parse_aus(SAMPLES[number]), rng)
-    draw_face(aus, rng, size).save(buffer, "JPEG", quality=90)
+    rng, buffer = np.random.default_rng([22, seed]), io.BytesIO()
+    draw_face(strengths(parse_aus(aus), rng), rng, 256).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
@@ -170,8 +169,8 @@ class Service:
 
     def __init__(self, model):
         self.model, self.facts = model, model.facts()
-        self.samples = [draw_sample(i) for i in range(len(SAMPLES))]
-        self.pool, self.job = concurrent.futures.ThreadPoolExecutor(1), None
+        self.samples = [draw_sample(*sample) for sample in SAMPLES]
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
         self.turn, self.taken = asyncio.Lock(), 0
 
     async def page(self, request):
@@ -207,8 +206,8 @@ class Service:
             await before(WAIT, self.turn.acquire(), 503, f"other pictures took {WAIT} seconds; "
                          "try again in a few seconds")
             try:
-                self.job = self.pool.submit(function, content, *args)
-                return await asyncio.wrap_future(self.job)
+                job = self.pool.submit(function, content, *args)
+                return await asyncio.wrap_future(job)
             finally:
                 self.turn.release()
         finally:
@@ -375,8 +374,8 @@ def listen(host, port):
 
 
 def run_server(service, listener, place):
-    """Answer until Ctrl-C. A picture that is being read then would hold the end up; nobody waits
-    for it any more, and the process ends without it."""
+    """Answer until Ctrl-C, which then ends the process at once: nobody waits any more for a picture
+    that is being read, and nothing is left to be written."""
     import uvicorn
 
     config = uvicorn.Config(build_app(service, place), http="h11", ws="none", lifespan="off",
@@ -384,10 +383,9 @@ def run_server(service, listener, place):
                             timeout_graceful_shutdown=GRACE)
     try:
         uvicorn.Server(config).run(sockets=[listener])
-    finally:
-        if service.job and not service.job.done():
-            click.echo("stopped", err=True)
-            os._exit(128 + signal.SIGINT)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        os._exit(128 + signal.SIGINT)
 
 
 @click.command("serve")
