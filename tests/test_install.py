@@ -37,7 +37,7 @@ def run(target, *args, cwd):
 def test_the_wheel_holds_the_program_and_the_statistics_and_no_tests(installed):
     names = set(zipfile.ZipFile(installed[0]).namelist())
     ours = {f"mmlfer_commands/{name}.py" for name in mmlfer.COMMANDS}
-    assert ours | {"mmlfer.py", "mmlfer_stats/wild.yaml", "mmlfer_stats/lab.yaml"} <= names
+    assert ours | {"mmlfer.py", "mmlfer_commands/page.html", "mmlfer_stats/wild.yaml", "mmlfer_stats/lab.yaml"} <= names
     assert not [n for n in names if n.startswith(("tests", "weights", "stats/"))]
 
 
