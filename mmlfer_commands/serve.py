@@ -248,12 +248,11 @@ def read_parameters(given, expressions):
         if key not in known:
             raise Refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
     name, top, kind, crops = (given.get(key, default) for key, default in known.items())
-    most = len(expressions)
-    if not (top.isascii() and top.isdigit() and 1 <= int(top[:4]) <= most):
-        raise Refused(400, f"top: expected a whole number 1..{most}, got {top!r:.20}")
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", top):
+        raise Refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
     if kind not in ("json", "csv") or crops not in ("0", "1"):
         raise Refused(400, "format is json or csv, crops is 0 or 1")
-    return name, int(top), kind, crops == "1"
+    return name, min(int(top), len(expressions)), kind, crops == "1"
 
 
 # ---------------------------------------------------------------- the server

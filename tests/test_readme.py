@@ -73,6 +73,8 @@ def test_every_command_and_option_of_the_pages_exists():
             command = match[1] or match[2]
             assert command in mmlfer.COMMANDS and options - {"--nproc-per-node"} <= options_of(command), line
             seen.add(command)
+        elif line.startswith("curl "):
+            assert options <= {"--data-binary"}, line
         elif "run.sh" in line:
             assert options <= {"--list"}, line
         elif "EXTRA=" in line:

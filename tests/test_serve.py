@@ -10,8 +10,10 @@ import io
 import ipaddress
 import json
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from urllib.parse import quote, urlsplit
@@ -104,6 +106,8 @@ def test_answers_are_those_of_predict_byte_by_byte(server, ckpt, photos, tmp_pat
         assert table == (tmp_path / "p.csv").read_bytes()
         faces += len(json.loads(content))
     assert faces == 5
+    every = json.loads(ask(server, "/predict?top=99", (photos / "face 4 %.png").read_bytes())[2])
+    assert len(every[0]["expressions"]) == 14
     without = json.loads(ask(server, "/predict", (photos / "two0.png").read_bytes())[2])
     assert [len(face["expressions"]) for face in without] == [3, 3] and {face["image"] for face in without} == {"image"}
 
@@ -156,6 +160,22 @@ def test_the_page_allows_its_own_parts_and_nothing_from_elsewhere(server):
         assert "Content-Security-Policy" in headers and "Set-Cookie" not in headers and "Server" not in headers
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_lines_of_the_page_of_commands_work_as_they_stand(server, photos, tmp_path):
+    lines = re.findall(r"^curl .*$", (ROOT / "mmlfer_commands/README.md").read_text(), re.M)
+    shutil.copy(photos / "two0.png", tmp_path / "photo.jpg")
+    shutil.copy(photos / "face 4 %.png", tmp_path / "face.png")
+    said = []
+    for line in lines:
+        line = line.replace("http://127.0.0.1:8000/", server.url)
+        said.append(subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    plain, table, crops, _, health = said
+    assert [face["image"] for face in json.loads(plain)] == ["image", "image"] and json.loads(health)["status"] == "ok"
+    assert "expression_5" in table and [row.split(",")[:2] for row in table.splitlines()[1:]] == [["photo.jpg", "0"], ["photo.jpg", "1"]]
+    assert all(face["crop"].startswith("data:image/png;base64,") for face in json.loads(crops))
+    assert Image.open(tmp_path / "gradcam.png").size == (32, 32)
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -170,8 +190,9 @@ def test_what_cannot_be_read_is_told_in_the_words_of_the_command_line(server, ck
 
 @pytest.mark.parametrize("path, body, method, status, sentence", [
     ("/predict", b"", "POST", 400, "no picture; send an image's bytes as the request's body"),
-    ("/predict?top=0", b"x", "POST", 400, "top: expected a whole number 1..14, got '0'"),
-    ("/predict?top=99999999999999999999999", b"x", "POST", 400, "top: expected a whole number 1..14, got '9999999999999999999"),
+    ("/predict?top=0", b"x", "POST", 400, "top: expected a whole number from 1 on, got '0'"),
+    ("/predict?top=%C2%B2", b"x", "POST", 400, "top: expected a whole number from 1 on, got '²'"),
+    ("/predict?top=99999999999999999999999", b"x", "POST", 400, "top: expected a whole number from 1 on, got '9999999999999999999"),
     ("/predict?topp=1", b"x", "POST", 400, "unknown parameter 'topp'; known: name, top, format, crops"),
     ("/predict?format=xml", b"x", "POST", 400, "format is json or csv, crops is 0 or 1"),
     ("/predict", None, "GET", 405, "GET /predict: method not allowed; see "),
