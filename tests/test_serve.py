@@ -16,6 +16,7 @@ import socket
 import subprocess
 import threading
 import time
+import tracemalloc
 from urllib.parse import quote, urlsplit
 
 import numpy as np
@@ -341,6 +342,24 @@ def test_a_body_may_take_a_bounded_time(monkeypatch):
         assert refused.value.status == 408 and service.taken == 0
 
     asyncio.run(one())
+
+
+def test_of_a_large_body_nothing_is_kept():
+    """Nor is more than five times what is allowed ever read."""
+    sent = []
+
+    class Large:
+        async def stream(self):
+            while True:
+                sent.append(1)
+                yield bytes(1_000_000)
+
+    tracemalloc.start()
+    with pytest.raises(serve.Refused):
+        asyncio.run(serve.receive(Large()))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6 and len(sent) == 101
 
 
 def memory_mb(server):
