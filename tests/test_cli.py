@@ -83,7 +83,7 @@ def test_help_takes_less_than_half_a_second():
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run_program("train", "--help").returncode == 0
+        assert subprocess.run([sys.executable, ROOT / "mmlfer.py", "train", "--help"], stdout=subprocess.DEVNULL).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5, seconds
