@@ -1246,6 +1246,7 @@ def in_processes(workers, function, jobs, chunk=1, **options):
 COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table",
             "plot", "gradcam", "predict", "crop", "export", "bench")  # mmlfer_commands/NAME.py
 
+METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 precision_option = click.option("--precision", default="float32", type=PRECISION,
                                 help="Number format of the backbone.")
@@ -1278,7 +1279,10 @@ class Program(click.Group):
 
     def get_command(self, ctx, name):
         if name in COMMANDS:
-            return importlib.import_module(f"mmlfer_commands.{name}").command
+            command = importlib.import_module(f"mmlfer_commands.{name}").command
+            for option in command.params:
+                option.metavar = option.metavar or METAVARS.get(option.type.name)
+            return command
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""
