@@ -117,7 +117,7 @@ world = pretrain.join_world("cpu")
 source, _ = pretrain.read_people(sys.argv[1])
 images = pretrain.Images(source, np.arange(40), source.labels, 32)
 run = pretrain.Pretraining(opt, 8, 40, world)
-pretrain.pretrain_epoch(pretrained, images, [])
+pretrain.pretrain_epoch(run, images, [])
 state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
 torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
 """

@@ -122,7 +122,7 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
                         stats="lab", hypergrad="jvp", device="cpu")
     run, batches = run_of(cfg, 1), mmlfer.Batches(few, cfg, torch.device("cpu"))
     losses = []
-    for epoch in range(60):
+    for epoch in range(40):
         index, flip, val_index, val_flip = batches.epoch(epoch)[0]
         val = batches.take(val_index, val_flip)
         losses.append(mmlfer.train_step(run, batches.take(index, flip), val)[0].item())
