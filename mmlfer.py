@@ -34,11 +34,9 @@ import hashlib
 import importlib.util
 import io
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import threading
 import warnings
 from pathlib import Path
 
@@ -1094,6 +1092,7 @@ def save_checkpoint(state, path):
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())
 
+
 class Batches:
     """The faces on the training device, and every epoch's batches from the seed alone.
 
@@ -1148,7 +1147,7 @@ def moved(x, moves):
                                            align_corners=False)
 
 
-# ---------------------------------------------------------------- files and processes
+# ---------------------------------------------------------------- files
 
 
 def write_whole(path, content):
@@ -1222,31 +1221,13 @@ def check_two_outputs(**options):
         raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
-def end_with_parent():
-    """In a worker process: do not outlive the program, however it was ended."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def in_processes(workers, function, jobs, chunk=1, **options):
-    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
-        done = pool.map(function, jobs, chunksize=chunk)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield from done
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py
     "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
     "gradcam", "predict", "crop", "serve", "export", "bench")
 
+METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 precision_option = click.option("--precision", default="float32", type=PRECISION,
                                 help="Number format of the backbone.")
@@ -1279,7 +1260,10 @@ class Program(click.Group):
 
     def get_command(self, ctx, name):
         if name in COMMANDS:
-            return importlib.import_module(f"mmlfer_commands.{name}").command
+            command = importlib.import_module(f"mmlfer_commands.{name}").command
+            for option in command.params:
+                option.metavar = option.metavar or METAVARS.get(option.type.name)
+            return command
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""

@@ -18,7 +18,6 @@ from mmlfer import (
     Run,
     brief,
     device_option,
-    in_processes,
     json_option,
     make_base_net,
     pick_device,
@@ -26,6 +25,7 @@ from mmlfer import (
     torch,
     train_step,
 )
+from mmlfer_commands._processes import in_processes
 from mmlfer_commands._runs import tell_if_slower, versions
 from mmlfer_commands._stats import load_stats
 

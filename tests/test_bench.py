@@ -1,6 +1,8 @@
 """The cost of a step."""
 
 import json
+import multiprocessing.spawn
+import os
 import resource
 import sys
 import time
@@ -8,11 +10,13 @@ import time
 import pytest
 import torch
 from conftest import invoke
+from forks import python
 
 from mmlfer_commands import bench
 
 
-def test_bench_prints_one_object():
+def test_bench_prints_one_object(monkeypatch):
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python()))  # of those that measure memory
     result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
