@@ -172,7 +172,7 @@ def parse_place(text, folder):
     for part in text.removeprefix(folder).split("/"):
         if part == "..":
             parts = parts[:-1] if parts else [""]
-        elif part != "." and (part or not parts):
+        elif part != "." and (part or not parts and text):
             parts.append(part)
         if parts == [""]:  # / or ..
             raise ValueError(f"{text!r} is no image below the folder; place or link it there")
@@ -287,7 +287,8 @@ class Rows:
                 vectors[text] = [NOT_CODED] * len(aus)
             else:
                 vectors[text] = [int(au in row) for au in aus]
-        return np.array([vectors[text] for text in self.texts], np.int8).reshape(-1, len(aus))
+        rows = [vectors[text] for text in self.texts]
+        return np.array(rows, np.int8).reshape(len(rows), len(aus))
 
     def drawn_split(self, y_emo):
         """A partition where the file has none, and a line that says so."""
