@@ -256,9 +256,9 @@ def loss_dm2(z_emo, z_au, table):
 def loss_am(z_emo, z_au, table, form):
     """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2; lab sets every observed p to 1. -> (B,).
 
-    Expressions without statistics, rows of zeros, are left out. With S all others, in Eqs. 5 and 8
-    the softmax and the sum are over S alone, and L^AM is weighted by p(S), what S has of the
-    softmax over all: a coefficient, without a gradient. 1 where S is everything.
+    Expressions without statistics, rows of zeros, are left out. With S all others, in Eqs. 5, 7
+    and 8 k is in S alone and p^emo is the softmax over S, and L^AM is weighted by p(S), what S has
+    of the softmax over all: a coefficient, without a gradient, and 1 where S is everything.
     """
     if form == "lab":
         table = (table > 0).to(table.dtype)
