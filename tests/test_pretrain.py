@@ -374,7 +374,7 @@ def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
 
 def held_people(faces):
     source, _ = pretrain.read_people(faces)
-    return set(source.labels[pretrain.split_people(source.labels, 0.3, 0)[1]])
+    return set(source.labels[pretrain.hold_out_people(source.labels, 0.3, 0)[1]])
 
 
 def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):

@@ -232,7 +232,7 @@ def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_pat
         subprocess.run([python(), script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
                        timeout=600, capture_output=True)
     source, _ = pretrain.read_people(people)
-    train, _ = pretrain.split_people(source.labels, 0.3, 0)
+    train, _ = pretrain.hold_out_people(source.labels, 0.3, 0)
     labels = np.unique(source.labels[train], return_inverse=True)[1]
     order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
     shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]
