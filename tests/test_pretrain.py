@@ -73,7 +73,7 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
 
 
 def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
-    """All that can be read are told apart rightly; what stands for a bad image would be wrong."""
+    """All pairs that can be read are judged rightly; one with a bad image would be judged wrongly."""
     source = types.SimpleNamespace(read=lambda i, size: None)
     e = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]], float)  # the last two are bad
     monkeypatch.setattr(pretrain, "embed", lambda *args: (e, np.array([False] * 4 + [True] * 2)))
