@@ -26,7 +26,7 @@ from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, fac
 
 
 def images_below(folder, seen):
-    """The images in a folder and its folders; links are followed, but none to where one was."""
+    """The images below a folder; links are followed, but no folder is entered twice."""
     if (place := os.path.realpath(folder)) in seen:
         return
     seen.add(place)
@@ -34,7 +34,7 @@ def images_below(folder, seen):
         if path.is_dir():
             yield from images_below(path, seen)
         elif path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
-            yield path  # not a pipe; a broken link is there to be named
+            yield path  # not a pipe; a broken link is named later
 
 
 def list_images(paths):
@@ -153,8 +153,9 @@ def command(paths, out, like, size):
     Photographs should be upright: faces turned by more than 45 degrees are often missed, those
     upside down are not found, and something else may then be taken for a face.
 
-    OUT/aligned has NAME_0.png, NAME_1.png ... of each, from left to right; OUT/faces.csv says
-    where they were. Images that cannot be read are named and skipped, and the exit code is then 1.
+    OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; OUT/faces.csv
+    says where they were. Images that cannot be read are named and skipped, and the exit code is
+    then 1.
     """
     check_output(out / "faces.csv", *paths)
     check_pictures_folder(out / "aligned", *paths)

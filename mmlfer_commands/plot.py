@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 
 from mmlfer import PATH, InputError, Vocabulary, brief, loss_sources, write_whole
-from mmlfer_commands._results import find_files, read_rows
+from mmlfer_commands._results import find_files, read_results
 
 
 def pyplot():
@@ -138,7 +138,7 @@ def plot_confusion(numbers, path):
 
 
 def read_part(path, parse):
-    """What parse makes of a file of a run; whatever it stumbles over is named in one line."""
+    """What parse makes of a file of a run; any error becomes one line that names the file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -200,7 +200,7 @@ def command(run):
     """
     kind = kind_of(run)
     if kind == "several runs":
-        plot_methods(read_rows(run), run / "curves.png")
+        plot_methods(read_results(run), run / "curves.png")
         return click.echo(run / "curves.png")
     log = read_part(run / "log.csv", parse_log)
     steps = read_part(run / "config.yaml", parse_steps)

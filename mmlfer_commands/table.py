@@ -17,7 +17,7 @@ from mmlfer import (
     markdown,
     write_whole,
 )
-from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_rows
+from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_results
 from mmlfer_commands._runs import WORDS
 
 # ---------------------------------------------------------------- Tables 2 and 3
@@ -171,7 +171,7 @@ the first : only the second has right."""
 
 def results(folder):
     """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
-    rows = read_rows(folder)
+    rows = read_results(folder)
     runs = [run for row in rows for run in row.seeds.values()]
     rafce, truth = all(run.rafce for run in runs), runs[0].truth
     data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"

@@ -54,7 +54,7 @@ def test_both_forms_agree_where_labels_and_statistics_are_missing():
 
 
 def val_loss_after_look_ahead(run, batch, val):
-    """L^val(theta*(psi)), by first-order means alone: a backward pass and a plain step."""
+    """L^val(theta*(psi)), with first derivatives only: a backward pass and a plain step."""
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])

@@ -95,7 +95,7 @@ def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_auto_compares_the_forms_in_float32(capsys, precision):
-    """In bf16 rounding alone parts them by percents."""
+    """In bf16 they differ by percents, from rounding."""
     run = calm_run(dataclasses.replace(CFG, precision=precision, hypergrad="auto"))
     assert mmlfer.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
     difference = re.search(r"by (\S+); going on with jvp", capsys.readouterr().out)[1]
