@@ -1,6 +1,5 @@
-"""Scenes of stand-in faces, pasted turned, scaled and shifted, with Pillow alone; and clips of them, by OpenCV."""
+"""Scenes of stand-in faces, pasted turned, scaled and shifted; with Pillow alone."""
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -40,27 +39,3 @@ def two_face_scene(faces, rng, least=20, most=200):
     for face, (centre, eyes, angle) in zip(faces, placed):
         paste(scene, face, centre, eyes, angle)
     return np.asarray(scene), placed
-
-
-def write_clip(path, images, rate=10, code="VP90"):
-    """A video of images (H, W, 3), by OpenCV's own writer."""
-    height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), rate, (width, height))
-    assert writer.isOpened()
-    for image in images:
-        writer.write(np.ascontiguousarray(image[:, :, ::-1]))
-    writer.release()
-    return path
-
-
-def moving(faces, paths, n, size=(200, 120), eyes=24, seed=0):
-    """n frames with faces (S, S, 3) on a backdrop; paths: for each a function of 0 .. n-1 to the place of its middle,
-    or None where it is not there. The last faces lie in front."""
-    still, frames = backdrop(*size, np.random.default_rng(seed)), []
-    for i in range(n):
-        scene = still.copy()
-        for face, path in zip(faces, paths):
-            if place := path(i):
-                paste(scene, face, place, eyes, 0)
-        frames.append(np.asarray(scene))
-    return frames

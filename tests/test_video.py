@@ -1,32 +1,20 @@
 """Predictions on videos: the rows, their times, who is who, and what can go wrong."""
 
-import csv
 import json
 import struct
-from fractions import Fraction
 
-import av
 import cv2
 import numpy as np
 import pytest
-import torch
+from clips import grey, moving, rows_of, run, times_of, write_at, write_clip
 from conftest import invoke
 from PIL import Image
-from scenes import moving, write_clip
 
 import mmlfer
 from mmlfer_commands import _alignment, _video, video
 from mmlfer_commands.synth import synthesize
 
 OPENFACE = ["frame", "face_id", "timestamp", "confidence", "success", "x", "y", "width", "height"]
-
-
-@pytest.fixture(scope="module")
-def ckpt(sketch, tmp_path_factory):
-    """A checkpoint that keeps a template."""
-    path = tmp_path_factory.mktemp("video-ckpt") / "best.pt"
-    torch.save({**torch.load(sketch, weights_only=True), "template": [[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]]}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,63 +32,14 @@ def two(faces, tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clip") / "two faces.webm", moving(faces, paths, 6))
 
 
-@pytest.fixture
-def nobody(monkeypatch):
-    """No face is found, and the frames that were searched are kept."""
-    seen = []
-    monkeypatch.setattr(_video, "find_faces", lambda image, found=(): seen.append(image) or [])
-    return seen
-
-
-@pytest.fixture
-def everywhere(monkeypatch):
-    """One and the same face is found in every frame."""
-    face = _alignment.Face(np.array([10.0, 10, 30, 30]), np.array([[18.0, 20], [32, 20], [25, 28], [20, 34], [30, 34]]), 0.9)
-    monkeypatch.setattr(_video, "find_faces", lambda image, found=(): [face])
-    monkeypatch.setattr(_video, "look_closely", lambda image, three: face)
-    return face
-
-
-def grey(n, size=(64, 48)):
-    """n frames of grey, each of its own."""
-    return [np.full((size[1], size[0], 3), 20 + 200 * i // n, np.uint8) for i in range(n)]
-
-
-def run(ckpt, out, *args):
-    return invoke("video", "--ckpt", ckpt, "--out", out, "--device", "cpu", *args)
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def times_of(path):
-    return [float(row["timestamp"]) for row in rows_of(path)]
-
-
-def write_at(path, images, milliseconds, codec="mpeg4"):
-    """A video of images, each at its own time, by PyAV."""
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=1000)
-        stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
-        for image, time in zip(images, milliseconds):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode())
-    return path
-
-
 # ---------------------------------------------------------------- rows
 
 
-def test_a_row_a_frame_and_face(ckpt, two, tmp_path):
-    result = run(ckpt, tmp_path, two, "--search", 0)
+def test_a_row_a_frame_and_face(templated, two, tmp_path):
+    result = run(templated, tmp_path, two, "--search", 0)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{two}: 6 frames, 2 faces, 1 frames without one: {tmp_path}/two faces.csv\n"
-    rows, state = rows_of(tmp_path / "two faces.csv"), mmlfer.read_checkpoint(ckpt)
+    rows, state = rows_of(tmp_path / "two faces.csv"), mmlfer.read_checkpoint(templated)
     points = [f"{point}_{axis}" for point in ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth") for axis in "xy"]
     expressions = ["p_" + name.replace(" ", "_") for name in state["emotions"]]
     aus = [f"AU{au:02}_{end}" for au in state["aus"] for end in "pc"]
@@ -118,23 +57,23 @@ def test_a_row_a_frame_and_face(ckpt, two, tmp_path):
     assert {value for name, value in rows[-1].items() if name not in ("frame", "timestamp", "success")} == {""}
 
 
-def test_the_first_frame_is_answered_as_its_photograph(ckpt, two, tmp_path):
+def test_the_first_frame_is_answered_as_its_photograph(templated, two, tmp_path):
     Image.fromarray(cv2.VideoCapture(str(two)).read()[1][:, :, ::-1]).save(tmp_path / "frame.png")
-    assert run(ckpt, tmp_path, two, "--end", 0.05).exit_code == 0
+    assert run(templated, tmp_path, two, "--end", 0.05).exit_code == 0
     (row,) = rows_of(tmp_path / "two faces.csv")
-    result = invoke("predict", "--ckpt", ckpt, "--photos", tmp_path / "frame.png", "--csv", tmp_path / "p.csv", "--json")
+    result = invoke("predict", "--templated", templated, "--photos", tmp_path / "frame.png", "--csv", tmp_path / "p.csv", "--json")
     (photo,) = rows_of(tmp_path / "p.csv")
     shared = [name for name in row if name in photo and name not in ("p",)]
     assert len(shared) > 14 + 64 + 10 and [row[name] for name in shared] == [photo[name] for name in shared]
     assert [float(row[name]) for name in ("x", "y", "width", "height")] == json.loads(result.stdout)[0]["box"]
 
 
-def test_smoothed_columns_are_means_over_a_window_in_time(ckpt, everywhere, tmp_path):
+def test_smoothed_columns_are_means_over_a_window_in_time(templated, everywhere, tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (48, 64, 3)).astype(np.uint8) for _ in range(12)]
     times = [0, 40, 80, 200, 240, 500, 540, 900, 910, 920, 930, 1500]
     clip = write_at(tmp_path / "a.mp4", images, times)
-    assert run(ckpt, tmp_path / "plain", clip).exit_code == 0 and run(ckpt, tmp_path, clip, "--smooth", 0.4).exit_code == 0
+    assert run(templated, tmp_path / "plain", clip).exit_code == 0 and run(templated, tmp_path, clip, "--smooth", 0.4).exit_code == 0
     rows, plain = rows_of(tmp_path / "a.csv"), rows_of(tmp_path / "plain/a.csv")
     assert [{name: row[name] for name in plain[0]} for row in rows] == plain and "p_smooth" not in plain[0]
     names = [name for name in plain[0] if name.startswith("p_")]
@@ -161,23 +100,23 @@ def test_smoothing_keeps_faces_apart():
 
 
 @pytest.mark.parametrize("name, code", [("a.webm", "VP90"), ("a.mp4", "mp4v")])
-def test_times_and_frames_of_a_constant_rate(ckpt, nobody, tmp_path, name, code):
+def test_times_and_frames_of_a_constant_rate(templated, nobody, tmp_path, name, code):
     write_clip(tmp_path / name, grey(12), 8, code)
-    assert run(ckpt, tmp_path, tmp_path / name).exit_code == 0
+    assert run(templated, tmp_path, tmp_path / name).exit_code == 0
     assert times_of(tmp_path / "a.csv") == [i * 0.125 for i in range(12)]
     assert [int(row["frame"]) for row in rows_of(tmp_path / "a.csv")] == list(range(12))
     assert [abs(image.mean() - want.mean()) < 6 for image, want in zip(nobody, grey(12)[::4])] == [True] * 3  # each half second
 
 
 @pytest.mark.parametrize("name, codec", [("v.mp4", "mpeg4"), ("v.webm", "libvpx-vp9"), ("h.mp4", "libx264")])
-def test_times_of_a_variable_rate(ckpt, nobody, tmp_path, name, codec):
+def test_times_of_a_variable_rate(templated, nobody, tmp_path, name, codec):
     times = [0, 33, 66, 166, 173, 214, 464, 497, 530, 1030, 1063]
     clip = write_at(tmp_path / name, grey(len(times)), times, codec)
-    assert run(ckpt, tmp_path, clip).exit_code == 0
+    assert run(templated, tmp_path, clip).exit_code == 0
     assert times_of(tmp_path / f"{clip.stem}.csv") == [t / 1000 for t in times]
 
 
-def test_rotation_in_the_metadata_counts(ckpt, nobody, tmp_path):
+def test_rotation_in_the_metadata_counts(templated, nobody, tmp_path):
     """A phone held upright: wide frames, and a quarter turn clockwise in the header of the track."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[:24, :32] = 250  # the upper left corner goes to the upper right
@@ -186,7 +125,7 @@ def test_rotation_in_the_metadata_counts(ckpt, nobody, tmp_path):
     assert struct.unpack(">9i", content[place : place + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     content[place : place + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     (tmp_path / "a.mp4").write_bytes(content)
-    assert run(ckpt, tmp_path, tmp_path / "a.mp4").exit_code == 0
+    assert run(templated, tmp_path, tmp_path / "a.mp4").exit_code == 0
     assert nobody[0].shape == (64, 48, 3) and nobody[0][5:25, 30:45].mean() > 200 > 50 > nobody[0][5:25, 3:18].mean()
 
 
@@ -194,17 +133,17 @@ def test_rotation_in_the_metadata_counts(ckpt, nobody, tmp_path):
     (("--every", 3), [0, 3, 6, 9]), (("--fps", 4), [0, 3, 5, 8, 10]), (("--fps", 99), list(range(12))), (("--fps", 5), [0, 2, 4, 6, 8, 10]),
     (("--start", 0.3), list(range(3, 12))), (("--end", 0.3), [0, 1, 2]), (("--start", 0.25, "--end", 0.8, "--every", 2), [4, 6]),
     (("--start", 0.2, "--fps", 2.5), [2, 6, 10]), (("--start", 9), [])])
-def test_which_frames_are_taken(ckpt, nobody, tmp_path, options, frames):
+def test_which_frames_are_taken(templated, nobody, tmp_path, options, frames):
     clip = write_clip(tmp_path / "a.mp4", grey(12), 10, "mp4v")
-    assert run(ckpt, tmp_path, clip, *options).exit_code == 0
+    assert run(templated, tmp_path, clip, *options).exit_code == 0
     assert [int(row["frame"]) for row in rows_of(tmp_path / "a.csv")] == frames
     assert times_of(tmp_path / "a.csv") == [frame / 10 for frame in frames]
 
 
-def test_every_or_fps_and_an_end_after_the_start(ckpt, tmp_path):
+def test_every_or_fps_and_an_end_after_the_start(templated, tmp_path):
     for options, said in ((("--every", 2, "--fps", 2), "--every and --fps: give one of them."),
                           (("--start", 3, "--end", 3), "--end is not after --start.")):
-        result = run(ckpt, tmp_path / "out", "a.mp4", *options)
+        result = run(templated, tmp_path / "out", "a.mp4", *options)
         assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out").exists()
 
 
