@@ -282,9 +282,9 @@ class Drawing:
     """A VP9 file of frames at their own times, written at a constant rate: a frame stands until
     the next one's time, so that it plays as fast and as long as what was read."""
 
-    def __init__(self, path, clip):
-        self.path, self.clip, self.rate = path, clip, clip.rate
-        self.writer, self.written = None, 0
+    def __init__(self, path, rate):
+        self.path, self.rate = path, rate
+        self.writer, self.written, self.end = None, 0, 0.0  # `end`: until when the last one stands
 
     def add(self, image, now):
         """Show an image (H, W, 3) from `now` on, seconds."""
@@ -301,7 +301,7 @@ class Drawing:
                                  "--draw")
         else:
             self.hold(now)
-        self.image = np.ascontiguousarray(image[:, :, ::-1])
+        self.image, self.end = np.ascontiguousarray(image[:, :, ::-1]), now + 1 / self.rate
 
     def hold(self, until):
         """Write the last image as often as it takes to reach this time."""
@@ -310,9 +310,9 @@ class Drawing:
             self.written += 1
 
     def close(self):
-        """Show the last image until the end of what was read of the clip."""
+        """Show the last image until the end."""
         if self.writer:
-            self.hold(max(self.clip.time + self.clip.step, self.begin + 1 / self.rate))
+            self.hold(self.end)
             self.writer.release()
 
     def check(self):

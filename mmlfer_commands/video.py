@@ -200,13 +200,14 @@ def predict_clip(clip, net, state, template, table, drawing, options, caught):
 
     One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
     """
-    frames = clip.frames(options["every"], options["fps"], options["start"], options["end"])
     live = clip.camera is not None
+    frames = clip.frames(options["every"], options["fps"], options["start"], options["end"])
+    decoded = ahead(frames, AHEAD)
     tracker, size = Tracker(options["search"]), state["config"]["size"]
-    items = items_of_frames(ahead(frames, AHEAD), tracker, template, size, drawing)
+    items = items_of_frames(decoded, tracker, template, size, drawing)
     answered = ahead(predict_crops(net, items, 1 if live else BATCH), 1 if live else BATCH)
     count, without = 0, 0
-    with contextlib.closing(answered):
+    with contextlib.closing(decoded), contextlib.closing(answered):  # no thread outlives this
         groups = itertools.groupby(answered, lambda item: item.number)
         rows = rows_of_frames(until(caught, groups), state, drawing)
         if options["smooth"]:
@@ -217,6 +218,8 @@ def predict_clip(clip, net, state, template, table, drawing, options, caught):
             table.rows.writerows(row for row, _ in faces)
             count += 1
             without += not faces[0][0]["success"]
+    if drawing and not caught:
+        drawing.end = max(drawing.end, clip.time + clip.step)
     return count, tracker.count, without
 
 
@@ -228,7 +231,7 @@ def run_clip(name, stem, out, net, state, template, options, caught):
         files.callback(clip.close)
         table = Table(files, path, columns_of(state, options["smooth"]))
         if options["draw"]:
-            drawing = Drawing(out / f"{stem}.webm", clip)
+            drawing = Drawing(out / f"{stem}.webm", clip.rate)
             files.callback(drawing.close)
         count, faces, without = predict_clip(clip, net, state, template, table, drawing, options,
                                              caught)

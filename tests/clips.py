@@ -12,10 +12,12 @@ from scenes import backdrop, paste
 
 def write_clip(path, images, rate=10, code="VP90"):
     """A video of images (H, W, 3), by OpenCV's own writer."""
-    height, width = images[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), rate, (width, height))
-    assert writer.isOpened()
+    writer = None
     for image in images:
+        if writer is None:
+            size = image.shape[1::-1]
+            writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*code), rate, size)
+            assert writer.isOpened()
         writer.write(np.ascontiguousarray(image[:, :, ::-1]))
     writer.release()
     return path

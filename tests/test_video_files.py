@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import grey, rows_of, run, times_of, write_at, write_clip
+from conftest import run_program
 from PIL import Image
 
 from mmlfer_commands import _alignment, _video, predict, video
@@ -90,19 +91,18 @@ def test_a_file_cut_off(templated, nobody, sixty, tmp_path):
     assert [float(row["timestamp"]) for row in rows] == [i / 25 for i in range(len(rows))]
 
 
-def test_a_broken_frame_amid_a_file(templated, nobody, sixty, tmp_path, capfd):
+def test_a_broken_frame_amid_a_file(templated, sixty, tmp_path):
+    """Said in one line; FFmpeg, in a process of its own, says nothing beside."""
     content = bytearray(sixty[0].read_bytes())
     middle = len(content) // 2
     content[middle : middle + 1500] = np.random.default_rng(0).bytes(1500)
     (tmp_path / "a.mp4").write_bytes(content)
-    capfd.readouterr()
-    result = run(templated, tmp_path / "out", tmp_path / "a.mp4")
+    result = run_program("video", "--ckpt", templated, "--out", tmp_path / "out", tmp_path / "a.mp4", "--search", 9)
     times = times_of(tmp_path / "out/a.csv")
     assert times[0] == 0 and times[-1] == 59 / 25 and set(times) <= {round(i / 25, 3) for i in range(60)} and 50 < len(times) < 60
-    assert result.exit_code == 1 and result.stderr == (
+    assert result.returncode == 1 and result.stderr == (
         f"Warning: {tmp_path}/a.mp4: {len(times)} frames can be read where the file names 60; broken ones are left out, the times of "
         "the others are right\n")
-    assert capfd.readouterr().err == ""
 
 
 def test_one_name_for_two_clips_and_outputs_that_are_there(templated, nobody, tmp_path):
@@ -145,7 +145,7 @@ def test_ctrl_c_leaves_whole_rows(templated, sixty, tmp_path, monkeypatch):
     assert [int(row["frame"]) for row in rows] == list(range(len(rows))) and {row["success"] for row in rows} == {"0"}
     assert result.stdout.startswith(f"{sixty[0]}: {len(rows)} frames, ")
     drawn = cv2.VideoCapture(str(tmp_path / "a.webm"))
-    assert abs(drawn.get(cv2.CAP_PROP_FRAME_COUNT) - len(rows)) < 20
+    assert abs(drawn.get(cv2.CAP_PROP_FRAME_COUNT) - len(rows)) <= 2
 
 
 def test_rows_are_there_as_they_come(templated, sixty, tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_whole_rows(templated, nobody, sixty, tmp_path):
 
 def test_a_full_disk_while_drawing_keeps_the_rows(templated, nobody, sixty, tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12000, before[1]))
     try:
         result = run(templated, tmp_path, sixty[0], "--draw")
     finally:
