@@ -1225,7 +1225,7 @@ def check_two_outputs(**options):
 
 COMMANDS = (  # mmlfer_commands/NAME.py
     "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
-    "gradcam", "predict", "crop", "serve", "export", "bench")
+    "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")

@@ -86,28 +86,32 @@ def search(image):
 
 
 def look(image, three):
-    """The five points (5, 2) of the face whose eyes and mouth are about here (3, 2), or None; the
-    detector sees it upright, as far as these points tell, and always of the same size."""
+    """The Face whose eyes and mouth are about here (3, 2), or None; the detector sees it upright,
+    as far as these points tell, and always of the same size."""
     target = PUBLIC * LOOK_FACE + (LOOK - LOOK_FACE) / 2
     matrix = similarity(three, target)
     faces = [f for f in detect(warp(image, matrix, LOOK)) if same_face(three_of(f.points), target)]
     if not faces:
         return None
-    points = max(faces, key=lambda f: f.score).points
-    return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    seen = max(faces, key=lambda f: f.score)
+    back = np.linalg.inv(matrix[:, :2]).T
+    size = seen.box[2:] / math.hypot(*matrix[:, 0])
+    middle = (seen.box[:2] + seen.box[2:] / 2 - matrix[:, 2]) @ back
+    box = np.concatenate([middle - size / 2, size])
+    return Face(box, (seen.points - matrix[:, 2]) @ back, seen.score)
 
 
 def look_closely(image, three):
     """`look` until the points stay where they are: on a face turned by 30 degrees the search is
     some 30 degrees wrong, a first look 8, the second and third 1."""
     for _ in range(4):
-        points = look(image, three)
-        if points is None:
+        face = look(image, three)
+        if face is None:
             return None
-        before, three = three, three_of(points)
+        before, three = three, three_of(face.points)
         if np.abs(three - before).max() < 0.03 * math.dist(*three[:2]):
             break
-    return points
+    return face
 
 
 def three_of(points):
@@ -125,14 +129,15 @@ def known(points, faces):
     return any(same_face(three_of(points), three_of(face.points)) for face in faces)
 
 
-def find_faces(image):
-    """The faces of an RGB image (H, W, 3), from left to right; each was looked at again."""
-    faces = []
+def find_faces(image, found=()):
+    """The faces of an RGB image (H, W, 3), from left to right; each was looked at again. Those
+    that are found already are among them."""
+    faces = list(found)
     for face in sorted(search(image), key=lambda face: -face.score):
         if not known(face.points, faces):
-            points = look_closely(image, three_of(face.points))
-            if points is not None and not known(points, faces):
-                faces.append(dataclasses.replace(face, points=points))
+            seen = look_closely(image, three_of(face.points))
+            if seen is not None and not known(seen.points, faces):
+                faces.append(dataclasses.replace(face, points=seen.points))
     return sorted(faces, key=lambda face: face.box[0])
 
 
@@ -186,9 +191,9 @@ def measure_template(images):
     seen, tried = [], 0
     for image in images:
         tried += 1
-        points = look(image, PUBLIC * len(image))
-        if points is not None:
-            seen.append(three_of(points) / len(image))
+        face = look(image, PUBLIC * len(image))
+        if face is not None:
+            seen.append(three_of(face.points) / len(image))
     said = f"template: {len(seen)} of {tried} aligned faces found"
     if len(seen) < max(5, tried / 2):
         click.echo(f"Warning: {said}, too few to measure", err=True)

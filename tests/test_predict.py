@@ -307,20 +307,21 @@ def test_predict_with_closed_standard_output(ckpt, many, option):
     assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file in place of -\n")
 
 
-def test_decoding_goes_on_beside_the_net():
+@pytest.mark.parametrize("n", [1, 3])
+def test_decoding_goes_on_beside_the_net(n):
     made = []
 
     def numbers():
-        for i in range(3):
+        for i in range(6):
             made.append(i)
             yield i
 
-    for item in predict.ahead(numbers()):
+    for item in predict.ahead(numbers(), n):
         for _ in range(200):
-            if len(made) > min(item + 1, 2):
+            if len(made) > min(item + n, 5):
                 break
             time.sleep(0.01)
-        assert made == list(range(min(item + 2, 3)))  # one ahead, no more
+        assert made == list(range(min(item + n + 1, 6)))  # n ahead, no more
 
 
 def test_memory_stays_flat_over_predictions(ckpt, many, tmp_path, monkeypatch):

@@ -1,0 +1,314 @@
+"""mmlfer video: expressions and AUs of the faces in videos, a row a frame and face."""
+
+import collections
+import contextlib
+import csv
+import functools
+import itertools
+import math
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mmlfer import COUNT, PATH, RATE, SHARE, InputError, device_option, load_net, progress
+from mmlfer_commands._alignment import POINTS, align, choose_template
+from mmlfer_commands._answers import (
+    answer,
+    au_column,
+    check_columns,
+    expression_column,
+    probability_columns,
+    probability_row,
+)
+from mmlfer_commands._runs import caught_signals
+from mmlfer_commands._video import (
+    Clip,
+    ClipError,
+    Drawing,
+    Tracker,
+    camera_number,
+    check_scipy,
+    shrink,
+)
+from mmlfer_commands.crop import like_option, output_names, say, shown
+from mmlfer_commands.predict import Item, ahead, predict_crops
+
+BATCH, AHEAD = 8, 4  # faces that the net reads at once; frames that are decoded ahead
+FACE = ("confidence", "success", "x", "y", "width", "height",
+        *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
+
+
+# ---------------------------------------------------------------- rows
+
+
+def columns_of(state, smooth):
+    """The columns of a table; those that OpenFace has too have its names."""
+    probabilities = probability_columns(state)
+    columns = ["frame", "face_id", "timestamp", *FACE, "expression", "p", *probabilities]
+    if smooth:
+        columns += ["expression_smooth", "p_smooth", *smooth_columns(state)]
+    check_columns(columns)
+    return columns
+
+
+def smooth_columns(state):
+    names = [expression_column(name) for name in state["emotions"]]
+    return [f"{name}_smooth" for name in (*names, *map(au_column, state["aus"]))]
+
+
+def row_of(item, told):
+    """A frame's row, of an Item with what `answer` tells of it; without a face, None."""
+    row = {"frame": item.number, "timestamp": f"{item.told['time']:.3f}", "success": 0}
+    if told:
+        face, first = item.told["face"], told["expressions"][0]
+        box, points = np.round(face.box, 1).tolist(), np.round(face.points, 1).ravel().tolist()
+        row |= {"face_id": item.told["face_id"], **probability_row(told)}
+        row |= dict(zip(FACE, (round(face.score, 4), 1, *box, *points)))
+        row |= {"expression": first["name"], "p": round(first["p"], 6)}
+    return row
+
+
+def smoothed(frames, seconds, state):
+    """The same frames, (time, [(row, probabilities)]), each row with the mean of its face's
+    probabilities over `seconds` around it. Holds the frames of so many seconds."""
+    near, waiting, end = collections.deque(), collections.deque(), object()
+    for frame in itertools.chain(frames, [end]):
+        if frame is not end:
+            near.append(frame)
+            waiting.append(frame)
+        while waiting and (frame is end or waiting[0][0] + seconds / 2 < frame[0]):
+            now, rows = waiting.popleft()
+            while near[0][0] < now - seconds / 2:
+                near.popleft()
+            around = [pair for time, pairs in near for pair in pairs
+                      if time <= now + seconds / 2]
+            yield now, [(row | mean_columns(row, around, state), p) for row, p in rows]
+
+
+def mean_columns(row, around, state):
+    """The columns of the mean of a face's probabilities in the (row, probabilities) around it."""
+    if not row["success"]:
+        return {}
+    mean = np.mean([p for other, p in around if other.get("face_id") == row["face_id"]], 0, float)
+    first = mean[: len(state["emotions"])].argmax()
+    return {"expression_smooth": state["emotions"][first], "p_smooth": round(float(mean[first]), 6),
+            **dict(zip(smooth_columns(state), np.round(mean, 6).tolist()))}
+
+
+class Table:
+    """A new CSV file whose rows are there as they come; it always ends with a whole row."""
+
+    def __init__(self, files, path, columns):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = files.enter_context(path.open("xb", 0))  # which an ExitStack closes
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        self.rows = csv.DictWriter(self, columns, lineterminator="\n")
+        self.rows.writeheader()
+
+    def write(self, text):
+        place, rest = self.file.tell(), text.encode()
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.file.truncate(place)
+            raise InputError(f"{self.path}: cannot be written on ({error.strerror}); the rows "
+                             "before are there; free some space and start again") from None
+
+
+# ---------------------------------------------------------------- drawing
+
+
+@functools.cache
+def font(size):
+    return ImageFont.load_default(size)
+
+
+def strip_of(told, width):
+    """A strip (H, width, 3) with the likeliest expressions, each on a bar of its probability."""
+    line, size = 15, 11
+    picture = Image.new("RGB", (width, line * len(told["expressions"])), "#202020")
+    pen = ImageDraw.Draw(picture)
+    for i, expression in enumerate(told["expressions"]):
+        top = line * i
+        pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
+        text = f"{expression['name']} {100 * expression['p']:.0f} %"
+        pen.text((4, top + 1), text, "#ffffff", font=font(size))
+    return np.asarray(picture)
+
+
+def draw_frame(image, faces):
+    """A copy of a frame (H, W, 3), a large one shrunk, with a box and a number round each face and
+    a strip below it. faces: (Item, what `answer` tells of it)."""
+    picture, zoom = shrink(image)
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas)
+    for item, told in faces:
+        left, top, width, height = zoom * item.told["face"].box
+        pen.rectangle((left, top, left + width, top + height), outline="#ffd400", width=2)
+        pen.text((left + 4, top + 2), str(item.told["face_id"]), "#ffd400", font=font(14))
+        strip = strip_of(told, int(max(width, min(150, canvas.width))))
+        x = min(max(left, 0), canvas.width - strip.shape[1])
+        y = min(max(top + height, 0), canvas.height - strip.shape[0])
+        canvas.paste(Image.fromarray(strip), (round(max(x, 0)), round(max(y, 0))))
+    return np.asarray(canvas)
+
+
+# ---------------------------------------------------------------- a clip
+
+
+def items_of_frames(frames, tracker, template, size, keep):
+    """Yield the Items of each frame's faces, or its one Item without a face; with its image where
+    `keep` is set."""
+    for frame in frames:
+        told = {"time": frame.time, "image": frame.image if keep else None}
+        found = tracker.find(frame)
+        for number, face in found:
+            yield Item(frame.number, align(frame.image, face, template, size),
+                       {**told, "face_id": number, "face": face})
+        if not found:
+            yield Item(frame.number, None, told)
+
+
+def until(caught, groups):
+    """The same groups of Items, as lists, until a signal is caught."""
+    for _, items in groups:
+        yield list(items)
+        if caught:
+            return
+
+
+def rows_of_frames(groups, state, drawing):
+    """Yield (time, [(row, probabilities)]) of each frame, as a list of Items; and draw it."""
+    for items in groups:
+        faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
+        if drawing:
+            drawing.add(draw_frame(items[0].told["image"], faces), items[0].told["time"])
+        rows = [(row_of(item, told), np.concatenate(item.answer) if told["p_aus"] else
+                 item.answer[0]) for item, told in faces]
+        yield items[0].told["time"], rows or [(row_of(items[0], None), None)]
+
+
+def predict_clip(clip, net, state, template, table, drawing, options, caught):
+    """Write the rows of a Clip to a Table, and draw it. -> frames, faces, frames without one
+
+    One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
+    """
+    live = clip.camera is not None
+    frames = clip.frames(options["every"], options["fps"], options["start"], options["end"])
+    decoded = ahead(frames, AHEAD)
+    tracker, size = Tracker(options["search"]), state["config"]["size"]
+    items = items_of_frames(decoded, tracker, template, size, drawing)
+    answered = ahead(predict_crops(net, items, 1 if live else BATCH), 1 if live else BATCH)
+    count, without = 0, 0
+    with contextlib.closing(decoded), contextlib.closing(answered):  # no thread outlives this
+        groups = itertools.groupby(answered, lambda item: item.number)
+        rows = rows_of_frames(until(caught, groups), state, drawing)
+        if options["smooth"]:
+            rows = smoothed(rows, options["smooth"], state)
+        total = clip.count // options["every"] or None
+        bar = progress(rows, shown(clip.name), total, unit=" frames")
+        for _, faces in bar:
+            table.rows.writerows(row for row, _ in faces)
+            count += 1
+            without += not faces[0][0]["success"]
+    if drawing and not caught:
+        drawing.end = max(drawing.end, clip.time + clip.step)
+    return count, tracker.count, without
+
+
+def run_clip(name, stem, out, net, state, template, options, caught):
+    """Everything of one clip. Returns whether it could be read to its end."""
+    path, drawing = out / f"{stem}.csv", None
+    with contextlib.ExitStack() as files:
+        clip = Clip(name)
+        files.callback(clip.close)
+        table = Table(files, path, columns_of(state, options["smooth"]))
+        if options["draw"]:
+            drawing = Drawing(out / f"{stem}.webm", clip.rate)
+            files.callback(drawing.close)
+        count, faces, without = predict_clip(clip, net, state, template, table, drawing, options,
+                                             caught)
+    if drawing:
+        drawing.check()
+    say(f"{shown(name)}: {count} frames, {faces} faces, {without} frames without one: "
+        f"{shown(path)}", err=False)
+    remarks = list(clip.remarks())
+    for remark in remarks:
+        say(f"Warning: {remark}")
+    return not remarks
+
+
+def check_new(out, stems, draw):
+    """Refuse outputs that are there already: nothing is written over."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: not a folder; name another output")
+    for stem in stems:
+        for path in (out / f"{stem}.csv", out / f"{stem}.webm")[: 1 + draw]:
+            if path.exists():
+                raise InputError(f"{path}: is there already; remove it, or name another --out")
+
+
+def clip_name(clip):
+    """A path whose stem names a clip's outputs."""
+    return Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
+
+
+@click.command("video")
+@click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
+@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@click.option("--out", required=True, type=PATH, help="Folder: NAME.csv of each clip.")
+@click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
+@click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if there are "
+              "fewer.")
+@click.option("--start", default=0.0, type=SHARE, help="Begin at this time, seconds.")
+@click.option("--end", type=SHARE, help="End before this time, seconds.")
+@click.option("--search", default=0.5, type=SHARE, metavar="SECONDS", help="Search the whole frame "
+              "so often, for new faces; 0: every frame.")
+@click.option("--smooth", type=RATE, metavar="SECONDS", help="Also write the mean of each face's "
+              "probabilities over so many seconds around each frame.")
+@click.option("--draw", is_flag=True, help="Write NAME.webm too: the clip without its sound, 640 "
+              "pixels long at most, and each face's three likeliest expressions.")
+@like_option
+@device_option
+def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like, device):
+    """Predict expressions and AUs of the faces in videos, a row a frame and face.
+
+    A CLIP is a video file, or the number of a camera (0, 1, ...), which is read until Ctrl-C or
+    --end. Each frame is taken as `predict --photos` takes a photograph (needs the extra `photos`).
+
+    A face keeps its face_id while it is seen and for half a second without it, by where it is
+    alone: nobody is recognised, and who leaves and returns has a new number.
+
+    Rows are written as they come. Clips that cannot be read, or not to their end, are named, and
+    the exit code is then 1.
+    """
+    if every and fps:
+        raise click.UsageError("--every and --fps: give one of them.")
+    if end is not None and end <= start:
+        raise click.UsageError("--end is not after --start.")
+    stems = output_names([clip_name(clip) for clip in clips])
+    check_new(out, stems, draw)
+    check_scipy()
+    net, state = load_net(ckpt, device)
+    template = choose_template(like, state)
+    options = {"every": every or 1, "fps": fps, "start": start, "search": search,
+               "smooth": smooth, "draw": draw, "end": math.inf if end is None else end}
+    bad = False
+    with caught_signals() as caught:
+        for clip, stem in zip(clips, stems):
+            try:
+                bad |= not run_clip(clip, stem, out, net, state, template, options, caught)
+            except ClipError as error:
+                bad = True
+                say(f"Warning: skipped {error}")
+            if caught and camera_number(clip) is None:
+                raise KeyboardInterrupt
+    if bad:
+        sys.exit(1)

@@ -1,0 +1,147 @@
+"""How `video` fares on a drawn clip, and how fast it is; the pages quote what this prints.
+
+    python tests/measure_video.py BEST.PT FOLDER [--seconds S] [--rate F]
+
+FOLDER gets person.mp4: 1280x720, one drawn person whose expression changes every four seconds,
+whose head turns, before a camera's noise; then the program's table and drawn copy of it.
+"""
+
+import argparse
+import csv
+import itertools
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from clips import write_clip  # noqa: E402
+from conftest import invoke  # noqa: E402
+from scenes import backdrop, paste  # noqa: E402
+
+import mmlfer  # noqa: E402
+from mmlfer_commands import _alignment, _stats, _video, synth  # noqa: E402
+
+SHOWN = ("happily surprised", "sadly angry", "fearfully surprised", "angrily disgusted", "happily disgusted")
+EYES, LASTS, TURNS = 80, 4.0, 5.0  # pixels between the eyes; seconds of an expression; of a turn of the head
+
+
+def strengths(emotion):
+    """{AU: (right, left)} of an expression: those AUs that are seen in it more often than not."""
+    row = _stats.load_stats("wild")[mmlfer.EMOTIONS.index(emotion)]
+    return {au: (0.9, 0.9) for au, p in zip(mmlfer.AUS, row) if p >= 0.5}
+
+
+def mixed(one, other, share):
+    """AUs on the way from one expression to another."""
+    return {au: tuple((1 - share) * a + share * b for a, b in zip(one.get(au, (0, 0)), other.get(au, (0, 0))))
+            for au in {**one, **other}}
+
+
+def face_at(now, side, seed=2):
+    """The person's face (side, side, 3) at a time: still, from the front, as a training face."""
+    k, share = int(now // LASTS), min(1.0, (now % LASTS) / 0.6)
+    before, after = (strengths(SHOWN[i % len(SHOWN)]) for i in (max(k - 1, 0), k))
+    face = synth.draw_face(mixed(before, after, share), np.random.default_rng(seed), side, np.random.default_rng(seed))
+    return np.asarray(face)
+
+
+def frame_at(now, face, still, rng, eyes=EYES):
+    """A frame: the face, its head turned, somewhere in the picture, with noise."""
+    turn = math.sin(2 * math.pi * now / TURNS)
+    scene, (width, height) = still.copy(), still.size
+    narrow = Image.fromarray(face).resize((round(len(face) * (1 - 0.12 * abs(turn))), len(face)), Image.BICUBIC)
+    padded = Image.new("RGB", (len(face),) * 2, tuple(face[0, 0].tolist()))
+    padded.paste(narrow, ((len(face) - narrow.width) // 2, 0))
+    centre = (width / 2 + 0.1 * width * math.sin(now), height / 2 + 0.03 * height * math.sin(1.7 * now))
+    paste(scene, np.asarray(padded), centre, eyes, 15 * turn)
+    noise = rng.normal(0, 4, (height, width, 3))
+    return np.clip(np.asarray(scene) + noise, 0, 255).astype(np.uint8)
+
+
+def person(path, seconds, rate, size=(1280, 720), eyes=EYES):
+    """Write the clip. -> the still faces of its frames"""
+    rng, still = np.random.default_rng(0), backdrop(*size, np.random.default_rng(1))
+    times = [i / rate for i in range(round(seconds * rate))]
+    stills = [face_at(now, round(eyes / 0.32)) for now in times]
+    write_clip(path, (frame_at(now, face, still, rng, eyes) for now, face in zip(times, stills)), rate, "mp4v")
+    return stills
+
+
+def agreement(ckpt, stills, table):
+    """Share of a table's frames that are answered as the still faces; numbers of the face; largest error of the times."""
+    net, state = mmlfer.load_net(ckpt, "cpu")
+    size = state["config"]["size"]
+    crops = [np.asarray(Image.fromarray(face).resize((size, size), Image.BILINEAR)) for face in stills]
+    p_emo, _ = mmlfer.predict_faces(net, mmlfer.as_batch(crops))
+    with open(table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["success"] == "1"]
+    same = [row["expression"] == state["emotions"][p_emo[int(row["frame"])].argmax()] for row in rows]
+    return sum(same) / len(stills), sorted({row["face_id"] for row in rows}), len(rows)
+
+
+def frames_a_second(work, n, times=3):
+    """The median of some runs of work, which takes n frames."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return n / statistics.median(seconds)
+
+
+def speeds(ckpt, clip, out, n=100):
+    """Frames a second of each part alone and of the whole, the first n frames; the search of every frame for comparison."""
+    net, state = mmlfer.load_net(ckpt, "cpu")
+    frames = list(itertools.islice(_video.Clip(str(clip)).frames(), n))
+    template, size = np.array(state["template"]), state["config"]["size"]
+
+    def follow(search):
+        tracker = _video.Tracker(search)
+        for frame in frames:
+            for _, face in tracker.find(frame):
+                _alignment.align(frame.image, face, template, size)
+
+    crops = [np.zeros((size, size, 3), np.uint8)] * 8
+    seconds = n / 25
+    runs = itertools.count()
+
+    def whole(*options):
+        result = invoke("video", clip, "--ckpt", ckpt, "--out", out / f"run{next(runs)}", "--end", seconds, "--device", "cpu", *options)
+        assert result.exit_code == 0, result.output
+
+    parts = {"decoding": lambda: [None for _ in _video.Clip(str(clip)).frames(end=seconds)],
+             "faces, every frame searched": lambda: follow(0), "faces, looked for where they were": lambda: follow(0.5),
+             "the net": lambda: [mmlfer.predict_faces(net, mmlfer.as_batch(crops)) for _ in range(n // 8)],
+             "the whole": whole, "the whole, every frame searched": lambda: whole("--search", 0), "the whole, --every 2": lambda: whole("--every", 2)}
+    for name, work in parts.items():
+        print(f"{name}: {frames_a_second(work, n):.1f} frames a second", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ckpt", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--rate", type=float, default=25)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    clip = options.folder / "person.mp4"
+    stills = person(clip, options.seconds, options.rate)
+    for search in (0.5, 0):
+        out = options.folder / f"search{search:g}"
+        result = invoke("video", clip, "--ckpt", options.ckpt, "--out", out, "--search", search, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+        share, numbers, found = agreement(options.ckpt, stills, out / "person.csv")
+        print(f"--search {search:g}: {100 * share:.1f} % of {len(stills)} frames as the still face; a face in {found}; numbers {numbers}")
+    speeds(options.ckpt, clip, options.folder)
+
+
+if __name__ == "__main__":
+    main()
