@@ -1159,7 +1159,7 @@ def write_whole(path, content):
     if str(path) == "-":
         return click.echo(bytes(content), nl=False)
     target = Path(os.path.realpath(path))
-    part = target.parent / f".{target.name}.part"
+    part = target.parent / f".{target.name}.{os.getpid()}.part"  # of this process alone
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             return Path(path).write_bytes(content)
@@ -1176,6 +1176,18 @@ def write_whole(path, content):
             part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another file; nothing that stood there is lost") from None
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Name an output in an error that names no file, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
 
 
 def progress(*args, **options):
@@ -1196,8 +1208,10 @@ def write_rows(rows, columns, path):
 
 
 def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
-                      for r in [header, ["---"] * len(header), *rows]])
+    """A table; a bar in a cell, of a file's name, ends no cell."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def check_output(path, *inputs):

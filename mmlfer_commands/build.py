@@ -25,8 +25,10 @@ from mmlfer import (
     read_labels,
     stem,
     write_whole,
+    writing,
 )
 from mmlfer_commands._labels import describe, split_faces
+from mmlfer_commands._runs import LOCK, held
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -72,19 +74,26 @@ def find_file(name, *folders, needed=True):
 @contextlib.contextmanager
 def new_folder(out):
     """A folder to fill, within the new folder `out`; its content moves up once it is complete, so
-    that a call that was stopped can be repeated."""
+    that a call that was stopped can be repeated. One process at a time fills it."""
     out = Path(out)
     part = out / ".part"
-    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part.name}):
-        raise InputError(f"{out}: not empty; name a new folder")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        for path in list(part.iterdir()):
-            path.rename(out / path.name)
-    finally:
+    check_new(out, part.name)
+    with held(out), writing(out):
+        check_new(out, part.name)  # another process may have filled it meanwhile
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for path in list(part.iterdir()):
+                path.rename(out / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_new(out, part):
+    """Refuse an output that is no new folder, but for what a stopped call left there."""
+    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
+        raise InputError(f"{out}: not empty; name a new folder")
 
 
 def join_labels(raf_ml, raf_au):
@@ -134,7 +143,7 @@ def place_images(keys, index, out, copy):
         try:
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
         except OSError as error:
-            remedy = "fix or remove it" if copy else "--copy copies the images"
+            remedy = "fix or remove it, or free some space" if copy else "--copy copies the images"
             raise InputError(f"{source}: cannot be {'copied' if copy else 'linked'} "
                              f"({error.strerror or error}); {remedy}") from None
     return placed[True], placed[False], placed[None]

@@ -207,7 +207,7 @@ def test_an_image_that_cannot_be_placed_leaves_nothing_half(sources, tmp_path, m
     if copy:
         bad.unlink()
         bad.symlink_to("gone.jpg")
-        message = "cannot be copied (No such file or directory); fix or remove it"
+        message = "cannot be copied (No such file or directory); fix or remove it, or free some space"
     else:
         bad = au / "aligned/0001_aligned.jpg"
         monkeypatch.setattr(os, "symlink", lambda *a, **k: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))

@@ -400,7 +400,7 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
     with _runs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
-                                     "name another --out"]
+                                     "name another output"]
         assert out.read_text() == "of the other process"
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
 
