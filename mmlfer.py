@@ -159,6 +159,7 @@ class Stream(enum.IntEnum):
     TEST_LABELS = 7  # of synth's further test faces
     TEST_FACES = 8
     MOVES = 9  # of --augment
+    UNCODED = 10  # synth's rows without AU labels
     PARTITION = 20
 
 
@@ -1238,8 +1239,8 @@ def check_two_outputs(**options):
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py
-    "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
-    "gradcam", "predict", "video", "crop", "serve", "export", "bench")
+    "train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table",
+    "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -1283,7 +1284,7 @@ class Program(click.Group):
         """One whole sentence a command, its docstring's first."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(limit=200))
-                                for name in COMMANDS])
+                                for name in self.list_commands(ctx)])
 
 
 @click.group(cls=Program, context_settings={"show_default": True})

@@ -12,7 +12,7 @@ from conftest import ROOT, invoke, run_program
 
 import mmlfer
 
-ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot", "gradcam", "predict", "video", "crop",
+ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table", "plot", "gradcam", "predict", "video", "crop",
          "serve", "export", "bench")
 
 
