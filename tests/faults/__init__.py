@@ -1,6 +1,16 @@
 """The table of faults that the tests must notice, and the controls of the tool that plants them."""
 
-from faults import commands, converting, data, method, pretraining, serving, training, video, vocabulary
+from faults import (
+    commands,
+    converting,
+    data,
+    method,
+    pretraining,
+    serving,
+    training,
+    video,
+    vocabulary,
+)
 from faults.fault import Fault
 
 NEAREST = {  # short names of tests that many faults name
