@@ -182,8 +182,10 @@ def test_the_crop_and_gradcam_on_demand(page, photos, requests):
     crop = page.get_attribute("figure img", "src")
     assert Image.open(io.BytesIO(base64.b64decode(crop.split(",")[1]))).size == (32, 32)
     before = len([url for url in requests if url.endswith("/gradcam")])
-    page.click("text=Where it looked (Grad-CAM)")
+    page.focus("text=Where it looked (Grad-CAM)")
+    page.keyboard.press("Enter")
     page.wait_for_selector("figure:nth-child(2) img")
+    assert page.evaluate("document.activeElement.textContent").startswith("Grad-CAM: ")
     answer = page.request.post(f"{page.url}gradcam", data=base64.b64decode(crop.split(",")[1])).body()
     with page.expect_download() as download:  # the very picture that the server answers
         page.evaluate("src => { const a = document.createElement('a'); a.href = src; a.download = 'cam.png'; a.click(); }",
