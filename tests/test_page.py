@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, invoke
+from forks import python
 from PIL import Image
 from scenes import backdrop, paste, two_face_scene
 from serving import serving, with_template
@@ -30,7 +31,7 @@ def ckpt(sketch, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(ckpt, tmp_path_factory):
-    with serving(ckpt, tmp_path_factory.mktemp("server")) as started:
+    with serving(ckpt, tmp_path_factory.mktemp("server"), python()) as started:
         yield started
 
 
