@@ -34,11 +34,9 @@ import hashlib
 import importlib.util
 import io
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import threading
 import warnings
 from pathlib import Path
 
@@ -142,7 +140,7 @@ class FiniteRange(click.FloatRange):
 
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
-PATH = click.Path(path_type=Path)
+PATH, PRECISION = click.Path(path_type=Path), click.Choice(["float32", "bf16"])
 DATA, METHOD, MODEL, OPTIMISATION, RUN = (  # headings of `train --help`
     "Data (Sec. 3)", "Method (Sec. 4)", "Model (Sec. 5.1)", "Optimisation (Sec. 4.2)", "Run")
 
@@ -212,6 +210,7 @@ class Config:
     weight_decay: float = setting(OPTIMISATION, 5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
     seed: int = setting(RUN, 0, SEED, "Seed of all random numbers.")
     device: str = setting(RUN, "auto", str, "auto, cpu, cuda, cuda:1, ...")
+    precision: str = setting(RUN, "float32", PRECISION, "Number format of the backbone.")
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -391,7 +390,7 @@ class Taped:
             return forward
 
         with torch.no_grad(), replaced(self.net, rule_of):
-            df = self.net.backbone(None)  # (B, D); None: the images do not move with theta
+            df = features(self.net, None)  # (B, D); None: the images do not move with theta
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
         with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
@@ -486,18 +485,19 @@ def meta_test(run, taped, omega, val, hypergrad):
 
 
 def choose_hypergrad(run, batch, val):
-    """The form that --hypergrad names; for auto, jvp if both agree on this batch."""
+    """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32."""
     if not run.meta or run.hypergrad == "create_graph":
         return run.hypergrad
     check_tangents(run.net)
     if run.hypergrad == "jvp":
         return run.hypergrad
-    buffers = spare_buffers(run.net)
+    buffers, run.net.precision = spare_buffers(run.net), "float32"
     taped, omega = meta_train(run, batch)
     tangent, definition = (  # in this order: the definition frees the graph that both use
         torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
         for form in ("jvp", "create_graph"))
     run.net.load_state_dict(buffers, strict=False)
+    run.net.precision = run.cfg.precision
     difference = float((tangent - definition).norm() / definition.norm())
     chosen = "jvp" if difference < 1e-3 else "create_graph"
     click.echo(f"{'' if chosen == 'jvp' else 'Warning: '}hypergradient: jvp differs from "
@@ -552,7 +552,7 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
         def __init__(self):
             super().__init__()
-            self.vocabulary = vocabulary
+            self.vocabulary, self.precision = vocabulary, "float32"
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
             self.backbone = make_backbone(arch)
@@ -560,10 +560,19 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
             self.au = torch.nn.Linear(FEATURES[arch], len(vocabulary.aus))
 
         def forward(self, x):
-            f = self.backbone((x.to(self.mean.dtype) / 255 - self.mean) / self.std)
+            f = features(self, (x.to(self.mean.dtype) / 255 - self.mean) / self.std)
             return f, self.fe(f), self.au(f)
 
     return BaseNet()
+
+
+def features(net, x):
+    """What the backbone makes of x, or of None in a tangent pass, which rounds as the forward does.
+    With bf16 it runs under autocast: parameters, BatchNorm's statistics and f stay float32."""
+    if net.precision == "float32":
+        return net.backbone(x)
+    with torch.autocast(net.mean.device.type, torch.bfloat16):
+        return net.backbone(x).float()
 
 
 def make_backbone(arch):
@@ -988,7 +997,7 @@ class Run:
         """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
         new one, or the one whose last.pt's content is given."""
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
-        self.device, self.net = pick_device(cfg.device), net
+        self.device, self.net, net.precision = pick_device(cfg.device), net, cfg.precision
         self.form = cfg.form
         if cfg.form == "auto":
             self.form = "lab" if cfg.stats == "lab" else "wild"
@@ -1058,10 +1067,11 @@ def read_checkpoint(path):
     return {**Run.ORIGIN, **state, "config": dataclasses.asdict(cfg)}
 
 
-def load_net(path, device="auto"):
+def load_net(path, device="auto", precision="float32"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
     net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
+    net.precision = precision
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
@@ -1081,6 +1091,7 @@ def save_checkpoint(state, path):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())
+
 
 class Batches:
     """The faces on the training device, and every epoch's batches from the seed alone.
@@ -1120,26 +1131,23 @@ class Batches:
         """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips and moves keep labels."""
         x = self.images[index]
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        if moves is not None:
-            x = moved(x, moves)
+        x = x if moves is None else moved(x, moves)
         return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
 
 
 def moved(x, moves):
-    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, in one bilinear
-    resampling that goes on with the pixels of the edge. moves (B, 4) in -1..1: of SHIFT to the
-    right, of SHIFT down, of SCALE larger, of TURN clockwise. -> float32 (B, 3, S, S)"""
+    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, the edge repeated.
+    moves (B, 4) in -1..1: of SHIFT right and down, SCALE up, TURN clockwise. -> (B, 3, S, S)"""
     right, down = 2 * SHIFT * moves[:, :2].T  # in halves of the side
     angle, scale = math.radians(TURN) * moves[:, 3], 1 + SCALE * moves[:, 2]
     c, s = angle.cos() / scale, angle.sin() / scale
-    rows = c, s, -c * right - s * down, -s, c, s * right - c * down  # from a new place to the old
-    grid = torch.nn.functional.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(x.shape),
-                                           align_corners=False)
+    back = torch.stack([c, s, -c * right - s * down, -s, c, s * right - c * down], 1).view(-1, 2, 3)
+    grid = torch.nn.functional.affine_grid(back, list(x.shape), align_corners=False)
     return torch.nn.functional.grid_sample(x.float(), grid, padding_mode="border",
                                            align_corners=False)
 
 
-# ---------------------------------------------------------------- files and processes
+# ---------------------------------------------------------------- files
 
 
 def write_whole(path, content):
@@ -1213,32 +1221,16 @@ def check_two_outputs(**options):
         raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
-def end_with_parent():
-    """In a worker process: do not outlive the program, however it was ended."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def in_processes(workers, function, jobs, chunk=1, **options):
-    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
-        done = pool.map(function, jobs, chunksize=chunk)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        yield from done
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 # ---------------------------------------------------------------- command line
 
-COMMANDS = ("train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table",
-            "plot", "gradcam", "predict", "video", "crop", "export",  # mmlfer_commands/NAME.py
-            "bench")
+COMMANDS = (  # mmlfer_commands/NAME.py
+    "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
+    "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
+METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+precision_option = click.option("--precision", default="float32", type=PRECISION,
+                                help="Number format of the backbone.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON and nothing else.")
 
 
@@ -1268,7 +1260,10 @@ class Program(click.Group):
 
     def get_command(self, ctx, name):
         if name in COMMANDS:
-            return importlib.import_module(f"mmlfer_commands.{name}").command
+            command = importlib.import_module(f"mmlfer_commands.{name}").command
+            for option in command.params:
+                option.metavar = option.metavar or METAVARS.get(option.type.name)
+            return command
 
     def format_commands(self, ctx, formatter):
         """One whole sentence a command, its docstring's first."""

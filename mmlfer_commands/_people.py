@@ -17,12 +17,12 @@ from mmlfer import (
     InputError,
     Stream,
     brief,
-    end_with_parent,
     progress,
     read_image,
     torch,
     try_read,
 )
+from mmlfer_commands._processes import end_with_parent
 
 
 class Files:

@@ -24,6 +24,7 @@ PAPER = {  # Acc. / Diag. by method and statistics
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
 }
 SEARCHED = ("rho", "rho_am")
+BEFORE = {"weight_max": 1.0, "augment": False, "precision": "float32"}  # they were options
 OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
 
 
@@ -92,7 +93,7 @@ def find_traits(run):
             traits[trait] = (content, f"{Path(options['data']).name} ({content:.8})")
     unread = {"method", "stats", "stats_least", "form", "seed", "data", "device"}
     unread |= {*SEARCHED} - {*sources}
-    options = {"weight_max": 1.0, "augment": False, **options}  # before there was another
+    options = {**BEFORE, **options}
     if "meta" not in sources:
         unread |= {"lr_meta", "hypergrad", "weight_max"}
     if "backbone" in run:
@@ -227,3 +228,12 @@ def read_rows(folder):
     rows = gather(read_runs(folder))
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
     return sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.title))
+
+
+def accuracy_on_test(ckpt, state):
+    """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
+    try:
+        result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
+        return result["accuracy"] if result["epoch"] == state["epoch"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,4 +1,5 @@
-"""What `train` and `pretrain` share: the lock, signals, the options of a resumed run, versions."""
+"""What `train` and `pretrain` share: the lock, signals, the options of a resumed run, versions;
+and whether a device has bf16."""
 
 import contextlib
 import hashlib
@@ -10,7 +11,7 @@ import signal
 import click
 import numpy as np
 
-from mmlfer import HERE, InputError, torch, write_whole
+from mmlfer import HERE, InputError, tell_once, torch, write_whole
 
 # what those of `train`'s options that are paths take beside paths
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
@@ -62,6 +63,22 @@ def versions():
     return {"python": platform.python_version(), "torch": str(torch.__version__),
             "torchvision": str(torchvision.__version__), "numpy": np.__version__,
             "source_sha256": source.hexdigest()}
+
+
+def has_bf16(device):
+    """Whether a GPU, or an x86 CPU, has instructions for bf16; of other CPUs torch does not say."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (platform.machine().lower() not in ("x86_64", "amd64")
+            or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def tell_if_slower(precision, device):
+    """Say in a line that bf16 saves nothing on this device."""
+    if precision == "bf16" and not has_bf16(device):
+        kind = "GPU" if device.type == "cuda" else "CPU"
+        tell_once("--precision bf16: slower here than float32, for this "
+                  f"{kind} has no bf16 instructions")
 
 
 def given_options(ctx, options):

@@ -18,7 +18,6 @@ from mmlfer import (
     Run,
     brief,
     device_option,
-    in_processes,
     json_option,
     make_base_net,
     pick_device,
@@ -26,16 +25,20 @@ from mmlfer import (
     torch,
     train_step,
 )
-from mmlfer_commands._runs import versions
+from mmlfer_commands._processes import in_processes
+from mmlfer_commands._runs import tell_if_slower, versions
 from mmlfer_commands._stats import load_stats
 
-BENCH = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
+STEPS = {"forward": "mtl", "plain": "mtl", "create_graph": "mml", "jvp": "mml"}
+BENCH = [*STEPS, *(f"{step} bf16" for step in STEPS)]
 
 
 def bench_call(name, batch_size, size, device):
     """A call that does one of BENCH's steps on random faces, and waits for the device."""
-    cfg = Config(method=BENCH[name], weights="none", size=size, device=device,
-                 hypergrad=name if name == "jvp" else "create_graph")
+    step, _, precision = name.partition(" ")
+    cfg = Config(method=STEPS[step], weights="none", size=size, device=device,
+                 hypergrad="jvp" if step == "jvp" else "create_graph",
+                 precision=precision or "float32")
     net, rng = make_base_net(cfg.arch, vocabulary=RAFCE), np.random.default_rng(0)
     run = Run(cfg, 1, net, load_stats(cfg.stats, RAFCE))
     images = torch.from_numpy(rng.integers(0, 256, (2 * batch_size, 3, size, size), np.uint8))
@@ -44,7 +47,7 @@ def bench_call(name, batch_size, size, device):
     y_au = torch.from_numpy(rng.random((batch_size, len(RAFCE.aus))) < 0.1).to(run.device).float()
 
     def call():
-        if name == "forward":
+        if step == "forward":
             with torch.no_grad():
                 run.net(x)
         else:
@@ -88,11 +91,12 @@ def time_calls(calls, rounds):
 @json_option
 @device_option
 def command(batch_size, size, rounds, as_json, device):
-    """Time the steps: forward, plain MTL and both bilevel forms.
+    """Time the steps: forward, plain MTL and both bilevel forms, in float32 and in bf16.
 
     They run in turn on random faces; medians are reported, and the peak memory of each.
     """
     job = (batch_size, size, device)
+    tell_if_slower("bf16", pick_device(device))
     peaks = in_processes(1, bench_peak, [(name, *job) for name in BENCH], max_tasks_per_child=1)
     try:  # before the timing: on Linux a child's peak is at least its parent's
         peak = dict(zip(BENCH, peaks))
@@ -112,11 +116,11 @@ def bench_table(rows, batch_size, size, device):
     hardware = (torch.cuda.get_device_name(device) if device.type == "cuda" else
                 f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")
     lines = [f"batch {batch_size}, {size}x{size}, {hardware}, torch {v['torch']}",
-             f"{'':14}{'seconds':>9}{'/forward':>10}{'/plain':>8}{'images/s':>10}{'peak MB':>9}"]
+             f"{'':17}{'seconds':>9}{'/forward':>10}{'/plain':>8}{'images/s':>10}{'peak MB':>9}"]
     for name, row in rows.items():
-        lines.append("{:14}{:9.3f}{:10.2f}{:8.2f}{:10.1f}{:9.0f}".format(name, *row.values()))
+        lines.append("{:17}{:9.3f}{:10.2f}{:8.2f}{:10.1f}{:9.0f}".format(name, *row.values()))
     steps = RAFCE_SPLITS["train"] // batch_size
-    for name in ("plain", "create_graph", "jvp"):
+    for name in ("plain", "create_graph", "jvp", "jvp bf16"):
         hours = 60 * steps * rows[name]["seconds"] / 3600
         lines.append(f"60 epochs of RAF-CE's {steps} steps, {name}: {hours:.2f} h (computed)")
     return "\n".join(lines)

@@ -18,8 +18,10 @@ from mmlfer import (
     load_images,
     load_net,
     percent,
+    precision_option,
 )
 from mmlfer_commands._labels import describe, load_faces
+from mmlfer_commands._runs import tell_if_slower
 
 
 def report(numbers):
@@ -48,11 +50,13 @@ def report(numbers):
 @click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Part of the data.")
 @json_option
 @device_option
+@precision_option
 @click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
               "cannot be read.")
-def command(ckpt, data, split, as_json, device, skip_bad):
+def command(ckpt, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    net, state = load_net(ckpt, device)
+    net, state = load_net(ckpt, device, precision)
+    tell_if_slower(precision, net.mean.device)
     data = data or state["config"]["data"]
     everything = load_faces(data, Vocabulary.of(state))
     faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import warnings
-from pathlib import Path
 
 import click
 import numpy as np
@@ -18,6 +17,7 @@ from mmlfer import (
     trains_aus,
     write_whole,
 )
+from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands._runs import versions
 
 OPSET = 18
@@ -37,15 +37,6 @@ def deployable(net):
             return z_emo.softmax(1), z_au.sigmoid()
 
     return Deployable().eval()
-
-
-def accuracy_on_test(ckpt, state):
-    """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
-    try:
-        result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
-        return result["accuracy"] if result["epoch"] == state["epoch"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def metadata(ckpt, state):

@@ -33,12 +33,14 @@ from mmlfer import (
     device_option,
     json_option,
     load_net,
+    precision_option,
     predict_faces,
     read_image,
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
+from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,
@@ -78,9 +80,14 @@ def items_of_photos(paths, size, template):
         elif not faces:
             yield Item(i, None)
         else:
-            for number, face in enumerate(faces):
-                told = {"face": number, **face.described()}
-                yield Item(i, align(image, face, template, size), told)
+            yield from items_of_photo(i, image, faces, template, size)
+
+
+def items_of_photo(i, image, faces, template, size):
+    """Yield the Item of each face that was found in a photograph (H, W, 3)."""
+    for number, face in enumerate(faces):
+        told = {"face": number, **face.described()}
+        yield Item(i, align(image, face, template, size), told)
 
 
 def ahead(items, n=1):
@@ -177,6 +184,19 @@ def lines_to(path):
                 write_whole(path, content)
 
 
+def table_columns(state, top, photos, draw=False):
+    """The columns of --csv."""
+    columns = ["image"]
+    if draw:
+        columns.append("drawing")
+    if photos:
+        columns += FACE_COLUMNS
+    columns += [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
+    columns += ["aus", *probability_columns(state)]
+    check_columns(columns)
+    return columns
+
+
 def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
     """Functions that write a prediction to these files, which an ExitStack closes."""
     writers = []
@@ -184,14 +204,7 @@ def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
         jsonl = files.enter_context(lines_to(jsonl_path))
         writers.append(lambda result: jsonl.write(json.dumps(result) + "\n"))
     if csv_path:
-        names = [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
-        columns = ["image"]
-        if draw:
-            columns.append("drawing")
-        if photos:
-            columns += FACE_COLUMNS
-        columns += [*names, "aus", *probability_columns(state)]
-        check_columns(columns)
+        columns = table_columns(state, top, photos, draw)
         table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
                                lineterminator="\n")
         table.writeheader()
@@ -291,7 +304,9 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--jsonl", "jsonl_path", type=PATH, help="The same, with one line of "
               "JSON per face.")
 @device_option
-def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device):
+@precision_option
+def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device,
+            precision):
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
     Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
@@ -311,7 +326,8 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     if draw:  # nor where links lead
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
         check_empty(draw)
-    net, state = load_net(ckpt, device)
+    net, state = load_net(ckpt, device, precision)
+    tell_if_slower(precision, net.mean.device)
     size, top = state["config"]["size"], min(top, len(state["emotions"]))
     if photos:
         items = items_of_photos(images, size, choose_template(like, state))

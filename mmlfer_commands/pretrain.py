@@ -50,7 +50,14 @@ from mmlfer_commands._people import (
     read_pairs,
     read_people,
 )
-from mmlfer_commands._runs import caught_signals, check_kept, given_options, locked, stopped_line
+from mmlfer_commands._runs import (
+    caught_signals,
+    check_kept,
+    given_options,
+    has_bf16,
+    locked,
+    stopped_line,
+)
 
 # ---------------------------------------------------------------- bad images
 
@@ -479,8 +486,7 @@ def pretrain(opt, paths, state, world):
     if state and state["digest"] != source_digest:
         raise InputError(f"{opt.faces}: not the images that {paths['last']} was trained on")
     gpu = world.device.type == "cuda"
-    if opt.precision == "bf16" and gpu and not torch.cuda.is_bf16_supported(
-            including_emulation=False):
+    if opt.precision == "bf16" and gpu and not has_bf16(world.device):
         raise InputError("--precision bf16: not on this GPU; leave it out")
     if world.size > 1 and not gpu:
         world.say(f"Warning: on a CPU each of the {world.size} processes normalises its share of a "

@@ -23,7 +23,6 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Stream,
-    in_processes,
     load_labels,
     parse_aus,
     parse_code,
@@ -33,6 +32,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._labels import describe, split_faces
+from mmlfer_commands._processes import in_processes
 from mmlfer_commands._stats import load_stats
 from mmlfer_commands.build import new_folder, write_labels
 

@@ -56,6 +56,7 @@ from mmlfer_commands._runs import (
     given_options,
     locked,
     stopped_line,
+    tell_if_slower,
     versions,
 )
 from mmlfer_commands._stats import find_table, left_out
@@ -146,13 +147,16 @@ def read_test_set(run, faces, table, out):
     for name in ("images_sha256", "backbone"):
         if getattr(run, name):  # unknown to a run that an earlier version started
             result[name] = getattr(run, name)
+    start = time.perf_counter()
     result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
-    net, state = load_net(out / "best.pt", run.cfg.device)
+    net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision)
     result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
+    seconds = time.perf_counter() - start
     write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
     for name, numbers in (("best", result["best"]), ("last", result["last"])):
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
                    f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
+    click.echo(f"both tests took {seconds:.1f} s")
     return result
 
 
@@ -284,8 +288,10 @@ def continue_run(cfg, steps, table, faces, out):
 
 def fit(cfg, out, resumed=False):
     """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
+    device = pick_device(cfg.device)
+    tell_if_slower(cfg.precision, device)
     faces, table = read_faces(cfg)
-    batches = Batches(faces, cfg, pick_device(cfg.device))
+    batches = Batches(faces, cfg, device)
     fresh = None
     if not (resumed and has_state(out)):
         # raises InputError before anything is written

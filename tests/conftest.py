@@ -1,7 +1,6 @@
 import os
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # one thread a worker, this process and those it starts
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from forks import python
 from PIL import Image
 
 import mmlfer
@@ -17,17 +17,19 @@ from mmlfer_commands import _alignment, _stats, _video, train
 from mmlfer_commands.synth import synthesize, synthesize_people
 
 ROOT = Path(__file__).resolve().parent.parent
-SMALL = ("--size", "32", "--batch-size", "4", "--weights", "none", "--device", "cpu")
+SMALL = ("--size", "32", "--batch-size", "4", "--arch", "resnet18", "--weights", "none", "--device", "cpu")
 SMALL_PRETRAINING = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device",
                      "cpu", "--lr", 1, "--warmup", 1)
 TIMES = {"elapsed", "seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def few_faces_measured():
-    """`train` measures the eyes and mouths of 8 faces, not of 100, but in one test."""
+def quick():
+    """`train` measures the eyes and mouths of 8 faces, not of 100, and no write waits for the disk;
+    test_crop.py and test_files.py test both as they are."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_alignment, "MEASURED", 8)
+        patch.setattr(os, "fsync", lambda number: None)
         yield
 
 
@@ -38,8 +40,12 @@ def invoke(*args):
 
 def run_program(*args, cwd=ROOT, **options):
     """The command line, as its own process."""
-    command = [sys.executable, str(ROOT / "mmlfer.py"), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+    return subprocess.run(command_line(*args), cwd=cwd, capture_output=True, text=True, **options)
+
+
+def command_line(*args):
+    """The words of a command line that is its own process, forked where torch is loaded already."""
+    return [python(), str(ROOT / "mmlfer.py"), *map(str, args)]
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ EMOTIONS = ["happily surprised", "happily disgusted", "sadly fearful", "sadly an
 
 
 class Net(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, arch):
         super().__init__()
-        self.backbone = torchvision.models.resnet34()
+        self.backbone = torchvision.models.get_model(arch)
         self.backbone.fc = torch.nn.Identity()
         self.fe, self.au = torch.nn.Linear(512, 14), torch.nn.Linear(512, 32)
 

@@ -84,8 +84,7 @@ def test_features_and_tensors_of_each_size(arch, features, tensors):
 
 def test_a_run_of_another_size_is_trained_tested_and_predicted_with(faces_folder, tmp_path):
     out, image = tmp_path / "run", tmp_path / "face.png"
-    result = invoke("train", "--data", faces_folder, "--out", out, "--arch", "resnet18", "--epochs", 1,
-                    "--method", "mal", "--hypergrad", "jvp", *SMALL)
+    result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 1, "--method", "mal", "--hypergrad", "jvp", *SMALL)
     assert result.exit_code == 0, result.output
     state = torch.load(out / "best.pt", weights_only=True)
     assert state["config"]["arch"] == "resnet18" and "backbone.layer3.2.conv1.weight" not in state["net"]
@@ -108,8 +107,8 @@ def test_a_checkpoint_of_resnet50_is_loaded_whole(tmp_path):
         assert torch.allclose(net(x)[1], run.net.eval()(x)[1], rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_from_before_there_were_sizes_is_a_resnet34(trained, tmp_path):
-    state = torch.load(trained[0] / "best.pt", weights_only=True)
+def test_a_checkpoint_from_before_there_were_sizes_is_a_resnet34(sketch, tmp_path):
+    state = torch.load(sketch, weights_only=True)
     for name in ("arch", "weights_bgr", "weights_norm"):
         del state["config"][name]
     torch.save(state, tmp_path / "old.pt")

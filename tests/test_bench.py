@@ -1,6 +1,8 @@
 """The cost of a step."""
 
 import json
+import multiprocessing.spawn
+import os
 import resource
 import sys
 import time
@@ -8,15 +10,18 @@ import time
 import pytest
 import torch
 from conftest import invoke
+from forks import python
 
 from mmlfer_commands import bench
 
 
-def test_bench_prints_one_object():
+def test_bench_prints_one_object(monkeypatch):
+    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python()))  # of those that measure memory
     result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    assert list(rows) == ["forward", "plain", "create_graph", "jvp"]
+    names = ["forward", "plain", "create_graph", "jvp"]
+    assert list(rows) == [*names, *(f"{name} bf16" for name in names)]
     for row in rows.values():
         assert list(row) == ["seconds", "per_forward", "per_plain", "images_per_second", "peak_mb"]
         assert all(v > 0 for v in row.values())
@@ -35,16 +40,17 @@ def test_the_first_round_is_not_counted():
     assert max(max(times) for times in seconds.values()) < 0.3
 
 
-@pytest.mark.parametrize("name,method,form", [("plain", "mtl", "create_graph"), ("create_graph", "mml", "create_graph"),
-                                              ("jvp", "mml", "jvp")])
-def test_each_call_is_one_step_of_its_method(monkeypatch, name, method, form):
+@pytest.mark.parametrize("name,method,form,precision", [
+    ("plain", "mtl", "create_graph", "float32"), ("create_graph", "mml", "create_graph", "float32"),
+    ("jvp", "mml", "jvp", "float32"), ("plain bf16", "mtl", "create_graph", "bf16"), ("jvp bf16", "mml", "jvp", "bf16")])
+def test_each_call_is_one_step_of_its_method(monkeypatch, name, method, form, precision):
     steps = []
     monkeypatch.setattr(bench, "train_step", lambda run, batch, val: steps.append((run, batch, val)))
     call = bench.bench_call(name, 3, 40, "cpu")
     assert not steps
     call()
     (run, (x, y_emo, y_au), (x_val, y_val, _)), = steps
-    assert (run.cfg.method, run.hypergrad, bool(run.meta)) == (method, form, method == "mml")
+    assert (run.cfg.method, run.hypergrad, bool(run.meta), run.net.precision) == (method, form, method == "mml", precision)
     assert x.shape == x_val.shape == (3, 3, 40, 40) and x.dtype == torch.uint8 and not torch.equal(x, x_val)
     assert y_emo.shape == y_val.shape == (3,) and y_au.shape == (3, 32) and 0 < y_au.mean() < 0.3
 
@@ -88,4 +94,4 @@ def test_table_of_the_numbers():
     row = {"seconds": 2.0, "per_forward": 1.0, "per_plain": 0.5, "images_per_second": 8.0, "peak_mb": 100.0}
     lines = bench.bench_table(dict.fromkeys(bench.BENCH, row), 16, 112, "cpu").splitlines()
     assert lines[0].startswith("batch 16, 112x112, ") and lines[2].split() == ["forward", "2.000", "1.00", "0.50", "8.0", "100"]
-    assert lines[-1] == f"60 epochs of RAF-CE's 169 steps, jvp: {60 * 169 * 2 / 3600:.2f} h (computed)"
+    assert lines[-1] == f"60 epochs of RAF-CE's 169 steps, jvp bf16: {60 * 169 * 2 / 3600:.2f} h (computed)"

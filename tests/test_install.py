@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 from conftest import ROOT, SMALL
+from forks import python
 
 import mmlfer
 
@@ -28,16 +29,16 @@ def installed(tmp_path_factory):
     return wheel, target
 
 
-def run(target, *args, cwd):
+def run(target, *args, cwd, program=sys.executable):
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    return subprocess.run([sys.executable, target / "bin/mmlfer", *map(str, args)], cwd=cwd, env=environment,
+    return subprocess.run([program, target / "bin/mmlfer", *map(str, args)], cwd=cwd, env=environment,
                           capture_output=True, text=True)
 
 
 def test_the_wheel_holds_the_program_and_the_statistics_and_no_tests(installed):
     names = set(zipfile.ZipFile(installed[0]).namelist())
     ours = {f"mmlfer_commands/{name}.py" for name in mmlfer.COMMANDS}
-    assert ours | {"mmlfer.py", "mmlfer_stats/wild.yaml", "mmlfer_stats/lab.yaml"} <= names
+    assert ours | {"mmlfer.py", "mmlfer_commands/page.html", "mmlfer_stats/wild.yaml", "mmlfer_stats/lab.yaml"} <= names
     assert not [n for n in names if n.startswith(("tests", "weights", "stats/"))]
 
 
@@ -50,8 +51,8 @@ def test_every_command_answers_from_there(installed, tmp_path):
 
 def test_statistics_and_training_work_from_there(installed, faces_folder, tmp_path):
     _, target = installed
-    result = run(target, "stats", "--data", faces_folder, "--against", "wild", cwd=tmp_path)
+    result = run(target, "stats", "--data", faces_folder, "--against", "wild", cwd=tmp_path, program=python())
     assert result.returncode == 0 and "there: 13 observed AUs" in result.stdout, result.stderr
     result = run(target, "train", "--data", faces_folder, "--method", "am", "--stats", "lab", "--epochs", 1, "--out", "r",
-                 *SMALL, cwd=tmp_path)
+                 *SMALL, cwd=tmp_path, program=python())
     assert result.returncode == 0 and (tmp_path / "r/test.json").exists(), result.stderr

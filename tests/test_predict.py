@@ -10,7 +10,6 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, invoke
+from conftest import ROOT, command_line, invoke, run_program
+from forks import python
 from PIL import Image
 from scenes import two_face_scene
 
@@ -171,8 +171,7 @@ def test_links_to_folders_are_followed_once(ckpt, faces_folder, tmp_path):
 def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
     shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
     os.mkfifo(tmp_path / "a.jpg")
-    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, tmp_path]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = run_program("predict", "--ckpt", ckpt, tmp_path, timeout=60)
     assert result.returncode == 0 and result.stdout.startswith(f"{tmp_path}/b.jpg: ")
 
 
@@ -232,11 +231,11 @@ def test_lines_come_as_they_are_known(ckpt, many, monkeypatch):
 
 
 def test_a_pipe_may_close(ckpt, many):
-    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, "--jsonl", "-"]
-    program = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert json.loads(program.stdout.readline())["image"] == str(many / "a/1.png")
-    program.stdout.close()
-    assert program.stderr.read() == "" and program.wait(60) in (0, 1)
+    command = command_line("predict", "--ckpt", ckpt, many, "--jsonl", "-")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert json.loads(process.stdout.readline())["image"] == str(many / "a/1.png")
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(60) in (0, 1)
 
 
 def test_devices_links_and_pipes_are_written_through(ckpt, many, tmp_path):
@@ -283,27 +282,27 @@ def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, outpu
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    command = [sys.executable, ROOT / "mmlfer.py", "predict", "--ckpt", ckpt, many, photos / "text.jpg", *output]
-    program, seen = subprocess.Popen(command, stdout=terminal, stderr=terminal), b""
+    command = command_line("predict", "--ckpt", ckpt, many, photos / "text.jpg", *output)
+    process, seen = subprocess.Popen(command, stdout=terminal, stderr=terminal), b""
     os.close(terminal)
     with contextlib.suppress(OSError):  # when the program has gone
         while part := os.read(ours, 4096):
             seen += part
     os.close(ours)
-    assert program.wait(60) == 1
+    assert process.wait(60) == 1
     lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they stay
     assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
 
 
 def test_predict_with_closed_standard_error(ckpt, many):
-    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
+    command = f"{python()} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
     result = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
     assert result.returncode == 0 and result.stdout.count("\n") == 100
 
 
 @pytest.mark.parametrize("option", ["--csv", "--jsonl"])
 def test_predict_with_closed_standard_output(ckpt, many, option):
-    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a {option} - >&-"
+    command = f"{python()} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a {option} - >&-"
     result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file in place of -\n")
 

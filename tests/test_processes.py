@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_PRETRAINING, assert_same_pretraining, invoke, load, same
+from forks import python
 
 import mmlfer
 from mmlfer_commands import _backbones, pretrain
@@ -50,12 +50,14 @@ def run_as_group(how, tmp_path, *options):
     """`pretrain` and its two workers as a process group that a signal befalls; the finished process."""
     script = tmp_path / "group.py"
     script.write_text(GROUP)
-    command = [sys.executable, script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
+    command = [python(), script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
     return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, env=ENVIRONMENT)
 
 
-def group_has_ended(group, seconds):
+def group_has_ended(folder, seconds):
+    """The program leads a group of its own, and names itself in its lock."""
+    group = int((folder / ".w.lock").read_text().split()[1])
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -77,7 +79,7 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(pretraine
     _, errors = process.communicate(timeout=120)
     assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
                       f"mmlfer pretrain --out {tmp_path}/w.pth --resume\n")
-    assert process.returncode == 143 and group_has_ended(process.pid, 0.5)
+    assert process.returncode == 143 and group_has_ended(tmp_path, 0.5)
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == (0, step)
     if how == "stopped":
@@ -88,7 +90,7 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(pretraine
 def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(pretrained, people, tmp_path):
     process = run_as_group("killed", tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
     assert process.wait(timeout=120) == -signal.SIGKILL
-    assert group_has_ended(process.pid, 3)  # they hang, and learn that it has ended
+    assert group_has_ended(tmp_path, 3)  # they hang, and learn that it has ended
     process.communicate()
     result = invoke("pretrain", "--out", tmp_path / "w.pth", "--resume", "--workers", 0)
     assert result.exit_code == 0 and "going on after epoch 0, step 0 of 3\n" in result.stdout, result.output
@@ -115,22 +117,22 @@ world = pretrain.join_world("cpu")
 source, _ = pretrain.read_people(sys.argv[1])
 images = pretrain.Images(source, np.arange(40), source.labels, 32)
 run = pretrain.Pretraining(opt, 8, 40, world)
-pretrain.pretrain_epoch(pretrained, images, [])
+pretrain.pretrain_epoch(run, images, [])
 state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
 torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
 """
 
 
 def torchrun(*args, cwd):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env=ENVIRONMENT)
+                          env={**ENVIRONMENT, "PYTHON_EXEC": python()})
 
 
 def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(PLAIN_NET)
-    subprocess.run([sys.executable, script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
+    subprocess.run([python(), script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
     result = torchrun(script, people, tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
@@ -227,7 +229,7 @@ def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_pat
     result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL_PRETRAINING, cwd=tmp_path)
     assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
     if stop_at:
-        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
+        subprocess.run([python(), script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
                        timeout=600, capture_output=True)
     source, _ = pretrain.read_people(people)
     train, _ = pretrain.split_people(source.labels, 0.3, 0)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, invoke
+from forks import python
 
 import mmlfer
 from mmlfer_commands import _results, _stats, build, demo, synth, table
@@ -73,6 +74,8 @@ def test_every_command_and_option_of_the_pages_exists():
             command = match[1] or match[2]
             assert command in mmlfer.COMMANDS and options - {"--nproc-per-node"} <= options_of(command), line
             seen.add(command)
+        elif line.startswith("curl "):
+            assert options <= {"--data-binary"}, line
         elif "run.sh" in line:
             assert options <= {"--list"}, line
         elif "EXTRA=" in line:
@@ -126,7 +129,7 @@ def test_the_columns_of_predict_are_listed(sketch, faces_folder, tmp_path):
 
 def test_the_tour_runs_as_it_stands(tmp_path):
     tour = next(block for block in BLOCKS if block.startswith("python mmlfer.py synth faces"))
-    script = tour.replace("python mmlfer.py", f"{sys.executable} {ROOT}/mmlfer.py")
+    script = tour.replace("python mmlfer.py", f"{python()} {ROOT}/mmlfer.py")
     result = subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     for name in ("faces/aligned/0001_aligned.jpg", "stats.png", "tour/first/test.json", "tour/first/curves.png",
@@ -145,9 +148,10 @@ def test_the_lines_of_python_run_as_they_stand(sketch, faces_folder, tmp_path):
     assert invoke("export", "--ckpt", sketch, "--out", tmp_path / "model.onnx").exit_code == 0
     (told,) = json.loads(invoke("predict", "--ckpt", sketch, tmp_path / "face.jpg", "--json").stdout)
     first, aus = told["expressions"][0], [au["au"] for au in told["aus"]]
-    for block, path, printed in (("import sys; sys.modules['torch'] = None\n" + onnxruntime, None, f"{first['name']} {first['p']:.3f}\n"),
-                                 (module, ROOT, f"{first['name']} {aus}\n")):
-        result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True,
+    for start, block, path, printed in (
+            (sys.executable, "import sys; sys.modules['torch'] = None\n" + onnxruntime, None, f"{first['name']} {first['p']:.3f}\n"),
+            (python(), module, ROOT, f"{first['name']} {aus}\n")):
+        result = subprocess.run([start, "-c", block], cwd=tmp_path, capture_output=True, text=True,
                                 env={**os.environ, "PYTHONPATH": str(path or "")})
         assert (result.stdout, result.stderr) == (printed, "")
 

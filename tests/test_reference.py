@@ -2,8 +2,8 @@
 
 Nothing of mmlfer is used by the reference: label files are split by hand, images opened by PIL,
 the losses written as the paper's equations, the hypergradient taken by create_graph, SGD and the
-one-cycle schedule by their formulas. Float64, the real ResNet-34 at 32x32, up to two epochs of
-two steps; 11 training faces in batches of 4, so that three are left over, and 7 validation faces, so
+one-cycle schedule by their formulas. Float64, the real ResNets at 32x32, up to two epochs of two
+steps; 11 training faces in batches of 4, so that three are left over, and 7 validation faces, so
 that the second batch begins another permutation.
 """
 
@@ -27,7 +27,7 @@ TRAIN, TEST, VAL = 0, 1, 2
 OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device": "cpu", "seed": 11,
            "lr_backbone": 0.003, "lr_heads": 0.02, "lr_meta": 0.3, "momentum": 0.8, "weight_decay": 0.03,
            "rho": 0.3, "rho_am": 0.7, "stats": "wild", "form": "auto", "schedule": "constant",
-           "hypergrad": "jvp", "psi": 0.05, "weight_max": 1.0}
+           "hypergrad": "jvp", "psi": 0.05, "weight_max": 1.0, "arch": "resnet18"}
 CASES = {  # psi: the spread of the meta net's parameters at the start
     "stl": {"method": "stl"},
     "mtl": {"method": "mtl", "schedule": "onecycle"},
@@ -36,7 +36,7 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "am": {"method": "am", "schedule": "onecycle"},
     "am-lab": {"method": "am", "form": "lab"},
     "mml": {"method": "mml", "psi": 0.0, "epochs": 1},
-    "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle"},
+    "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
 
@@ -85,9 +85,9 @@ def snapshot(run):
 
 
 @functools.cache
-def net_of_float64():
+def net_of_float64(arch):
     """Its own parameters are never used: functional_call brings others."""
-    return Net().double()
+    return Net(arch).double()
 
 
 def read_table(name):
@@ -218,7 +218,7 @@ def reference_loop(options, folder, start):
     o = SimpleNamespace(**options)
     o.table = read_table(o.stats)
     o.form = o.stats if o.form == "auto" else o.form
-    data, net = read_folder(folder), net_of_float64()
+    data, net = read_folder(folder), net_of_float64(o.arch)
     rows = {code: np.flatnonzero(data[3] == code) for code in (TRAIN, VAL)}
     buffers = {n: b for n, b in copies(start.buffers).items() if n in dict(net.named_buffers())}
     state = SimpleNamespace(theta=dict(start.theta), buffers=buffers, psi=dict(start.psi),
@@ -312,7 +312,7 @@ def test_seed_reaches_the_net_and_the_batches(noise_folder, tmp_path, monkeypatc
     assert result.exit_code == 0, result.output
     run, batches, *_ = started[0]
     torch.manual_seed(7)
-    for name, value in Net().state_dict().items():
+    for name, value in Net("resnet34").state_dict().items():
         assert torch.equal(run.net.state_dict()[name], value), name
     split = read_folder(noise_folder)[3]
     o = SimpleNamespace(seed=7, batch_size=4)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from forks import python
 
 import mmlfer
 from mmlfer_commands import synth
@@ -263,7 +264,7 @@ def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
     synth.synthesize(tmp_path / "rafce", 60, "lab", None, 32, 0)
     settings = {"SEEDS": "0", "EPOCHS": "1", "SIZE": "32", "RHOS": "0.1", "RHOS_AM": "0.1", "DEVICES": "cpu", "JOBS": "2",
                 "EXTRA": "--batch-size 8 --arch resnet18 --weights none --hypergrad jvp"}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{Path(python()).parent}:{os.environ['PATH']}"
 
     def run_all():
         return subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, env={**os.environ, **settings, "PATH": path},

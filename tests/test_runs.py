@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, invoke, load, run_program, same
+from forks import python
 from PIL import Image
 
 import mmlfer
@@ -120,7 +121,7 @@ def test_the_statistics_of_a_run_are_those_it_was_started_with(faces_folder, tmp
 
     monkeypatch.setattr(train, "train_epochs", meanwhile)
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", 1, "--method", "am",
-                    "--arch", "resnet18", "--stats", own, *SMALL)
+                    "--stats", own, *SMALL)
     assert result.exit_code == 0, result.output
     test = json.loads((tmp_path / "r/test.json").read_text())
     assert test["table_sha256"] == hashlib.sha256(table.astype("<f8").tobytes()).hexdigest()
@@ -464,7 +465,7 @@ def test_keywords_are_no_folders(faces_folder, tmp_path, monkeypatch):
 
 
 def test_training_with_standard_error_closed(faces_folder, tmp_path):
-    command = [sys.executable, ROOT / "mmlfer.py", "train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs",
+    command = [python(), ROOT / "mmlfer.py", "train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs",
                "1", "--method", "stl", *SMALL]
     result = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *map(str, command)], capture_output=True, text=True)
     assert result.returncode == 0 and "test, best (epoch 1)" in result.stdout

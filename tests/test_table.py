@@ -111,6 +111,8 @@ APART["other methods, other options"] = (("stl", "wild", {"epochs": 30}, {}), ("
                                          ["stl, epochs 30", "mml wild, epochs 60"])
 APART["images moved or not"] = (("stl", "wild", {"augment": True}, {}), ("stl", "wild", {}, {}),
                                 ["stl, augment False", "stl, augment True"])
+APART["another number format"] = (("stl", "wild", {"precision": "bf16"}, {}), ("stl", "wild", {}, {}),
+                                  ["stl, precision bf16", "stl, precision float32"])
 APART["each its own rho"] = (("mtl", "wild", {"rho": 1.0}, {}), ("am", "wild", {"rho": 0.1}, {}), ["mtl", "am wild"])
 APART["an option of a newer version"] = (("stl", "wild", {"new": "x"}, {}), ("stl", "wild", {}, {}), ["stl", "stl, new x"])
 APART["other labels"] = (("stl", "wild", {"data": "/a/clean"}, {"data_sha256": "0" * 64}),

@@ -348,7 +348,7 @@ def test_a_dict_that_holds_itself_ends(tmp_path):
 
 def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_folder, tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
-    options = [*SMALL, "--weights", tmp_path / "w.pth"]
+    options = [*SMALL, "--arch", "resnet34", "--weights", tmp_path / "w.pth"]
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", *options)
     assert result.exit_code == 1 and result.stderr == (
         f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "

@@ -1,6 +1,6 @@
 """The table of faults that the tests must notice, and the controls of the tool that plants them."""
 
-from faults import commands, data, method, pretraining, training, video
+from faults import commands, data, method, pretraining, serving, training, video
 from faults.fault import Fault
 
 NEAREST = {  # short names of tests that many faults name
@@ -38,5 +38,5 @@ CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in e
 
 FAULTS = [
     *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS,
-    *video.FAULTS,
+    *serving.FAULTS, *video.FAULTS,
 ]

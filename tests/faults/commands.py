@@ -311,7 +311,7 @@ FAULTS = [
     Fault("onnx-unchecked", "mmlfer_commands/export.py",
           "if not largest <= CLOSE:", "if False:",
           "export::test_a_model_that_differs_from_torch_is_refused"),
-    Fault("onnx-any-epoch", "mmlfer_commands/export.py",
+    Fault("onnx-any-epoch", "mmlfer_commands/_results.py",
           ' if result["epoch"] == state["epoch"] else None', "",
           "export::test_the_accuracy_is_of_this_checkpoint_or_unknown"),
     # demo

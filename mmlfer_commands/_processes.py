@@ -1,0 +1,26 @@
+"""Worker processes, of `synth`, `bench` and `pretrain`."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import signal
+import threading
+
+
+def end_with_parent():
+    """In a worker process: do not outlive the program, however it was ended."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def in_processes(workers, function, jobs, chunk=1, **options):
+    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
+        done = pool.map(function, jobs, chunksize=chunk)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        yield from done
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,424 @@
+"""mmlfer serve: a page and an interface for programs, on one's own machine."""
+
+import asyncio
+import base64
+import concurrent.futures
+import contextlib
+import csv
+import dataclasses
+import errno
+import hashlib
+import importlib.util
+import io
+import ipaddress
+import json
+import os
+import re
+import signal
+import socket
+import webbrowser
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from mmlfer import (
+    AU_NAMES,
+    PATH,
+    InputError,
+    __version__,
+    brief,
+    device_option,
+    load_net,
+    parse_aus,
+    read_image,
+    trains_aus,
+)
+from mmlfer_commands._alignment import choose_template, find_faces
+from mmlfer_commands._results import accuracy_on_test
+from mmlfer_commands.crop import like_option
+from mmlfer_commands.gradcam import explain
+from mmlfer_commands.predict import csv_row, items_of_photo, predict_images, table_columns
+from mmlfer_commands.synth import draw_face, strengths
+
+MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of a picture
+KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # no reader of these starts a program
+PLACES = 32  # pictures that are received or wait at a time
+WAIT, RECEIVE = 30, 60  # seconds that a picture waits for its turn, and may take to arrive
+GRACE = 0.3  # seconds that answers on their way have at the end
+SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # drawn: AUs, seed
+PAGE = Path(__file__).parent / "page.html"
+
+
+class Refused(Exception):
+    """A request that gets a status and a sentence in place of an answer."""
+
+    def __init__(self, status, sentence):
+        self.status, self.sentence = status, sentence
+
+
+class Upload(io.BytesIO):
+    """A picture's bytes, which Pillow's errors call by its name, as they do a file."""
+
+    def __init__(self, content, name):
+        super().__init__(content)
+        self.called = name
+
+    def __repr__(self):
+        return repr(self.called)
+
+
+def read_picture(content, name, size=None):
+    """`read_image` of a picture's bytes, or Refused in the words of the command line."""
+    try:
+        with Image.open(Upload(content, name), formats=KINDS) as image:
+            n = image.width * image.height
+        if n > MAX_PIXELS:
+            raise Refused(413, f"{name}: {n / 1e6:.0f} megapixels, and at most "
+                          f"{MAX_PIXELS / 1e6:.0f} are read; make it smaller")
+        return read_image(Upload(content, name), size)
+    except Refused:
+        raise
+    except Exception as error:  # Pillow's plugins raise every kind
+        bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
+        raise Refused(413 if bomb else 415, f"{name}: not an image that can be read "
+                      f"({brief(error)})") from None
+
+
+# ---------------------------------------------------------------- what a checkpoint answers
+
+
+def heat_picture(image, heat):
+    """A face (S, S, 3) under its Grad-CAM (S, S) from 0, blue, to 1, red. -> (S, S, 3) uint8"""
+    colour = 1.5 - abs(4 * heat[..., None] - (3, 2, 1))
+    return (0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def draw_sample(aus, seed):
+    """A drawn face for who has no picture at hand, as JPEG."""
+    rng, buffer = np.random.default_rng([22, seed]), io.BytesIO()
+    draw_face(strengths(parse_aus(aus), rng), rng, 256).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+class Model:
+    """A checkpoint and what it answers; for one thread at a time."""
+
+    def __init__(self, ckpt, like, device):
+        self.net, self.state = load_net(ckpt, device)
+        self.size, self.table = self.state["config"]["size"], self.state["table"].tolist()
+        self.template = choose_template(like, self.state)
+        self.accuracy = accuracy_on_test(ckpt, self.state)
+
+    def predict(self, content, name, top, crops):
+        """What `predict --photos --json` prints of a picture; and each face's aligned crop as a
+        PNG in a data address, if wanted."""
+        image = read_picture(content, name)
+        items = list(items_of_photo(0, image, find_faces(image), self.template, self.size))
+        answers = dict(predict_images(self.net, self.state, items, [name], top))
+        results = answers.get(0, [])  # none of a picture without a face
+        for item, result in zip(items if crops else (), results):
+            coded = base64.b64encode(png(item.crop)).decode()
+            result["crop"] = f"data:image/png;base64,{coded}"
+        return results
+
+    def gradcam(self, content, name):
+        """The Grad-CAM of an aligned face over it, for the predicted expression, as PNG."""
+        image = read_picture(content, name, self.size)
+        maps, *probabilities = explain(self.net, [image])
+        if not all(np.isfinite(array).all() for array in (maps, *probabilities)):
+            raise InputError("the net's outputs are not finite: take another checkpoint")
+        return png(heat_picture(image, maps[0]))
+
+    def facts(self):
+        """What is told of the checkpoint; nothing in it is a place on this machine."""
+        config = self.state["config"]
+        return {
+            "status": "ok", "version": __version__, "method": config["method"],
+            "arch": config["arch"], "size": self.size, "data": Path(config["data"]).name,
+            "stats": Path(config["stats"]).name, "epoch": self.state["epoch"],
+            "test_accuracy": self.accuracy, "expressions": self.state["emotions"],
+            "aus": [{"au": au, "name": AU_NAMES[au]} for au in self.state["aus"]],
+            "aus_trained": trains_aus(config), "table": self.table,
+            "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES),
+        }
+
+
+def as_csv(results, state, top):
+    """What `predict --photos --csv` writes of these faces."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, table_columns(state, top, photos=True), lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(csv_row, results))
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------- requests
+
+
+class Service:
+    """The answers to requests: (content, media type) each. Pictures are read one at a time, in a
+    thread; the others wait, PLACES at most, and WAIT seconds at most."""
+
+    def __init__(self, model):
+        self.model, self.facts = model, model.facts()
+        self.samples = [draw_sample(*sample) for sample in SAMPLES]
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.turn, self.taken = asyncio.Lock(), 0
+
+    async def page(self, request):
+        return PAGE.read_bytes(), "text/html"
+
+    async def health(self, request):
+        return json.dumps(self.facts) + "\n", "application/json"
+
+    async def sample(self, request):
+        number = request.path_params["number"]
+        if number >= len(self.samples):
+            raise Refused(404, f"there are {len(self.samples)} samples, from 0 on")
+        return self.samples[number], "image/jpeg"
+
+    async def predict(self, request):
+        name, top, kind, crops = read_parameters(request.query_params, self.facts["expressions"])
+        results = await self.of_picture(request, self.model.predict, name, top, crops)
+        if kind == "csv":
+            return as_csv(results, self.model.state, top), "text/csv"
+        return json.dumps(results) + "\n", "application/json"
+
+    async def gradcam(self, request):
+        return await self.of_picture(request, self.model.gradcam, "face"), "image/png"
+
+    async def of_picture(self, request, function, *args):
+        """function(bytes of the request's body, *args), when it is this request's turn."""
+        if self.taken >= PLACES:
+            raise Refused(503, f"{PLACES} pictures are waiting; try again in a few seconds")
+        self.taken += 1
+        try:
+            content = await before(RECEIVE, receive(request), 408, "the picture did not arrive "
+                                   f"within {RECEIVE} seconds; send it again")
+            await before(WAIT, self.turn.acquire(), 503, f"other pictures took {WAIT} seconds; "
+                         "try again in a few seconds")
+            try:
+                job = self.pool.submit(function, content, *args)
+                return await asyncio.wrap_future(job)
+            finally:
+                self.turn.release()
+        finally:
+            self.taken -= 1
+
+
+async def before(seconds, awaited, status, sentence):
+    """What is awaited, or Refused after so many seconds."""
+    try:
+        return await asyncio.wait_for(awaited, seconds)
+    except asyncio.TimeoutError:
+        raise Refused(status, sentence) from None
+
+
+async def receive(request):
+    """A request's body. Of one that is too large up to five times as much is read and dropped, for
+    a browser reads the answer only when all is sent."""
+    content, size = bytearray(), 0
+    async for part in request.stream():
+        size += len(part)
+        if size <= MAX_BYTES:
+            content += part
+        else:
+            content.clear()
+        if size > 5 * MAX_BYTES:
+            break
+    if size > MAX_BYTES:
+        raise Refused(413, f"more than {MAX_BYTES / 1e6:.0f} MB; make the picture smaller")
+    if not content:
+        raise Refused(400, "no picture; send an image's bytes as the request's body")
+    return content
+
+
+def read_parameters(given, expressions):
+    """name, top, format and crops of an address's ?name=value&..., checked."""
+    known = {"name": "image", "top": "3", "format": "json", "crops": "0"}
+    for key in given:
+        if key not in known:
+            raise Refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
+    name, top, kind, crops = (given.get(key, default) for key, default in known.items())
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", top):
+        raise Refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
+    if kind not in ("json", "csv") or crops not in ("0", "1"):
+        raise Refused(400, "format is json or csv, crops is 0 or 1")
+    return name, min(int(top), len(expressions)), kind, crops == "1"
+
+
+# ---------------------------------------------------------------- the server
+
+
+def policy(page):
+    """The Content-Security-Policy of a page: nothing from elsewhere; inline parts by their hash."""
+    allowed = {}
+    for tag in ("script", "style"):
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
+        digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()) for part in parts]
+        allowed[tag] = " ".join(f"'sha256-{digest.decode()}'" for digest in digests)
+    return (f"default-src 'self'; script-src {allowed['script']}; style-src {allowed['style']}; "
+            "img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none'; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the server listens."""
+
+    host: str  # as it was given
+    bound: object  # the address that this is
+    port: int
+
+    @property
+    def url(self):
+        host = "localhost" if self.bound.is_unspecified else self.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+
+    def is_called(self, name):
+        """Whether a Host header's name, without port, means this machine.
+
+        A page elsewhere may give its own name the address of this machine, but it cannot make a
+        browser ask for that address itself, or for this machine's own name, on its behalf.
+        """
+        if self.bound.is_loopback and name in ("localhost", "127.0.0.1", "[::1]"):
+            return True
+        if self.bound.is_unspecified:
+            with contextlib.suppress(ValueError):
+                return bool(ipaddress.ip_address(name.strip("[]")))
+            return name in ("localhost", socket.gethostname().lower())
+        return name.strip("[]") in (self.host.lower(), str(self.bound))
+
+    def refusal(self, headers):
+        """Why a request with these headers is none of this server's, or None."""
+        target, origin = headers.get("host", "").lower(), headers.get("origin")
+        name, _, number = target.rpartition(":")
+        if self.port == 80 and not number.isdigit():
+            name, number = target, "80"
+        if number != str(self.port) or not self.is_called(name):
+            return f"Host {target!r:.80} is not this server's; open {self.url}"
+        if origin is not None and origin.lower() != f"http://{target}":
+            return f"Origin {origin!r:.80}: pages elsewhere get no answers from this server"
+
+
+def build_app(service, place):
+    """The ASGI application."""
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+    headers = {"Content-Security-Policy": policy(PAGE.read_text(encoding="utf-8")),
+               "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+               "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
+
+    def respond(content, kind, status=200):
+        return Response(content, status, headers, media_type=kind)
+
+    def fail(status, sentence):
+        return respond(json.dumps({"error": sentence}) + "\n", "application/json", status)
+
+    def answering(function):
+        async def answer(request):
+            try:
+                return respond(*await function(request))
+            except Refused as refused:
+                return fail(refused.status, refused.sentence)
+            except ClientDisconnect:
+                return fail(400, "the connection was closed")
+            except Exception as error:
+                sentence = f"{type(error).__name__}: {brief(error)}"
+                click.echo(f"Warning: a request failed: {sentence}", err=True)
+                return fail(500, sentence)
+        return answer
+
+    async def no_such_place(request, error):
+        return fail(error.status_code, f"{request.method} {request.url.path:.80}: "
+                    f"{error.detail.lower()}; see {place.url}")
+
+    routes = [("/", "GET", service.page), ("/health", "GET", service.health),
+              ("/sample/{number:int}.jpg", "GET", service.sample),
+              ("/predict", "POST", service.predict), ("/gradcam", "POST", service.gradcam)]
+    app = Starlette(routes=[Route(path, answering(function), methods=[method])
+                            for path, method, function in routes],
+                    exception_handlers={HTTPException: no_such_place})
+
+    async def guarded(scope, receive, send):
+        reason = place.refusal(Request(scope).headers)
+        await (fail(403, reason) if reason else app)(scope, receive, send)
+
+    return guarded
+
+
+def listen(host, port):
+    """A listening socket; a port that is taken is named, with the way to another."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"port {port} of {host} is in use; name another, such as --port "
+                             f"{port % 65535 + 1}, or --port 0 for any that is free") from None
+        raise InputError(f"cannot listen at {host}, port {port} ({error.strerror}); name another "
+                         "--host or --port") from None
+
+
+def run_server(service, listener, place):
+    """Answer until Ctrl-C, which then ends the process at once: nobody waits any more for a picture
+    that is being read, and nothing is left to be written."""
+    import uvicorn
+
+    config = uvicorn.Config(build_app(service, place), http="h11", ws="none", lifespan="off",
+                            log_level="critical", access_log=False, server_header=False,
+                            timeout_graceful_shutdown=GRACE)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        os._exit(128 + signal.SIGINT)
+
+
+@click.command("serve")
+@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@click.option("--port", default=8000, type=click.IntRange(0, 65535), metavar="N",
+              help="Port to listen at; 0: any that is free.")
+@click.option("--host", default="127.0.0.1", help="Address to listen at: this machine's own. "
+              "Another opens the page to the network.")
+@click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
+@like_option
+@device_option
+def command(ckpt, port, host, open_page, like, device):
+    """Open a page on this machine to try a checkpoint: photographs and the camera.
+
+    It does what `predict --photos` and `gradcam` do, and has drawn faces of `synth` as samples.
+    Pictures are neither stored nor sent anywhere else. Needs the extras `web` and `photos`:
+    pip install -e '.[web,photos]'
+
+    Programs use the same: POST an image's bytes to /predict for what `predict --photos --json`
+    prints; GET /health tells of the checkpoint. Ctrl-C ends it.
+    """
+    for module in ("starlette", "uvicorn"):
+        if not importlib.util.find_spec(module):
+            raise InputError(f"serve needs {module}: pip install -e '.[web,photos]'")
+    with listen(host, port) as listener:
+        bound, port = listener.getsockname()[:2]
+        place = Place(host, ipaddress.ip_address(bound), port)
+        service = Service(Model(ckpt, like, device))
+        if not place.bound.is_loopback:
+            click.echo(f"Warning: --host {host} opens this to the network: whoever reaches this "
+                       "machine can send pictures and read the answers, without a password and "
+                       "unencrypted; browsers on other machines give such a page no camera",
+                       err=True)
+        click.echo(f"{place.url}  (Ctrl-C ends it)")
+        if open_page:
+            webbrowser.open(place.url)
+        run_server(service, listener, place)

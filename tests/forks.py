@@ -1,0 +1,205 @@
+"""A Python that has loaded torch and torchvision, and forks itself for each program to be run.
+
+Loading them takes 4 s of a processor, a fork nothing. `python()` is the path of a program that
+takes what Python takes: a script, -c or -m, and arguments. Open files, folder, environment, process
+group and signals are those of the program that a test starts. Of mmlfer nothing is loaded before.
+Two things differ: no write waits for the disk, and all forks hash strings alike. What is about the
+start itself (imports, --help, Ctrl-C at once) is tested with sys.executable.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import types
+from pathlib import Path
+
+LARGEST = 250  # files that a test hands on have smaller numbers
+LOADED = ("torch", "torchvision", "numpy", "PIL.Image", "click", "yaml", "tqdm")
+
+
+@functools.cache
+def python():
+    """The program's path; the first call starts the server, which ends with this process."""
+    folder = Path(tempfile.mkdtemp(prefix="forks-"))
+    program, address = folder / "python", folder / "socket"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{__file__}" ask "{address}" "$@"\n')
+    program.chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen([sys.executable, __file__, "serve", address], env=own, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE)
+    server.stdout.readline()  # it listens
+    atexit.register(shutil.rmtree, folder, True)
+    atexit.register(server.communicate)  # the end of its standard input ends it
+    return str(program)
+
+
+# ---------------------------------------------------------------- the program that a test starts
+
+
+def is_open(number):
+    with contextlib.suppress(OSError):
+        return bool(os.fstat(number))
+
+
+def ask(address, *arguments):
+    """Have the server run this in a new process, and end as that ends."""
+    numbers = [number for number in range(LARGEST) if is_open(number)]
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    socket.send_fds(connection, [b"x"], [*numbers, connection.fileno()])
+    request = {"arguments": arguments, "numbers": numbers, "folder": os.getcwd(), "group": os.getpgrp(),
+               "environment": dict(os.environ)}
+    connection.sendall(json.dumps(request).encode() + b"\n")
+    answers = connection.makefile()
+    process = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: os.kill(process, number))
+    code = int(answers.readline())
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+# ---------------------------------------------------------------- the server
+
+
+def serve(address):
+    """Return a request in a new process for each; end when standard input does."""
+    for name in LOADED:
+        importlib.import_module(name)
+    os.fsync = lambda number: None
+    gc.freeze()  # a collection in a fork must not touch, and so copy, what was loaded before
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(64)
+    print("listening", flush=True)
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            return watch(connection)
+        connection.close()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+    os._exit(0)
+
+
+def watch(connection):
+    """In a process of its own: fork the program, which alone returns; tell who asked what becomes
+    of it; kill it when who asked is gone."""
+    _, files, *_ = socket.recv_fds(connection, 1, LARGEST)
+    request = json.loads(connection.makefile().readline())
+    process = os.fork()
+    if process == 0:
+        connection.close()
+        return request, files
+    for file in files:
+        os.close(file)
+    connection.sendall(b"%d\n" % process)
+    ended = threading.Event()
+
+    def kill():
+        with contextlib.suppress(OSError):
+            connection.recv(1)
+        if not ended.is_set():
+            os.kill(process, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    ended.set()
+    with contextlib.suppress(OSError):
+        connection.sendall(b"%d\n" % code)
+    os._exit(0)
+
+
+def stream(number, mode, **options):
+    """sys.stdin and so on, as Python opens them."""
+    if is_open(number):
+        return open(number, mode, closefd=False, **options)
+
+
+def become(request, files):
+    """Take on the files, folder, environment and so on; -> the arguments without -u."""
+    numbers, arguments, environment = (request[name] for name in ("numbers", "arguments", "environment"))
+    aside = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, LARGEST) for file in files]
+    os.closerange(0, LARGEST)
+    for file, number in zip(aside, numbers):
+        os.dup2(file, number)
+    os.closerange(LARGEST, max(aside) + 1)
+    try:
+        os.setpgid(0, request["group"])
+    except PermissionError:  # it is of another session
+        os.setsid()
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(number, handler)
+    sys.modules["numpy"].random.seed()  # not all from one state
+    encoding, unbuffered = environment.get("PYTHONIOENCODING"), arguments[0] == "-u"
+    sys.stdin = stream(0, "r", encoding=encoding)
+    sys.stdout = stream(1, "w", encoding=encoding, buffering=1 if unbuffered or os.isatty(1) else -1)
+    sys.stderr = stream(2, "w", encoding=encoding, buffering=1, errors="backslashreplace")
+    sys.path[:1] = environment.get("PYTHONPATH", "").split(os.pathsep) if environment.get("PYTHONPATH") else []
+    return arguments[unbuffered:]
+
+
+def run(first, *rest):
+    """What `python FIRST REST` does, in the module __main__."""
+    code = 0
+    try:
+        execute(first, *rest)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code and code != end.code:
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()  # as Python ends, but for the taking apart of all that was loaded
+    atexit._run_exitfuncs()
+    for file in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            file.flush()
+        except OSError:
+            code = 120
+    os._exit(code)
+
+
+def execute(first, *rest):
+    if first == "-m":
+        sys.argv, sys.path[:0] = list(rest), [os.getcwd()]
+        return runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if first == "-c":
+        sys.argv, sys.path[:0], source = ["-c", *rest[1:]], [""], rest[0]
+    else:
+        sys.argv, sys.path[:0], source = [first, *rest], [os.path.dirname(os.path.abspath(first))], Path(first).read_text()
+        main.__file__ = first
+    exec(compile(source, first, "exec"), vars(main))
+
+
+if __name__ == "__main__":
+    role, address, *words = sys.argv[1:]
+    if role == "ask":
+        ask(address, *words)
+    run(*become(*serve(address)))

@@ -1,0 +1,230 @@
+"""labels.csv: what is read from it, and each thing that can be wrong with it in one line."""
+
+import time
+
+import numpy as np
+import pytest
+from conftest import invoke, resident_mb
+from PIL import Image
+from reference import AUS, EMOTIONS
+
+import mmlfer
+from mmlfer_commands import _labels
+
+PLAIN = """\
+image,expression,split,aus
+a/0001.jpg,happily surprised,train,1+2+12+25
+a/0002.jpg,contempt,val,
+b/0001.jpg,"sadly, angry",test,?
+b/0003.jpg,contempt,Validation,L12+R45
+"""
+FORMS = {
+    "as it is": PLAIN,
+    "byte order mark": b"\xef\xbb\xbf" + PLAIN.encode(),
+    "Windows": PLAIN.replace("\n", "\r\n"),
+    "old Mac": PLAIN.replace("\n", "\r"),
+    "semicolons": PLAIN.replace('"sadly, angry"', "sadly; angry").replace(",", ";").replace("sadly; angry", "sadly, angry"),
+    "tabs": PLAIN.replace('"sadly, angry"', "sadly; angry").replace(",", "\t").replace("sadly; angry", "sadly, angry"),
+    "blanks": PLAIN.replace(",", ", ").replace("sadly,  angry", "sadly, angry"),
+    "blank rows": PLAIN.replace("\n", "\n\n ,,,\n"),
+    "no last line end": PLAIN.rstrip("\n"),
+    "capitals": PLAIN.replace("image,expression,split,aus", "Image,Expression,Split,AUs"),
+    "file_name": PLAIN.replace("image,expression,split", "file_name,expression,subset"),
+    "filepath": PLAIN.replace("image,expression,split", "filepath,expression,partition"),
+    "more columns": "\n".join(f"7,{line},x y" for line in PLAIN.splitlines()).replace("7,image", "id,image").replace("aus,x y", "aus,note"),
+    "roundabout": PLAIN.replace("a/0001", "./a//0001").replace("b/0001", "a/../b/0001"),
+    "spreadsheet": "\n".join(f"{line},," for line in PLAIN.splitlines()),
+}
+
+
+def read(folder, content):
+    (folder / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return _labels.load_faces(folder)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_as_people_have_them(tmp_path, form):
+    faces = read(tmp_path, FORMS[form])
+    assert faces.vocabulary == mmlfer.Vocabulary(("contempt", "happily surprised", "sadly, angry"), (1, 2, 12, 25, 45))
+    assert faces.names == ["a/0001.jpg", "a/0002.jpg", "b/0001.jpg", "b/0003.jpg"]
+    assert faces.y_emo.tolist() == [1, 0, 2, 0] and faces.split.tolist() == [0, 2, 1, 2]
+    assert faces.y_au.tolist() == [[1, 1, 1, 1, 0], [0] * 5, [-1] * 5, [0, 0, 1, 0, 1]]
+
+
+def test_paths_from_the_root_are_taken_below_the_folder(tmp_path):
+    assert read(tmp_path, PLAIN.replace("a/0001", f"{tmp_path}/a/0001")).names[0] == "a/0001.jpg"
+
+
+WIDE = "image,expression,split,AU12,AU01,au4\n1.jpg,b,train,1,0,\n2.jpg,a,train,0,1.0,1\n3.jpg,a,val,,,\n4.jpg,a,test,0,0,0\n"
+
+
+def test_aus_in_columns_of_their_own(tmp_path):
+    faces = read(tmp_path, WIDE)
+    assert faces.vocabulary == mmlfer.Vocabulary(("a", "b"), (1, 4, 12))
+    assert faces.y_au.tolist() == [[0, -1, 1], [1, 1, 0], [-1, -1, -1], [0, 0, 0]]
+
+
+def test_rafces_names_keep_rafces_order(tmp_path):
+    def rows(names, aus=None):
+        lines = [f"{i}.jpg,{name},train,{aus or AUS[i % 32]}" for i, name in enumerate(names)]
+        return read(tmp_path, "image,expression,split,aus\n" + "\n".join(lines)).vocabulary
+
+    assert rows(EMOTIONS[::-1]) == mmlfer.RAFCE == mmlfer.Vocabulary(tuple(EMOTIONS), tuple(AUS))  # all 32, 14 are named
+    assert rows(EMOTIONS[::-1], 45).aus == (45,)  # none of RAF-CE's
+    some = rows(["sadly angry", "happily sad", "happily surprised"])
+    assert some.emotions == ("happily surprised", "sadly angry", "happily sad") and some.aus == (1, 2, 4)
+    assert rows(["sadly angry", "happily sad", "calm"]).emotions == ("calm", "happily sad", "sadly angry")
+
+
+BAD = {  # content, and the line of it that is wrong
+    "empty": ("", "labels.csv: empty; its first row names the columns, as in image,expression,split,aus"),
+    "header alone": ("image,expression,aus\n", "labels.csv: no row below the first; a row names an image"),
+    "no image": (PLAIN.replace("image,", "picture,"), "labels.csv:1: no column image or file_name or filepath; the first row "
+                 "names the columns, as in image,expression,split,aus"),
+    "no expression column": (PLAIN.replace("expression", "emotion"), "labels.csv:1: no column expression; the first row names "
+                             "the columns, as in image,expression,split,aus"),
+    "no AUs": (PLAIN.replace("aus", "units"), "labels.csv:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? where "
+               "nobody coded the AUs"),
+    "two images": (PLAIN.replace("split", "file_name"), "labels.csv:1: columns image and file_name say the same; keep one of the two"),
+    "two AU 1": (WIDE.replace("au4", "AU1"), "labels.csv:1: columns AU01 and AU1 say the same; keep one of the two"),
+    "both forms": (WIDE.replace("au4", "aus"), "labels.csv:1: AUs both in a column aus and in columns of their own; keep one of the two"),
+    "AU 3's column": (WIDE.replace("au4", "AU03"), "labels.csv:1: column AU03: no AU of FACS, 1 to 46; remove it"),
+    "unknown AU": (PLAIN.replace("L12+R45", "12+47"), "labels.csv:5: AU 47 is not one of the AUs of FACS, 1 to 46; nothing: coded and "
+                   "none seen, ?: not coded"),
+    "AUs as a list": (PLAIN.replace("L12+R45", "12 45"), "labels.csv:5: expected AUs like 4+L12+25 or null, got '12 45' in '12 45'; "
+                      "nothing: coded and none seen, ?: not coded"),
+    "AUs of -1": (PLAIN.replace("?", "-1"), "labels.csv:4: expected AUs like 4+L12+25 or null, got '-1' in '-1'; nothing: coded and "
+                  "none seen, ?: not coded"),
+    **{f"cell of {n}": (WIDE.replace(",,,", f",,{n},"), f"labels.csv:4: AU 1: '{n}'; write 0, 1 or nothing for not coded, whatever "
+                        "number stands for unknown in this data set") for n in ("-1", "9", "999", "2", "?")},
+    "unknown split": (PLAIN.replace(",test,", ",dev,"), "labels.csv:4: expected train, val or test, got 'dev'"),
+    "no split": (PLAIN.replace(",test,", ",,"), "labels.csv:4: expected train, val or test, got ''"),
+    "no expression": (PLAIN.replace("contempt,val", ",val"), "labels.csv:3: no expression; name it or remove this row"),
+    "expression of two lines": (PLAIN.replace("sadly, angry", "sadly\nangry"), "labels.csv:4: no expression; name it or remove this row"),
+    "after two lines": (PLAIN.replace("0001.jpg,", '"0001\n.jpg",', 1).replace("L12", "x"), None),
+    "capitals": (PLAIN.replace("contempt,V", "Contempt,V"), "labels.csv:5: 'Contempt' is 'contempt' of row 3 in another spelling; "
+                 "choose one"),
+    "blanks": (PLAIN.replace("contempt,val", "happily  surprised,val"), "labels.csv:3: 'happily  surprised' is 'happily surprised' of "
+               "row 2 in another spelling; choose one"),
+    "twice": (PLAIN.replace("b/0003", "b/../a/0001"), "labels.csv:5: a/0001.jpg is the image of row 2, too; keep one of the two"),
+    "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; place or link it there"),
+    "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; place or "
+                     "link it there"),
+    "elsewhere": (PLAIN.replace("b/0001", "/b/0001"), "labels.csv:4: '/b/0001.jpg' is no image below the folder; place or link it there"),
+    "nowhere": (PLAIN.replace("b/0001.jpg", ""), "labels.csv:4: '' is no image below the folder; name one"),
+    "the folder": (PLAIN.replace("b/0001.jpg", "b/.."), "labels.csv:4: 'b/..' is no image below the folder; name one"),
+    "comma": (PLAIN.replace('"', ""), "labels.csv:4: expected 4 fields, as in the first row, got 5 (a field with a comma in it stands "
+              "in quotes)"),
+    "too few": (PLAIN.replace("contempt,val,", "contempt,val"), "labels.csv:3: expected 4 fields, as in the first row, got 3 (a field "
+                "with a comma in it stands in quotes)"),
+    "open quote": (PLAIN.replace('angry"', "angry"), "labels.csv:4: not CSV (unexpected end of data); fix this row"),
+    "Latin 1": (PLAIN.replace("contempt", "mépris").encode("latin-1"), "labels.csv: not text in UTF-8; save it as CSV in UTF-8"),
+    "UTF-16": (PLAIN.encode("utf-16"), "labels.csv: not text in UTF-8; save it as CSV in UTF-8"),
+    "person in two parts": ("image,expression,split,person,aus\n1.jpg,a,train,7,\n2.jpg,a,val,8,\n3.jpg,b,test,7,\n",
+                            "labels.csv:4: person 7 is in another part in row 2; keep each person in one part, or remove the column"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, kind):
+    content, message = BAD[kind]
+    with pytest.raises(mmlfer.InputError) as caught:
+        read(tmp_path, content)
+    if message:
+        assert str(caught.value) == f"{tmp_path}/{message}"
+    else:
+        assert str(caught.value).startswith(f"{tmp_path}/labels.csv:6: expected AUs like")
+    result = invoke("stats", "--data", tmp_path)
+    assert result.exit_code == 1 and result.stderr == f"Error: {' '.join(str(caught.value).split())}\n"
+
+
+@pytest.mark.parametrize("rows, message", [
+    ("1.jpg,a,train,1\n2.jpg,a,val,1\n3.jpg,a,test,1\n", ": one expression alone, 'a'; a net tells two or more apart, add rows of another"),
+    ("1.jpg,a,train,1\n2.jpg,a,val,1\n\n3.jpg,b,test,1\n4.jpg,b,test,\n",
+     ":5: 'b' has 2 images, none of them to train on; move some to train, or remove its rows")])
+def test_what_nothing_can_be_learnt_from_is_refused_by_train_alone(tmp_path, rows, message):
+    (tmp_path / "labels.csv").write_text("image,expression,split,aus\n" + rows)
+    result = invoke("train", "--data", tmp_path, "--stats", "train", "--stats-least", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/labels.csv{message}\n"
+    assert invoke("stats", "--data", tmp_path).exit_code == 0
+
+
+def table_of(n, columns):
+    """n rows of the same 3 expressions and of these columns' values."""
+    rows = [",".join([f"{i:05d}.jpg", "abc"[i % 3], *(str(column(i)) for column in columns.values())]) for i in range(n)]
+    return ",".join(["image", "expression", *columns]) + "\n" + "\n".join(rows) + "\n"
+
+
+def test_a_partition_is_drawn_by_expression_and_said(tmp_path):
+    content = table_of(60, {"aus": lambda i: 1 + i % 2})
+    (tmp_path / "labels.csv").write_text(content)
+    result = invoke("stats", "--data", tmp_path)
+    said = f"{tmp_path}/labels.csv: no column split; drawn by expression: 60 % train, 20 % val, 20 % test"
+    assert said in result.stderr.splitlines()
+    faces = read(tmp_path, content)
+    parts = [faces.split[faces.y_emo == k] for k in range(3)]
+    assert [np.bincount(part).tolist() for part in parts] == [[12, 4, 4]] * 3  # train, test, val
+    assert (read(tmp_path, content).split == faces.split).all() and len({tuple(part) for part in parts}) == 3
+
+
+def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
+    """And each expression near its shares, though some people have ten images and some none of c."""
+    person = lambda i: "" if i % 50 == 0 else f"p{int((i % 97) ** 0.7)}"  # noqa: E731
+    faces = read(tmp_path, table_of(600, {"person": person, "aus": lambda i: ""}))
+    parts = {}
+    for i, part in enumerate(faces.split.tolist()):
+        parts.setdefault(person(i) or i, set()).add(part)
+    assert all(len(of_one) == 1 for of_one in parts.values()) and len(parts) > 30
+    for k in range(3):
+        assert np.bincount(faces.split[faces.y_emo == k]) / 200 == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
+
+
+def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
+    """At most as much as names, labels and row numbers: not the rows themselves."""
+    content = table_of(100_000, {"split": lambda i: ("train", "val", "test")[i % 7 % 3], "note": lambda i: "x" * 1000,
+                                 "aus": lambda i: "+".join(str(au) for j, au in enumerate(AUS[:12]) if i >> j & 1)})
+    (tmp_path / "labels.csv").write_text(content)
+    del content
+    before, start = resident_mb(), time.perf_counter()
+    faces = _labels.load_faces(tmp_path)
+    assert time.perf_counter() - start < 20 and resident_mb() - before < 80
+    assert len(faces.names) == 100_000 and faces.y_au.shape == (100_000, 12)
+    assert faces.y_au[4094].tolist() == [0] + [1] * 11 and faces.split[6] == mmlfer.TRAIN
+
+
+def test_images_are_found_by_their_paths(tmp_path):
+    """Images of one stem in two folders; one that is not there is named."""
+    for i, place in enumerate(("a/0001.png", "b/0001.png", "b/0001_aligned.png")):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / place)
+    places = ["b/0001_aligned.png", "a/0001.png", "b/0001.png"]
+    faces = read(tmp_path, "image,expression,aus\n" + "".join(f"{place},e,\n" for place in places))
+    assert mmlfer.load_images(faces, tmp_path, 32).images[:, 0, 0, 0].tolist() == [2, 0, 1]
+    assert _labels.images_of(tmp_path) == [tmp_path / place for place in places]
+    (tmp_path / "a/0001.png").unlink()
+    with pytest.raises(mmlfer.InputError) as caught:
+        mmlfer.load_images(faces, tmp_path, 32)
+    assert str(caught.value) == (f"1 of 3 images cannot be read: a/0001.png is nowhere below {tmp_path}. Images belong in {tmp_path}, "
+                                 "as labels.csv names them; --skip-bad-images goes on without them")
+
+
+def test_labels_csv_comes_before_rafces_files(noise_folder, tmp_path):
+    for path in noise_folder.glob("RAFCE_*.txt"):
+        (tmp_path / path.name).write_text(path.read_text())
+    assert _labels.load_faces(tmp_path).vocabulary == mmlfer.RAFCE
+    assert read(tmp_path, PLAIN).vocabulary.emotions[0] == "contempt"
+    assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "labels.csv").exit_code == 1  # an input
+
+
+def test_labels_in_another_vocabulary(tmp_path):
+    """By name and number: what it does not have is dropped, what the rows do not have not coded."""
+    faces = read(tmp_path, PLAIN)
+    other = mmlfer.Vocabulary(("sadly, angry", "bored", "contempt", "happily surprised"), (45, 4, 1))
+    moved = _labels.recode(faces, other, tmp_path)
+    assert [other.emotions[k] for k in moved.y_emo] == [faces.vocabulary.emotions[k] for k in faces.y_emo]
+    assert moved.y_au.tolist() == [[0, -1, 1], [0, -1, 0], [-1, -1, -1], [1, -1, 0]]
+    assert moved.sha256() != faces.sha256() and _labels.recode(faces, faces.vocabulary, tmp_path) is faces
+    with pytest.raises(mmlfer.InputError) as caught:
+        _labels.load_faces(tmp_path, mmlfer.Vocabulary(("contempt", "sadly, angry"), (1,)))
+    assert str(caught.value) == (f"{tmp_path}/labels.csv: a/0001.jpg: 'happily surprised' is not among the expressions to tell apart: "
+                                 "contempt, sadly, angry; rename it or remove its rows")

@@ -1,0 +1,352 @@
+"""The page of `mmlfer serve` in a browser: Chromium or Chrome of this machine, without a window."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, invoke
+from PIL import Image
+from scenes import backdrop, paste, two_face_scene
+from serving import serving, with_template
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright (extra `test`)")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here: the page is not tested; install chromium")
+PAGE = (ROOT / "mmlfer_commands/page.html").read_text(encoding="utf-8")
+SOON = 30_000  # milliseconds, on a machine that has other work
+
+
+@pytest.fixture(scope="module")
+def ckpt(sketch, tmp_path_factory):
+    return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
+
+
+@pytest.fixture(scope="module")
+def server(ckpt, tmp_path_factory):
+    with serving(ckpt, tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def photos(faces_folder, tmp_path_factory):
+    """Two faces beside each other, one face, nobody, no image; and a clip of a face that moves, for the camera."""
+    out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    faces = [np.asarray(Image.open(path)) for path in sorted((faces_folder / "aligned").iterdir())[:3]]
+    scene, _ = two_face_scene(faces[:2], rng, 20, 30)
+    Image.fromarray(scene).save(out / "two.png")
+    Image.fromarray(faces[2]).resize((64, 64)).save(out / "one.png")
+    Image.new("RGB", (60, 40), "gray").save(out / "nobody.png")
+    (out / "broken.jpg").write_text("no photograph")
+    with (out / "clip.mjpeg").open("wb") as clip:
+        for i in range(4):
+            frame = backdrop(160, 120, np.random.default_rng(1))
+            paste(frame, faces[2], (70 + 4 * i, 60), 28, 0)
+            frame.save(clip, "JPEG", quality=90)
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser(photos):
+    options = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+               f"--use-file-for-fake-video-capture={photos / 'clip.mjpeg'}"]
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=BROWSER, args=options)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def requests():
+    """Every address that any page of these tests asked for."""
+    return []
+
+
+@pytest.fixture
+def page(browser, server, requests):
+    """The page, just opened. No script failed, no policy was broken, when the test ends."""
+    context, troubles = browser.new_context(), []
+    opened = context.new_page()
+    opened.set_default_timeout(SOON)
+    opened.on("request", lambda request: requests.append(request.url))
+    opened.on("pageerror", lambda error: troubles.append(str(error)))
+    opened.on("console", lambda said: troubles.append(said.text) if "status of 4" not in said.text else None)
+    opened.goto(server.url)
+    opened.wait_for_selector("#samples button >> nth=2")
+    yield opened
+    context.close()
+    assert troubles == []
+
+
+@pytest.fixture(scope="module")
+def predicted(ckpt, photos):
+    """What `predict --photos` says of each file, named without its folder: (JSON, table, standard error)."""
+    told = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(photos)
+        for name in ("two.png", "one.png", "broken.jpg"):
+            result = invoke("predict", "--ckpt", ckpt, "--photos", name, "--json", "--csv", "p.csv")
+            told[name] = json.loads(result.stdout), (photos / "p.csv").read_text(), result.stderr
+    return told
+
+
+def choose(page, photos, *names):
+    """Choose files, and wait until the last is answered."""
+    page.set_input_files("#files", [photos / name for name in names])
+    page.wait_for_selector(f"#name:text-is('{names[-1]}')")
+
+
+def rows(page, section):
+    """The bars of a part of the answer: name, value as it is printed, and the width of its bar in percent."""
+    found = []
+    for row in page.locator(f"section[aria-label='{section}'] .bars li").all():
+        name, value = row.locator("> span").first.text_content(), row.locator(".value").text_content()
+        found.append((name, value, float(re.search(r"width: ([\d.]+)%", row.locator("i").get_attribute("style"))[1])))
+    return found
+
+
+# ---------------------------------------------------------------- pictures and answers
+
+
+def test_a_chosen_picture_is_answered_as_predict_answers(page, photos, predicted, ckpt):
+    (told,), _, _ = predicted["one.png"]
+    choose(page, photos, "one.png")
+    expressions = sorted(told["p_expressions"].items(), key=lambda pair: -pair[1])
+    found = rows(page, "Expressions")
+    assert [(name, value) for name, value, _ in found] == [(name, f"{100 * p:.1f} %") for name, p in expressions]
+    assert [width for *_, width in found] == pytest.approx([100 * p for _, p in expressions], abs=0.01)
+    assert page.text_content(".first") == expressions[0][0] and page.locator("section[aria-label=Expressions] > ul li").count() == 6
+    assert page.get_attribute("#stage img", "alt") == f"one.png: 1 face; face 0: {expressions[0][0]}"
+    assert page.text_content("#status") == f"one.png: 1 face; face 0: {expressions[0][0]}"
+    aus = {int(re.match(r"AU (\d+)", name)[1]): (value, width) for name, value, width in rows(page, "Action units")}
+    assert aus == {int(au): (f"{100 * p:.1f} %", pytest.approx(100 * p, abs=0.01)) for au, p in told["p_aus"].items()}
+
+
+def test_what_speaks_for_and_against_the_first_expression(page, photos, predicted, ckpt):
+    """By the checkpoint's own table: AUs that it calls for, seen or not, and others that are seen."""
+    (told,), _, _ = predicted["one.png"]
+    state = torch.load(ckpt, weights_only=True)
+    shares = dict(zip(state["aus"], state["table"][state["emotions"].index(told["expressions"][0]["name"])].tolist()))
+    seen = {au["au"] for au in told["aus"]}
+    called = {au for au, share in shares.items() if share}
+    choose(page, photos, "one.png")
+    for title, expected in (("for", seen & called), ("against", seen ^ called)):
+        group = page.locator(f"h3.{title} + ul li")
+        assert page.text_content(f"h3.{title}") == f"Speak {title} {told['expressions'][0]['name']}"
+        assert {int(li.locator(".au").text_content().removeprefix("AU ")) for li in group.all()} == expected != set()
+        for row in group.all():
+            au = int(row.locator(".au").text_content().removeprefix("AU "))
+            assert set(row.get_attribute("class").split()) == {"seen"} & ({"seen"} if au in seen else set()) | ({"called"} if au in called else set())
+            note = f"called for: in {100 * shares[au]:.0f} % of such faces" + ("" if au in seen else "; not seen here")
+            assert row.locator(".note").text_content() == (note if au in called else "seen here; not called for")
+
+
+def test_two_faces_and_the_second_selected_by_mouse_and_keyboard(page, photos, predicted):
+    told, _, _ = predicted["two.png"]
+    firsts = [(face["expressions"][0]["name"], f"probability {100 * face['expressions'][0]['p']:.1f} %") for face in told]
+    choose(page, photos, "two.png")
+    width, height = Image.open(photos / "two.png").size
+    stage, boxes = page.locator("#stage img").bounding_box(), page.locator(".box")
+    page.wait_for_selector(".box >> nth=1")
+    for i, face in enumerate(told):
+        left, top, w, h = face["box"]
+        seen, zoom = boxes.nth(i).bounding_box(), stage["width"] / width
+        expected = {"x": stage["x"] + zoom * left, "y": stage["y"] + stage["height"] / height * top, "width": zoom * w, "height": zoom * h}
+        assert seen == {key: pytest.approx(value, abs=1) for key, value in expected.items()}
+        assert boxes.nth(i).text_content() == str(face["face"]) == str(i)
+
+    def chosen():
+        return page.text_content(".first"), page.text_content(".share"), [b.get_attribute("class") for b in boxes.all()], \
+            [c.get_attribute("aria-pressed") for c in page.locator(".chip").all()]
+
+    assert chosen() == (*firsts[0], ["box chosen", "box"], ["true", "false"])
+    boxes.nth(1).click()
+    assert chosen() == (*firsts[1], ["box", "box chosen"], ["false", "true"]) and firsts[0] != firsts[1]
+    page.focus(".chip")
+    page.keyboard.press("Enter")
+    assert chosen()[:2] == firsts[0] and page.evaluate("document.activeElement.textContent") == "Face 0"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    assert chosen()[:2] == firsts[1]
+
+
+def test_the_crop_and_gradcam_on_demand(page, photos, requests):
+    choose(page, photos, "two.png")
+    page.click(".chip >> nth=1")
+    crop = page.get_attribute("figure img", "src")
+    assert Image.open(io.BytesIO(base64.b64decode(crop.split(",")[1]))).size == (32, 32)
+    before = len([url for url in requests if url.endswith("/gradcam")])
+    page.click("text=Where it looked (Grad-CAM)")
+    page.wait_for_selector("figure:nth-child(2) img")
+    answer = page.request.post(f"{page.url}gradcam", data=base64.b64decode(crop.split(",")[1])).body()
+    with page.expect_download() as download:  # the very picture that the server answers
+        page.evaluate("src => { const a = document.createElement('a'); a.href = src; a.download = 'cam.png'; a.click(); }",
+                      page.get_attribute("figure:nth-child(2) img", "src"))
+    assert download.value.path().read_bytes() == answer and len([url for url in requests if url.endswith("/gradcam")]) == before + 1
+    assert page.text_content("figure:nth-child(2) figcaption").endswith(f"for {page.text_content('.first')}")
+    page.click(".chip >> nth=0")  # of another face it is asked for anew, and that one's is kept
+    assert page.locator("figure").count() == 1
+    page.click(".chip >> nth=1")
+    assert page.locator("figure").count() == 2
+
+
+def test_the_downloads_are_what_predict_writes(page, photos, predicted):
+    choose(page, photos, "two.png", "nobody.png", "one.png")
+    assert page.text_content("#count") == "Download all 3 faces of 3 pictures:"
+    page.click("text=Where it looked (Grad-CAM)")
+    page.wait_for_selector("figure:nth-child(2) img")
+    contents = {}
+    for kind in ("json", "csv"):
+        with page.expect_download() as download:
+            page.click(f"#{kind}")
+        assert download.value.suggested_filename == f"mmlfer.{kind}"
+        contents[kind] = download.value.path().read_text()
+    assert json.loads(contents["json"]) == predicted["two.png"][0] + predicted["one.png"][0]
+    assert contents["csv"] == predicted["two.png"][1] + predicted["one.png"][1].split("\n", 1)[1]
+    assert [row["image"] for row in csv.DictReader(io.StringIO(contents["csv"]))] == ["two.png", "two.png", "one.png"]
+
+
+@pytest.mark.parametrize("event, where", [("paste", "clipboardData"), ("drop", "dataTransfer")])
+def test_pictures_are_pasted_and_dropped(page, photos, event, where):
+    content = base64.b64encode((photos / "one.png").read_bytes()).decode()
+    page.evaluate("""([type, where, content]) => {
+        const data = new DataTransfer(), bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+        data.items.add(new File([bytes], type + "ed.png", {type: "image/png"}));
+        const kind = type === "paste" ? ClipboardEvent : DragEvent;
+        document.body.dispatchEvent(new kind(type, {[where]: data, bubbles: true, cancelable: true}));
+    }""", [event, where, content])
+    page.wait_for_selector(f"#name:text-is('{event}ed.png')")
+    assert page.locator(".box").count() == 1
+
+
+def test_what_cannot_be_read_is_told_and_the_others_are_answered(page, photos, predicted, server, tmp_path, requests):
+    sentence = re.search("Warning: skipped (.*)\n", predicted["broken.jpg"][2])[1]
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate(20_000_001)
+    page.set_input_files("#files", [photos / "broken.jpg", tmp_path / "large.png", photos / "nobody.png"])
+    page.wait_for_selector("#name:text-is('nobody.png')")
+    assert page.locator("#errors li").all_text_contents() == [sentence, "large.png: more than 20 MB; make the picture smaller"]
+    assert not [url for url in requests if "large.png" in url] and page.text_content("#result h2") == "No face found"
+    assert page.get_attribute("#errors", "role") == "alert" and page.is_hidden("#save")
+    page.click("#close")
+    assert page.is_hidden("#errors")
+
+
+def test_several_pictures_one_after_the_other(page, photos):
+    choose(page, photos, "two.png", "one.png")
+    film = page.locator("#film button")
+    assert [button.get_attribute("aria-pressed") for button in film.all()] == ["false", "true"]
+    film.nth(0).click()
+    assert page.text_content("#name") == "two.png" and page.locator(".chip:visible").count() == 2
+
+
+# ---------------------------------------------------------------- the camera
+
+
+def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server):
+    under_way, most, sent = set(), [], []
+
+    def begin(request):
+        if "/predict" in request.url:
+            under_way.add(request)
+            most.append(len(under_way))
+            sent.append(request.url)
+
+    page.on("request", begin)
+    page.on("requestfinished", lambda request: under_way.discard(request))
+    page.click("#start")
+    page.wait_for_selector("#rate:text-matches('^[0-9.]+ frames a second$')")
+    page.wait_for_selector(".box")
+    assert max(most) == 1 and len(sent) >= 2 and page.is_disabled("#start") and page.text_content(".first")
+    assert page.locator("#save:visible").count() == 0
+    page.click("#take")
+    page.wait_for_selector("#name:text-is('camera-1.jpg')")
+    assert page.locator("video").count() == 0 and page.is_hidden("#controls") and page.locator(".box").count() == 1
+    count = len(sent)
+    page.wait_for_timeout(300)
+    assert len(sent) == count  # it is off
+    page.click("#start")
+    page.wait_for_selector("video")
+    tracks = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()")
+    page.click("#stop")
+    assert tracks.evaluate("tracks => tracks.map(track => track.readyState)") == ["ended"]
+    assert page.text_content("#name") == "camera-1.jpg" and page.evaluate("document.activeElement.id") == "start"
+
+
+# ---------------------------------------------------------------- for everyone
+
+
+def test_on_a_phones_width_nothing_reaches_beyond_it(page, photos, tmp_path):
+    long = tmp_path / f"{'a_long_name_without_a_blank_' * 5}.png"
+    shutil.copy(photos / "two.png", long)
+    for width in (320, 375):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.set_input_files("#files", [photos / "broken.jpg", long, photos / "one.png", long])
+    page.wait_for_selector("#film button >> nth=2")
+    page.click("text=Where it looked (Grad-CAM)")
+    page.wait_for_selector("figure:nth-child(2) img")
+    for summary in page.locator("summary").all():
+        summary.click()
+    for width in (320, 375):
+        page.set_viewport_size({"width": width, "height": 700})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_a_sample_by_the_keyboard_alone(page):
+    reached = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent || document.activeElement.firstElementChild.alt"))
+    assert reached == ["Choose pictures", "Use the camera", "Drawn face 1", "Drawn face 2", "Drawn face 3"]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#name:text-is('drawn-3.jpg')")
+    assert page.locator(".box").count() == 1
+
+
+def test_everything_has_a_name_for_screen_readers(page, photos):
+    choose(page, photos, "two.png", "one.png")
+    nameless = page.evaluate("""[...document.querySelectorAll("button, input, img, section, [role=group], video")].filter(node =>
+        !(node.getAttribute("aria-label") || node.alt || node.textContent.trim() || node.querySelector("img[alt]")
+          || node.ariaHidden)).map(node => node.outerHTML)""")
+    assert nameless == [] and page.get_attribute("html", "lang") == "en" and page.locator("h1").count() == 1
+    assert page.locator("section").count() >= 5 and page.get_attribute("#status", "role") == "status"
+
+
+def test_what_is_told_of_the_model_and_of_its_limits(page, server):
+    facts = page.text_content("footer")
+    assert "Method mtl, resnet34, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
+    assert "not what a person feels" in facts and f"curl --data-binary @photo.jpg {server.url}predict" in facts
+    assert page.text_content("#place") == "Runs on this machine; pictures never leave it"
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast(scheme):
+    """WCAG's ratios: 4.5 for text, 3 for marks; in the colours of both schemes."""
+    block = re.findall(r":root \{(.*?)\}", PAGE, re.S)[scheme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+    for front, back, least in [("ink", "card", 7), *[(text, "card", 4.5) for text in ("soft", "accent", "seen", "against")],
+                               ("soft", "ground", 4.5), ("ink", "wash", 4.5), ("on-accent", "accent", 4.5),
+                               ("alarm", "alarm-ground", 4.5), ("seen", "track", 3), ("accent", "track", 3), ("ink", "track", 3)]:
+        light, dark = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= least, (front, back)
+
+
+def test_not_one_request_went_elsewhere(server, requests):
+    """Of all the tests above, and of this file's text."""
+    own = urlsplit(server.url).netloc
+    assert len(requests) > 50 and {urlsplit(url).netloc for url in requests if not url.startswith(("data:", "blob:"))} == {own}
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name, which nobody asks for

@@ -1,0 +1,173 @@
+"""The backbone in bf16: --precision."""
+
+import dataclasses
+import json
+import re
+import signal
+import types
+
+import compare_precision
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL, invoke, load, random_batch, run_of
+from test_train import assert_same_run
+
+import mmlfer
+from mmlfer_commands import _runs, bench, train
+
+CFG = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="cpu", precision="bf16",
+                    hypergrad="jvp")
+BF16, FLOAT = torch.bfloat16, torch.float32
+
+
+def batches(n=4):
+    return [random_batch(n, seed=seed, dtype=FLOAT) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize("hypergrad", ["jvp", "create_graph"])
+def test_the_backbone_alone_computes_in_bf16(hypergrad):
+    run, seen = run_of(dataclasses.replace(CFG, hypergrad=hypergrad)), {}
+    for name, layer in [*run.net.named_modules(), ("meta", run.meta)]:
+        layer.register_forward_hook(lambda layer, x, y, name=name: seen.setdefault(name, set()).add(
+            y.dtype if isinstance(y, torch.Tensor) else tuple(part.dtype for part in y)))
+    batch, val = batches()
+    taped, omega = mmlfer.meta_train(run, batch)
+    grad_psi = mmlfer.meta_test(run, taped, omega, val, hypergrad)
+    mmlfer.train_step(run, batch, val)
+    assert {name: seen[name] for name in ("backbone.conv1", "backbone.bn1", "backbone.layer4.1.bn2", "backbone", "fe", "au",
+                                          "meta", "")} == {
+        "backbone.conv1": {BF16}, "backbone.bn1": {BF16}, "backbone.layer4.1.bn2": {BF16}, "backbone": {BF16},
+        "fe": {FLOAT}, "au": {FLOAT}, "meta": {FLOAT}, "": {(FLOAT,) * 3}}
+    kept = [taped.f, taped.losses, omega, *grad_psi, *run.net.parameters(), *run.meta.parameters()]
+    kept += [b for name, b in run.net.named_buffers() if "num" not in name] + [p.grad for p in run.net.parameters()]
+    kept += [run.opt.state[p]["momentum_buffer"] for p in run.net.parameters()]
+    assert {part.dtype for part in kept} == {FLOAT}
+
+
+def test_a_tangent_pass_rounds_where_the_forward_does(monkeypatch):
+    """Each rule's result has the format of its layer's result."""
+    run, formats = run_of(CFG), []
+
+    def noted(rule):
+        def with_note(layer, x, y, dx, d):
+            dy = rule(layer, x, y, dx, d)
+            formats.append((type(layer).__name__, y.dtype, dy.dtype))
+            return dy
+        return with_note
+
+    monkeypatch.setattr(mmlfer, "TANGENTS", {name: noted(rule) for name, rule in mmlfer.TANGENTS.items()})
+    batch, val = batches()
+    mmlfer.meta_test(run, *mmlfer.meta_train(run, batch), val, "jvp")
+    assert len(formats) == 60 and all(y is dy for _, y, dy in formats)
+    assert {(name, y) for name, y, _ in formats} == {
+        ("Conv2d", BF16), ("BatchNorm2d", BF16), ("ReLU", BF16), ("MaxPool2d", BF16), ("Linear", FLOAT)}
+
+
+def test_float32_never_enters_autocast(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", None)
+    run = run_of(dataclasses.replace(CFG, precision="float32"))
+    mmlfer.train_step(run, *batches())
+    with pytest.raises(TypeError):
+        mmlfer.train_step(run_of(CFG), *batches())
+
+
+def calm_run(cfg=CFG):
+    """Residual branches at a fifth of their scale, else a net at random weights makes much of any rounding."""
+    run = run_of(cfg)
+    with torch.no_grad():
+        for name, p in run.net.named_parameters():
+            p *= 0.2 if ".bn2." in name else 1
+    return run
+
+
+def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
+    run = calm_run(dataclasses.replace(CFG, precision="float32"))
+    pairs = [[random_batch(8, seed=seed, dtype=FLOAT) for seed in (step, step + 9)] for step in range(2)]
+    rows = compare_precision.compare(run, pairs)
+    assert list(rows) == [("float32", "create_graph"), ("float32", "jvp"), ("bf16", "create_graph"), ("bf16", "jvp")]
+    for (precision, _), values in rows.items():
+        print(precision, values)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_auto_compares_the_forms_in_float32(capsys, precision):
+    """In bf16 rounding alone parts them by percents."""
+    run = calm_run(dataclasses.replace(CFG, precision=precision, hypergrad="auto"))
+    assert mmlfer.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
+    difference = re.search(r"by (\S+); going on with jvp", capsys.readouterr().out)[1]
+    assert float(difference) < 1e-4
+
+
+def test_a_run_in_bf16_resumes_to_the_same_end_and_says_what_it_is(faces_folder, tmp_path, monkeypatch):
+    options = ("--data", faces_folder, "--epochs", 1, "--arch", "resnet18", "--precision", "bf16", *SMALL)
+    whole = invoke("train", "--out", tmp_path / "whole", *options)
+    assert whole.exit_code == 0 and re.search(r"\nboth tests took \d+\.\d s\n$", whole.stdout), whole.output
+    assert json.loads((tmp_path / "whole/test.json").read_text())["options"]["precision"] == "bf16"
+    step, taken, loaded, load_net = mmlfer.train_step, [], [], mmlfer.load_net
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    monkeypatch.setattr(train, "load_net", lambda *args: (loaded.append(args[1:]), load_net(*args))[1])
+    assert invoke("train", "--out", tmp_path / "cut", *options).exit_code == 143
+    assert load(tmp_path / "cut/last.pt")["step"] == 3
+    refused = invoke("train", "--out", tmp_path / "cut", "--resume", "--precision", "float32")
+    assert refused.exit_code == 1 and "its run has --precision bf16, not float32" in refused.stderr
+    assert invoke("train", "--out", tmp_path / "cut", "--resume").exit_code == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    assert loaded == [("cpu", "bf16")]
+
+
+def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkeypatch):
+    """Whatever the run was trained in: near each other, and not the same."""
+    formats, answers = [], {}
+    real = mmlfer.predict_faces
+    monkeypatch.setattr(mmlfer, "predict_faces", lambda net, *args: (formats.append(net.precision), real(net, *args))[1])
+    for precision in ("float32", "bf16"):
+        result = invoke("predict", "--ckpt", sketch, faces_folder / "aligned", "--json", "--device", "cpu", "--top", 14,
+                        "--precision", precision)
+        assert result.exit_code == 0, result.output
+        answers[precision] = np.array([[e["p"] for e in sorted(face["expressions"], key=lambda e: e["name"])]
+                                       for face in json.loads(result.stdout)])
+        assert invoke("eval", "--ckpt", sketch, "--precision", precision, "--json").exit_code == 0
+    assert formats == ["float32", "bf16"]
+    difference = np.abs(answers["bf16"] - answers["float32"]).max()
+    assert answers["bf16"].shape == (60, 14) and 1e-5 < difference < 0.1
+
+
+SLOWER = "--precision bf16: slower here than float32, for this CPU has no bf16 instructions\n"
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "bench"])
+def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_path, monkeypatch):
+    arguments = {"train": ("--data", tmp_path), "eval": ("--ckpt", sketch, "--data", tmp_path),
+                 "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": ()}[command]
+    option = () if command == "bench" else ("--precision", "bf16")
+    monkeypatch.setattr(bench, "in_processes", lambda *args, **options: iter([mmlfer.InputError]))
+    monkeypatch.setattr(bench, "time_calls", lambda *args: {})
+    monkeypatch.setattr(bench, "bench_call", lambda *args: None)
+    for name, has in (("_is_avx512_bf16_supported", True), ("_is_amx_tile_supported", False)):
+        monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
+    monkeypatch.setattr(_runs.platform, "machine", lambda: "x86_64")
+    mmlfer.tell_once.cache_clear()
+    assert SLOWER not in invoke(command, *arguments, *option, "--device", "cpu").stderr
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    mmlfer.tell_once.cache_clear()
+    if command != "bench":
+        assert SLOWER not in invoke(command, *arguments, "--device", "cpu").stderr
+    assert invoke(command, *arguments, *option, "--device", "cpu").stderr.count(SLOWER) == 1
+
+
+def test_where_bf16_has_instructions(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    for machine, amx, has in (("x86_64", False, False), ("AMD64", False, False), ("x86_64", True, True), ("aarch64", False, True)):
+        monkeypatch.setattr(_runs.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert _runs.has_bf16(torch.device("cpu")) is has
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not _runs.has_bf16(types.SimpleNamespace(type="cuda"))
