@@ -23,7 +23,6 @@ from mmlfer import (
     load_net,
     precision_option,
     progress,
-    tell_if_slower,
 )
 from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
@@ -34,7 +33,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
-from mmlfer_commands._runs import caught_signals
+from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
     Clip,
     ClipError,
