@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mmlfer import InputError
-from mmlfer_commands._alignment import Face, find_faces, known, look_closely, three_of
+from mmlfer_commands._alignment import Face, find_faces, known, look, three_of
 
 KEEP = 0.5  # seconds that a face keeps its number while it is not seen
 CUT = 30  # mean difference of two frames of 16x9 pixels, of 0..255, that is a cut
@@ -236,10 +236,11 @@ class Tracker:
         return self.number(faces, now)
 
     def look_again(self, image, now):
-        """The faces that are about where those before should be now, and whether one is lost."""
+        """The faces that are about where those before should be now, and whether one is lost. One
+        look at each is enough: a face moves little from frame to frame."""
         faces, lost = [], False
         for track in sorted(self.tracks.values(), key=lambda track: -track.time):
-            face = look_closely(image, three_of(track.at(now).points))
+            face = look(image, three_of(track.at(now).points))
             if face is not None and not known(face.points, faces):
                 faces.append(face)
             else:
@@ -316,12 +317,15 @@ class Drawing:
             self.writer.release()
 
     def check(self):
-        """InputError where the file that is closed is not whole: FFmpeg does not say so."""
+        """InputError where the last frame of the file that is closed cannot be read: OpenCV does
+        not say whether it could be written."""
         import cv2
 
         with no_remarks():
-            count = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT)
-        if self.writer and abs(count - self.written) > 1:
+            capture = cv2.VideoCapture(str(self.path))
+            capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
+            whole = capture.grab()
+        if self.writer and not whole:
             raise InputError(f"{self.path}: not written whole; free some space and draw again; "
                              "the rows are written")
 

@@ -13,7 +13,17 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmlfer import COUNT, PATH, RATE, SHARE, InputError, device_option, load_net, progress
+from mmlfer import (
+    COUNT,
+    PATH,
+    RATE,
+    SHARE,
+    InputError,
+    device_option,
+    load_net,
+    precision_option,
+    progress,
+)
 from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
     answer,
@@ -23,7 +33,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
-from mmlfer_commands._runs import caught_signals
+from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
     Clip,
     ClipError,
@@ -277,7 +287,9 @@ def clip_name(clip):
               "pixels long at most, and each face's three likeliest expressions.")
 @like_option
 @device_option
-def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like, device):
+@precision_option
+def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like, device,
+            precision):
     """Predict expressions and AUs of the faces in videos, a row a frame and face.
 
     A CLIP is a video file, or the number of a camera (0, 1, ...), which is read until Ctrl-C or
@@ -296,7 +308,8 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
     stems = output_names([clip_name(clip) for clip in clips])
     check_new(out, stems, draw)
     check_scipy()
-    net, state = load_net(ckpt, device)
+    net, state = load_net(ckpt, device, precision)
+    tell_if_slower(precision, net.mean.device)
     template = choose_template(like, state)
     options = {"every": every or 1, "fps": fps, "start": start, "search": search,
                "smooth": smooth, "draw": draw, "end": math.inf if end is None else end}

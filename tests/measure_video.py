@@ -12,6 +12,7 @@ import itertools
 import math
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -74,54 +75,69 @@ def person(path, seconds, rate, size=(1280, 720), eyes=EYES):
     return stills
 
 
-def agreement(ckpt, stills, table):
-    """Share of a table's frames that are answered as the still faces; numbers of the face; largest error of the times."""
+def first(net, state, crops):
+    return [state["emotions"][k] for k in mmlfer.predict_faces(net, mmlfer.as_batch(crops))[0].argmax(1)]
+
+
+def agreement(ckpt, stills, clip, table):
+    """What the table of a clip says beside the still faces, and beside every tenth frame taken as a photograph."""
     net, state = mmlfer.load_net(ckpt, "cpu")
-    size = state["config"]["size"]
-    crops = [np.asarray(Image.fromarray(face).resize((size, size), Image.BILINEAR)) for face in stills]
-    p_emo, _ = mmlfer.predict_faces(net, mmlfer.as_batch(crops))
+    template, size = np.array(state["template"]), state["config"]["size"]
+    still = first(net, state, [np.asarray(Image.fromarray(face).resize((size, size), Image.BILINEAR)) for face in stills])
     with open(table, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["success"] == "1"]
-    same = [row["expression"] == state["emotions"][p_emo[int(row["frame"])].argmax()] for row in rows]
-    return sum(same) / len(stills), sorted({row["face_id"] for row in rows}), len(rows)
+        rows = list(csv.DictReader(file))
+    told = {int(row["frame"]): row["expression"] for row in rows if row["success"] == "1"}
+    tenth = list(_video.Clip(str(clip)).frames(every=10))
+    photos = [_alignment.find_faces(frame.image) for frame in tenth]
+    photo = first(net, state, [_alignment.align(frame.image, faces[0], template, size) for frame, faces in zip(tenth, photos) if faces])
+    alone = dict(zip([frame.number for frame, faces in zip(tenth, photos) if faces], photo))
+    return {"frames": len(stills), "with a face": len(told), "numbers of the face": sorted({row["face_id"] for row in rows}),
+            "as the still face, %": 100 * np.mean([told.get(i) == still[i] for i in range(len(stills))]),
+            "photographs: as the still face, %": 100 * np.mean([alone[i] == still[i] for i in alone]),
+            "photographs: with a face, of": (len(alone), len(tenth)),
+            "as its photograph, %": 100 * np.mean([alone[i] == told.get(i) for i in alone])}
 
 
-def frames_a_second(work, n, times=3):
-    """The median of some runs of work, which takes n frames."""
-    seconds = []
+def time_of(work, n, times=3):
+    """The medians of some runs of work, which takes n frames: frames a second, and a processor's milliseconds a frame."""
+    wall, processor = [], []
     for _ in range(times):
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         work()
-        seconds.append(time.perf_counter() - start)
-    return n / statistics.median(seconds)
+        wall.append(time.perf_counter() - start)
+        processor.append(time.process_time() - used)
+    return n / statistics.median(wall), 1000 * statistics.median(processor) / n
 
 
-def speeds(ckpt, clip, out, n=100):
-    """Frames a second of each part alone and of the whole, the first n frames; the search of every frame for comparison."""
+def speeds(ckpt, clip, out, n=50):
+    """How fast each part is alone, and the whole, over n frames; every frame taken as a photograph for comparison."""
     net, state = mmlfer.load_net(ckpt, "cpu")
     frames = list(itertools.islice(_video.Clip(str(clip)).frames(), n))
     template, size = np.array(state["template"]), state["config"]["size"]
 
-    def follow(search):
-        tracker = _video.Tracker(search)
+    def follow():
+        tracker = _video.Tracker(0.5)
         for frame in frames:
             for _, face in tracker.find(frame):
                 _alignment.align(frame.image, face, template, size)
 
-    crops = [np.zeros((size, size, 3), np.uint8)] * 8
-    seconds = n / 25
-    runs = itertools.count()
+    def ask(net, size):
+        crops = [np.zeros((size, size, 3), np.uint8)] * 8
+        return lambda: [mmlfer.predict_faces(net, mmlfer.as_batch(crops)) for _ in range(6)]
 
     def whole(*options):
-        result = invoke("video", clip, "--ckpt", ckpt, "--out", out / f"run{next(runs)}", "--end", seconds, "--device", "cpu", *options)
+        folder = tempfile.mkdtemp(dir=out)
+        result = invoke("video", clip, "--ckpt", ckpt, "--out", folder, "--end", n / 25, "--device", "cpu", *options)
         assert result.exit_code == 0, result.output
 
-    parts = {"decoding": lambda: [None for _ in _video.Clip(str(clip)).frames(end=seconds)],
-             "faces, every frame searched": lambda: follow(0), "faces, looked for where they were": lambda: follow(0.5),
-             "the net": lambda: [mmlfer.predict_faces(net, mmlfer.as_batch(crops)) for _ in range(n // 8)],
-             "the whole": whole, "the whole, every frame searched": lambda: whole("--search", 0), "the whole, --every 2": lambda: whole("--every", 2)}
-    for name, work in parts.items():
-        print(f"{name}: {frames_a_second(work, n):.1f} frames a second", flush=True)
+    paper = mmlfer.make_base_net("resnet34").eval()
+    for name, work, count in (
+            ("decoding", lambda: [None for _ in _video.Clip(str(clip)).frames(end=n / 25)], n),
+            ("faces, as in photographs", lambda: [_alignment.find_faces(frame.image) for frame in frames[::10]], n // 10),
+            ("faces, looked for where they were", follow, n),
+            (f"{state['config']['arch']}, {size}x{size}", ask(net, size), 48), ("resnet34, 112x112", ask(paper, 112), 48),
+            ("the whole", whole, n), ("the whole, --every 2", lambda: whole("--every", 2), n)):
+        print("{}: {:.1f} frames a second, {:.1f} ms a frame".format(name, *time_of(work, count)), flush=True)
 
 
 def main():
@@ -134,12 +150,11 @@ def main():
     options.folder.mkdir(parents=True, exist_ok=True)
     clip = options.folder / "person.mp4"
     stills = person(clip, options.seconds, options.rate)
-    for search in (0.5, 0):
-        out = options.folder / f"search{search:g}"
-        result = invoke("video", clip, "--ckpt", options.ckpt, "--out", out, "--search", search, "--device", "cpu")
-        assert result.exit_code == 0, result.output
-        share, numbers, found = agreement(options.ckpt, stills, out / "person.csv")
-        print(f"--search {search:g}: {100 * share:.1f} % of {len(stills)} frames as the still face; a face in {found}; numbers {numbers}")
+    table = Path(tempfile.mkdtemp(dir=options.folder)) / "person.csv"
+    result = invoke("video", clip, "--ckpt", options.ckpt, "--out", table.parent, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for name, value in agreement(options.ckpt, stills, clip, table).items():
+        print(f"{name}: {value}", flush=True)
     speeds(options.ckpt, clip, options.folder)
 
 

@@ -44,10 +44,10 @@ def kept(monkeypatch):
     plot.pyplot().close("all")
 
 
-def check_picture(path):
+def check_picture(path, least=500):
     """Large enough, not empty, and white all around: nothing is cut off."""
     picture = np.asarray(Image.open(path).convert("L"))
-    assert min(picture.shape) > 500 and picture.std() > 10
+    assert min(picture.shape) > least and picture.std() > 10
     assert all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
 
 
@@ -256,13 +256,13 @@ def test_bands_of_a_video_are_its_probabilities(table, kept):
     for mesh, rows in zip(meshes, ([[0.9, 0.8, 0.7, gap, 0.6], [0.1, 0.2, 0.3, gap, 0.4]], [[0, 0.1, 0.2, gap, 0.3], [1, 0.9, 0.8, gap, 0.7]],
                                    [[gap, 0.3, gap, gap, 0.2], [gap, 0.7, gap, gap, 0.8]], [[gap, 0.5, gap, gap, 0.6], [gap, 0.4, gap, gap, 0.3]])):
         assert mesh.get_clim() == (0, 1) and np.ma.filled(mesh.get_array(), gap) == pytest.approx(np.array(rows), nan_ok=True)
-        assert mesh.get_coordinates()[0, :, 0] == pytest.approx([0, 0.1, 0.5, 0.6, 1.0, 1.4])  # time as the file has it
+        assert mesh.get_coordinates()[0, :, 0].tolist() == pytest.approx([0, 0.1, 0.5, 0.6, 1.0, 1.4])  # time as the file has it
     assert all(axis.yaxis_inverted() for axis in axes) and axes[-1].get_xlabel() == "seconds"
 
 
 def test_the_picture_of_a_video(table):
     assert invoke("plot", table).exit_code == 0
-    check_picture(table.with_suffix(".png"))
+    check_picture(table.with_suffix(".png"), 300)  # of four bands
 
 
 def test_a_long_video_is_drawn_by_means_and_of_many_faces_those_seen_longest(tmp_path, kept):
@@ -272,8 +272,9 @@ def test_a_long_video_is_drawn_by_means_and_of_many_faces_those_seen_longest(tmp
     assert [axis.get_title().split(",")[0] for axis in figure.axes[:-1:2]] == [f"face {i}" for i in range(5)]
     assert figure.get_suptitle() == "5 of 7 faces, those seen longest"
     mesh = figure.axes[0].collections[0]
-    assert mesh.get_array().shape == (2, 834) and mesh.get_coordinates()[0, [0, 1, -1], 0] == pytest.approx([0, 0.3, 250])
-    assert mesh.get_array()[0, :2] == pytest.approx([1 / 3, 2 / 3]) and figure.axes[1].collections[0].get_array()[0] == pytest.approx(0.25)
+    assert mesh.get_array().shape == (2, 834) and mesh.get_coordinates()[0, [0, 1, -1], 0].tolist() == pytest.approx([0, 0.3, 250])
+    assert mesh.get_array()[0, :2].tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert set(figure.axes[1].collections[0].get_array()[0].tolist()) == {0.25}
 
 
 def test_a_video_without_trained_aus_has_expressions_alone(tmp_path, kept):

@@ -61,7 +61,7 @@ def test_the_first_frame_is_answered_as_its_photograph(templated, two, tmp_path)
     Image.fromarray(cv2.VideoCapture(str(two)).read()[1][:, :, ::-1]).save(tmp_path / "frame.png")
     assert run(templated, tmp_path, two, "--end", 0.05).exit_code == 0
     (row,) = rows_of(tmp_path / "two faces.csv")
-    result = invoke("predict", "--templated", templated, "--photos", tmp_path / "frame.png", "--csv", tmp_path / "p.csv", "--json")
+    result = invoke("predict", "--ckpt", templated, "--photos", tmp_path / "frame.png", "--csv", tmp_path / "p.csv", "--json")
     assert result.exit_code == 0, result.output
     (photo,) = rows_of(tmp_path / "p.csv")
     shared = [name for name in row if name in photo and name not in ("p",)]
