@@ -123,6 +123,13 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
     assert os.listdir(tmp_path / "faces") == [] and not table.exists()
 
 
+def test_a_pipe_that_closes_is_no_full_disk():
+    with pytest.raises(BrokenPipeError), mmlfer.writing("-"):
+        raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(FileNotFoundError), mmlfer.writing("-"):
+        Path("/no/such/file").read_text()  # that error names its file
+
+
 # ---------------------------------------------------------------- inputs that change
 
 
