@@ -147,8 +147,8 @@ def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypa
     found = [_alignment.Face(np.zeros(4), 280 * FIVE + place + shift, score)
              for shift, score in ((300, 0.99), (4, 0.7), (0, 0.9), (8, 0.8))]
     monkeypatch.setattr(_alignment, "detect", lambda image: found)
-    points = _alignment.look(np.zeros((500, 500, 3), np.uint8), target)  # asked for where it already is
-    assert np.allclose(points, found[2].points)
+    seen = _alignment.look(np.zeros((500, 500, 3), np.uint8), target)  # asked for where it already is
+    assert np.allclose(seen.points, found[2].points) and seen.score == 0.9
     monkeypatch.setattr(_alignment, "detect", lambda image: found[:1])
     assert _alignment.look(np.zeros((500, 500, 3), np.uint8), target) is None
 
@@ -156,7 +156,7 @@ def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypa
 def test_two_findings_that_a_closer_look_brings_together_are_one_face(monkeypatch):
     found = [_alignment.Face(np.array([x, 0, 9, 9.0]), 100 * FIVE + (x, 0), score) for x, score in ((0, 0.9), (60, 0.8))]
     monkeypatch.setattr(_alignment, "search", lambda image: iter(found))
-    monkeypatch.setattr(_alignment, "look_closely", lambda image, three: found[0].points)
+    monkeypatch.setattr(_alignment, "look_closely", lambda image, three: found[0])
     assert [face.score for face in crop.find_faces(None)] == [0.9]
 
 
