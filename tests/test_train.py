@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import resource
 import shlex
 import shutil
 import signal
@@ -30,6 +29,7 @@ from conftest import (
     run_program,
     same,
 )
+from forks import python
 from reference import Net, read_folder
 
 import mmlfer
@@ -318,12 +318,10 @@ def test_output_folder_that_cannot_be(faces_folder, tmp_path):
 
 
 def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-
+    code = "import resource, mmlfer; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); mmlfer.main()"
     out = tmp_path / "r"
-    result = run_program("train", "--data", faces_folder, "--out", out, "--epochs", 1, "--method", "stl", *SMALL,
-                         preexec_fn=limit)
+    command = [python(), "-c", code, "train", "--data", faces_folder, "--out", out, "--epochs", "1", "--method", "stl", *SMALL]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 1
     assert "last.pt: cannot be written (File too large)" in result.stderr  # before an hour of training
     assert sorted(p.name for p in out.iterdir()) == [".lock", "config.yaml"]
