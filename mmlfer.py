@@ -159,6 +159,7 @@ class Stream(enum.IntEnum):
     TEST_LABELS = 7  # of synth's further test faces
     TEST_FACES = 8
     MOVES = 9  # of --augment
+    UNCODED = 10  # synth's rows without AU labels
     PARTITION = 20
 
 
@@ -256,9 +257,9 @@ def loss_dm2(z_emo, z_au, table):
 def loss_am(z_emo, z_au, table, form):
     """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2; lab sets every observed p to 1. -> (B,).
 
-    Expressions without statistics, rows of zeros, are left out. With S all others, in Eqs. 5 and 8
-    the softmax and the sum are over S alone, and L^AM is weighted by p(S), what S has of the
-    softmax over all: a coefficient, without a gradient. 1 where S is everything.
+    Expressions without statistics, rows of zeros, are left out. With S all others, in Eqs. 5, 7
+    and 8 k is in S alone and p^emo is the softmax over S, and L^AM is weighted by p(S), what S has
+    of the softmax over all: a coefficient, without a gradient, and 1 where S is everything.
     """
     if form == "lab":
         table = (table > 0).to(table.dtype)
@@ -1159,7 +1160,7 @@ def write_whole(path, content):
     if str(path) == "-":
         return click.echo(bytes(content), nl=False)
     target = Path(os.path.realpath(path))
-    part = target.parent / f".{target.name}.part"
+    part = target.parent / f".{target.name}.{os.getpid()}.part"  # of this process alone
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             return Path(path).write_bytes(content)
@@ -1176,6 +1177,18 @@ def write_whole(path, content):
             part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another file; nothing that stood there is lost") from None
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Name an output in an error that names no file, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
 
 
 def progress(*args, **options):
@@ -1196,8 +1209,10 @@ def write_rows(rows, columns, path):
 
 
 def markdown(header, rows):
-    return "\n".join(["| " + " | ".join(map(str, r)) + " |"
-                      for r in [header, ["---"] * len(header), *rows]])
+    """A table; a bar in a cell, of a file's name, ends no cell."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def check_output(path, *inputs):
@@ -1224,8 +1239,8 @@ def check_two_outputs(**options):
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py
-    "train", "eval", "pretrain", "synth", "demo", "build", "stats", "search", "table", "plot",
-    "gradcam", "predict", "video", "crop", "serve", "export", "bench")
+    "train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table",
+    "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -1269,7 +1284,7 @@ class Program(click.Group):
         """One whole sentence a command, its docstring's first."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(limit=200))
-                                for name in COMMANDS])
+                                for name in self.list_commands(ctx)])
 
 
 @click.group(cls=Program, context_settings={"show_default": True})

@@ -8,7 +8,8 @@
 # 3. Writes the tables, the curves of Fig. 5 and Grad-CAM (Fig. 4), in OUT.
 #
 # Finished runs are skipped and a stopped run is continued: start it again at any time. Ctrl-C stops
-# all runs; each saves where it is. A failed run is named; the others of its stage are finished first.
+# all runs, as TERM, HUP and USR1 do; each saves where it is. A failed run is named; the others of
+# its stage are finished first.
 # --list prints the commands of the next stage that are not done, one a line, for a cluster's queue.
 #
 # Settings from the environment, with their defaults:
@@ -71,6 +72,15 @@ WORK='if [ "$JOBS" = 1 ]; then eval "$2"; else
   eval "$2" 2>&1 | while IFS= read -r line; do printf "%s: %s\n" "$1" "$line"; done
 fi || { echo "run.sh: failed: $2" >&2; exit 1; }'
 
+# Tells a group of runs to stop, and waits until they have saved: where this script is all that a
+# container or a job runs, its end is theirs. A second signal ends it at once.
+stop() {
+  trap - INT TERM HUP USR1
+  kill -TERM -- "-$1" || true
+  while kill -0 -- "-$1" 2>/dev/null; do sleep 0.1; done
+  exit 130
+}
+
 finish() {
   if [ ${#stage[@]} = 0 ]; then return; fi
   if [ -n "$LIST" ]; then
@@ -79,12 +89,12 @@ finish() {
   fi
   set -m # the runs are a group of their own, to be stopped together: they save where they are
   xargs -0 -n 2 -P "$JOBS" bash -o pipefail -c "$WORK" run.sh < <(printf '%s\0' "${stage[@]}") &
-  trap 'kill -TERM -- -$!; exit 130' INT TERM
+  trap "stop $!" INT TERM HUP USR1
   if ! wait $!; then
     echo "run.sh: some runs of this stage failed, see above; start again to go on" >&2
     exit 1
   fi
-  trap - INT TERM
+  trap - INT TERM HUP USR1
   set +m
   stage=()
 }
@@ -138,7 +148,10 @@ for row in mtl mml-wild; do
     checkpoints+=(--ckpt "$RUNS/$row-$FIRST/best.pt")
   fi
 done
-find_face() { { find -L "$DATA" -name "$1" 2>/dev/null || true; } | sort | sed -n 1p; }
+find_face() { # the first file of this name; places may have any letter
+  { find -L "$DATA" -name "$1" -print0 2>/dev/null || true; } | sort -z |
+    { IFS= read -r -d '' first && printf '%s' "$first"; cat >/dev/null; }
+}
 faces=() # the first four of the test set that are there
 while read -r name code && [ ${#faces[@]} -lt 4 ]; do
   if [ "${code%$'\r'}" = 1 ]; then

@@ -30,7 +30,7 @@ class Face:
     score: float
 
     def described(self):
-        """What is told of it, as plain values."""
+        """What the answers say of it, as plain values."""
         return {"score": round(self.score, 4), "box": np.round(self.box, 1).tolist(),
                 "points": np.round(self.points, 1).tolist(),
                 "small": math.dist(*self.points[:2]) < SMALL}

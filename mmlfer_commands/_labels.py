@@ -172,7 +172,7 @@ def parse_place(text, folder):
     for part in text.removeprefix(folder).split("/"):
         if part == "..":
             parts = parts[:-1] if parts else [""]
-        elif part != "." and (part or not parts):
+        elif part != "." and (part or not parts and text):
             parts.append(part)
         if parts == [""]:  # / or ..
             raise ValueError(f"{text!r} is no image below the folder; place or link it there")
@@ -287,7 +287,8 @@ class Rows:
                 vectors[text] = [NOT_CODED] * len(aus)
             else:
                 vectors[text] = [int(au in row) for au in aus]
-        return np.array([vectors[text] for text in self.texts], np.int8).reshape(-1, len(aus))
+        rows = [vectors[text] for text in self.texts]
+        return np.array(rows, np.int8).reshape(len(rows), len(aus))
 
     def drawn_split(self, y_emo):
         """A partition where the file has none, and a line that says so."""
@@ -355,8 +356,8 @@ def split_faces(y_emo, seed):
     return split
 
 
-def split_people(y_emo, people, seed):
-    """SHARES of each expression, as nearly as may be with each person in one part. -> (N,)
+def split_people(y_emo, people, seed, shares=SHARES):
+    """Shares of each expression, as nearly as may be with each person in one part. -> (N,)
 
     The people with most images come first, those with as many in drawn order; each goes where the
     expressions in the images are furthest from their share.
@@ -364,10 +365,10 @@ def split_people(y_emo, people, seed):
     names, person = np.unique(people, return_inverse=True)
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
     np.add.at(images, (person, y_emo), 1)
-    wanted = np.array(list(SHARES.values()))[:, None] * images.sum(0)  # by part and expression
+    wanted = np.array(list(shares.values()))[:, None] * images.sum(0)  # by part and expression
     missing, part = wanted.copy(), np.empty(len(names), int)
     order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(names))
     for i in sorted(order, key=lambda i: -images[i].sum()):
         part[i] = np.argmax((missing / np.maximum(wanted, 1e-9)) @ images[i])
         missing[part[i]] -= images[i]
-    return np.array(list(SHARES))[part[person]]
+    return np.array(list(shares))[part[person]]

@@ -23,6 +23,7 @@ from mmlfer import (
     try_read,
 )
 from mmlfer_commands._processes import end_with_parent
+from mmlfer_commands._runs import STOPS
 
 
 class Files:
@@ -248,12 +249,12 @@ def start_worker(worker):
 
 
 def read_batches(images, batch, opt, order=None):
-    """Yield batches of Images from worker processes, which leave Ctrl-C and SIGTERM to this one:
+    """Yield batches of Images from worker processes, which leave what stops a run to this one:
     schedulers signal a job's processes all at once, and the step is still to be finished."""
     loader = torch.utils.data.DataLoader(
         images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         batches = iter(loader)  # starts the workers, which inherit what is blocked
     finally:

@@ -223,7 +223,7 @@ def title(row, rows):
     return ", ".join([row.name, *traits])
 
 
-def read_rows(folder):
+def read_results(folder):
     """The Rows of the finished runs below a folder, in the order of Table 3."""
     rows = gather(read_runs(folder))
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]

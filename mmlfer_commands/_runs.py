@@ -1,5 +1,5 @@
-"""What `train` and `pretrain` share: the lock, signals, the options of a resumed run, versions;
-and whether a device has bf16."""
+"""Locks of what is written; of `train` and `pretrain` signals, kept options and versions; and
+whether a device has bf16."""
 
 import contextlib
 import hashlib
@@ -11,10 +11,15 @@ import signal
 import click
 import numpy as np
 
-from mmlfer import HERE, InputError, tell_once, torch, write_whole
+from mmlfer import HERE, InputError, tell_once, torch
 
 # what those of `train`'s options that are paths take beside paths
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
+
+LOCK = ".lock"  # in a folder that one process at a time writes to
+
+# Ctrl-C; what ends a job; a terminal that is closed; what Slurm's --signal is mostly told to send
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -22,15 +27,20 @@ def locked(out, lock):
     """Hold a run's folder or file against other processes; the system lets go with the process."""
     import fcntl
 
-    if not lock.exists():
-        write_whole(lock, b"")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # of two processes that make it both have the one file
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be written ({error.strerror}); name another output"
+                         ) from None
     with open(lock, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise InputError(f"{out}: in use by {file.read()}; wait for its end or name another "
-                             "--out") from None
+            holder = file.read() or "another process"
+            raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
+                             "output") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
@@ -39,11 +49,23 @@ def locked(out, lock):
 
 
 @contextlib.contextmanager
+def held(folder):
+    """Hold a folder while it is filled; nothing of the lock stays in it."""
+    with locked(folder, folder / LOCK):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def caught_signals():
-    """Ctrl-C and SIGTERM let the step finish: a list of the numbers of those that came."""
+    """What tells a run to stop lets the step finish: a list of the numbers of those that came. A
+    hangup that `nohup` has the run ignore stays ignored."""
     caught = []
     before = {number: signal.signal(number, lambda number, frame: caught.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+              for number in STOPS
+              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield caught
     finally:

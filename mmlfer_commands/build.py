@@ -25,8 +25,10 @@ from mmlfer import (
     read_labels,
     stem,
     write_whole,
+    writing,
 )
 from mmlfer_commands._labels import describe, split_faces
+from mmlfer_commands._runs import LOCK, held
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -65,26 +67,33 @@ def find_file(name, *folders, needed=True):
             if (place / name).is_file():
                 return place / name
     if needed:
-        raise InputError(f"{folders[0]}: no {name} there; give the folder as it is distributed")
+        raise InputError(f"{folders[0]}: no {name} there; give the folder as distributed")
     return None
 
 
 @contextlib.contextmanager
 def new_folder(out):
     """A folder to fill, within the new folder `out`; its content moves up once it is complete, so
-    that a call that was stopped can be repeated."""
+    that a call that was stopped can be repeated. One process at a time fills it."""
     out = Path(out)
     part = out / ".part"
-    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part.name}):
-        raise InputError(f"{out}: not empty; name a new folder")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        for path in list(part.iterdir()):
-            path.rename(out / path.name)
-    finally:
+    check_new(out, part.name)
+    with held(out), writing(out):
+        check_new(out, part.name)  # another process may have filled it meanwhile
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for path in list(part.iterdir()):
+                path.rename(out / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_new(out, part):
+    """Refuse an output that is no new folder, but for what a stopped call left there."""
+    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
+        raise InputError(f"{out}: not empty; name a new folder")
 
 
 def join_labels(raf_ml, raf_au):
@@ -124,7 +133,7 @@ def find_partition(names, y_emo, seed, *folders):
 
 def place_images(keys, index, out, copy):
     """Link or copy images into `out`: crops into its aligned/, an original beside it, so that
-    it never passes for a crop. -> numbers of crops, originals and images that are not there"""
+    it is not taken for a crop. -> numbers of crops, originals and images that are not there"""
     placed = collections.Counter(None if key not in index else is_aligned(index[key])
                                  for key in keys)
     for key in progress([key for key in keys if key in index], "images"):
@@ -134,7 +143,7 @@ def place_images(keys, index, out, copy):
         try:
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
         except OSError as error:
-            remedy = "mend it or remove it" if copy else "--copy copies the images"
+            remedy = "fix or remove it, or free some space" if copy else "--copy copies the images"
             raise InputError(f"{source}: cannot be {'copied' if copy else 'linked'} "
                              f"({error.strerror or error}); {remedy}") from None
     return placed[True], placed[False], placed[None]
@@ -151,7 +160,7 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
         crops, originals, without = place_images(list(map(stem, names)), index, part, copy)
     if originals:
         click.echo(f"Warning: {originals} of {crops + originals} images are originals, not crops "
-                   "called or in `aligned`; a net should see one kind alone", err=True)
+                   "called or in `aligned`; a net should see only one kind", err=True)
     return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
                       f"partition: {origin}"])
 
@@ -167,12 +176,13 @@ def write_labels(folder, names, *columns):
 @click.option("--raf-ml", required=True, type=PATH, help="RAF-ML (EmoLabel/distribution.txt).")
 @click.option("--raf-au", required=True, type=PATH, help="RAF-AU (RAFAU_label.txt, aligned/).")
 @click.option("--out", default="rafce", type=PATH, help="New folder.")
-@click.option("--seed", default=0, type=SEED, help="Of a partition drawn here.")
-@click.option("--copy", is_flag=True, help="Copy the images; else they are linked.")
+@click.option("--seed", default=0, type=SEED,
+              help="Seed of the partition, where none is published.")
+@click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
 def command(raf_ml, raf_au, out, seed, copy):
     """Make RAF-CE from RAF-ML and RAF-AU (Section 3.1).
 
-    An official RAFCE_partition.txt beside the labels of either is used if it is there.
+    An official RAFCE_partition.txt beside the labels of either is used where there is one.
     """
     click.echo(build_rafce(raf_ml, raf_au, out, seed, copy))
     click.echo(describe(load_labels(out), out))

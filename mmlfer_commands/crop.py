@@ -1,5 +1,6 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
+import contextlib
 import csv
 import io
 import os
@@ -15,18 +16,19 @@ from mmlfer import (
     PATH,
     SIZE,
     InputError,
-    check_output,
     progress,
     try_read,
     write_whole,
+    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
+from mmlfer_commands._runs import LOCK, held
 
 # ---------------------------------------------------------------- photographs
 
 
 def images_below(folder, seen):
-    """The images in a folder and its folders; links are followed, but none to where one was."""
+    """The images below a folder; links are followed, but no folder is entered twice."""
     if (place := os.path.realpath(folder)) in seen:
         return
     seen.add(place)
@@ -34,7 +36,7 @@ def images_below(folder, seen):
         if path.is_dir():
             yield from images_below(path, seen)
         elif path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
-            yield path  # not a pipe; a broken link is there to be named
+            yield path  # not a pipe; a broken link is named later
 
 
 def list_images(paths):
@@ -84,8 +86,16 @@ def check_empty(folder):
     if (folder / "faces.csv").is_file():
         raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
                          "and start again, or name a new folder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {LOCK}):
         raise InputError(f"{folder}: not an empty folder; name a new one")
+
+
+@contextlib.contextmanager
+def filling(folder):
+    """Write to an empty folder, one process at a time."""
+    with held(folder), writing(folder):
+        check_empty(folder)  # another process may have filled it meanwhile
+        yield
 
 
 def photo_faces(paths):
@@ -95,6 +105,9 @@ def photo_faces(paths):
         yield path, image, None if isinstance(image, str) else find_faces(image)
 
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
+
+
 def say(line, err=True):
     """Print a line to standard error, or to standard output, above the bar."""
     with tqdm.external_write_mode():
@@ -102,8 +115,10 @@ def say(line, err=True):
 
 
 def shown(path):
-    """A path as it can be printed and written, whatever its bytes."""
-    return str(path).encode(errors="replace").decode()
+    """A path as it can be printed and written, whatever its bytes; no spreadsheet takes it for a
+    formula, as it would `=1.jpg`."""
+    text = str(path).encode(errors="replace").decode()
+    return f"./{text}" if text.startswith(FORMULA) else text
 
 
 def write_png(image, path):
@@ -121,7 +136,6 @@ def crop_photos(photos, template, size, out):
     this is interrupted, the rows are of the crops. -> faces, images without one, unreadable ones"""
     count, bad, without = 0, 0, 0
     columns = ["image", "face", "file", *FACE_COLUMNS[1:]]
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "faces.csv", "w", 1, "utf-8", newline="") as file:  # 1: each line at once
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
@@ -153,14 +167,16 @@ def command(paths, out, like, size):
     Photographs should be upright: faces turned by more than 45 degrees are often missed, those
     upside down are not found, and something else may then be taken for a face.
 
-    OUT/aligned has NAME_0.png, NAME_1.png ... of each, from left to right; OUT/faces.csv says
-    where they were. Images that cannot be read are named and skipped, and the exit code is then 1.
+    OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; OUT/faces.csv
+    says where they were. Images that cannot be read are named and skipped, and the exit code is
+    then 1.
     """
-    check_output(out / "faces.csv", *paths)
     check_pictures_folder(out / "aligned", *paths)
     check_empty(out)
     photos = list_images(paths)
-    count, without, bad = crop_photos(photos, choose_template(like), size, out)
+    template = choose_template(like)
+    with filling(out):
+        count, without, bad = crop_photos(photos, template, size, out)
     click.echo(f"{count} faces of {len(photos)} images, {without} without a face, {bad} "
                f"that cannot be read: {out}")
     if bad:

@@ -20,7 +20,7 @@ from mmlfer import (
     loss_sources,
     write_whole,
 )
-from mmlfer_commands._results import find_files, read_rows
+from mmlfer_commands._results import find_files, read_results
 
 
 def pyplot():
@@ -147,8 +147,8 @@ def plot_confusion(numbers, path):
 
 
 def read_part(path, parse, command="train", wanted="the folder of a run of `train`"):
-    """What parse makes of a file that a command wrote; whatever it stumbles over is named in one
-    line."""
+    """What parse makes of a file that a command wrote; any error becomes one line that names the
+    file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -299,7 +299,7 @@ def command(run):
         return click.echo(run.with_suffix(".png"))
     kind = kind_of(run)
     if kind == "several runs":
-        plot_methods(read_rows(run), run / "curves.png")
+        plot_methods(read_results(run), run / "curves.png")
         return click.echo(run / "curves.png")
     log = read_part(run / "log.csv", parse_log)
     steps = read_part(run / "config.yaml", parse_steps)

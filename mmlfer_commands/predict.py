@@ -35,8 +35,9 @@ from mmlfer import (
     load_net,
     precision_option,
     predict_faces,
-    read_image,
+    try_read,
     write_whole,
+    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
@@ -44,6 +45,7 @@ from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,
+    filling,
     like_option,
     list_images,
     output_names,
@@ -171,7 +173,7 @@ def lines_to(path):
             yield file
     else:
         folder = Path(os.path.realpath(path)).parent
-        with contextlib.ExitStack() as stack:
+        with writing(path), contextlib.ExitStack() as stack:
             try:  # where there is room for the file, and the right to write it
                 folder.mkdir(parents=True, exist_ok=True)  # nameless: none stays after a kill
                 raw = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -335,6 +337,8 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         items = items_of_images(images, size)
     names, everything, bad, without = output_names(images), [], 0, 0
     with contextlib.ExitStack() as files:
+        if draw:
+            files.enter_context(filling(draw))
         writers = open_writers(files, csv_path, jsonl_path, state, top, photos, draw)
         if as_json:
             writers.append(everything.append)
@@ -349,10 +353,15 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
                 without += 1
                 say(f"no face: {shown(images[i])}")
             if draw:
-                drawing = draw / f"{names[i]}.jpg"
-                write_jpeg(draw_predictions(read_image(images[i]), results), drawing)
-                for result in results:
-                    result["drawing"] = shown(drawing)
+                image = try_read(images[i], None)  # again, for none is kept: it may have changed
+                if isinstance(image, str):
+                    bad += 1
+                    say(f"Warning: no drawing: {image}")
+                else:
+                    drawing = draw / f"{names[i]}.jpg"
+                    write_jpeg(draw_predictions(image, results), drawing)
+                    for result in results:
+                        result["drawing"] = shown(drawing)
             for write in writers:
                 for result in results:
                     write(result)

@@ -198,8 +198,8 @@ def join_world(device):
 
 @contextlib.contextmanager
 def one_voice():
-    """Of torchrun's processes only the first to fail says why: the others fail of the same, or
-    of its end."""
+    """Of torchrun's processes only the first to fail says why: the others fail for the same reason,
+    or because it has ended."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
@@ -390,7 +390,7 @@ def pretrain_epochs(run, images, tests, paths, source_digest):
 # ---------------------------------------------------------------- a run
 
 
-def split_people(labels, holdout, seed):
+def hold_out_people(labels, holdout, seed):
     """Rows to train on and rows of the people held out, of whom each has two images at least."""
     people, counts = np.unique(labels, return_counts=True)
     n = max(2, round(holdout * len(people))) if holdout else 0
@@ -406,7 +406,7 @@ def split_people(labels, holdout, seed):
 def prepare(opt, world):
     """The images to train on, the tests of verification, and the digest of all."""
     source, notes = read_people(opt.faces)
-    train, held = split_people(source.labels, opt.holdout, opt.seed)
+    train, held = hold_out_people(source.labels, opt.holdout, opt.seed)
     people, labels = np.unique(source.labels[train], return_inverse=True)
     world.say(f"{opt.faces}: {len(source.labels)} images of {source.labels.max() + 1} people; "
               f"{len(train)} images of {len(people)} people to train on")
@@ -449,8 +449,8 @@ def new_options(paths, options, overwrite):
 
 
 def resumed_options(paths, given):
-    """The options and the state of a stopped run; given ones must be its own, but for where the
-    faces lie and how they are read."""
+    """The options and the state of a stopped run. Given options must equal its own, except where
+    the faces lie and how they are read."""
     state = torch_load(paths["last"])
     if not isinstance(state, dict) or state.get("format") != PRETRAINING_FORMAT:
         raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
@@ -471,7 +471,7 @@ def finished_options(path):
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
 
 
-def check_alike(run, paths):
+def check_same_place(run, paths):
     """Refuse processes that stand at different places: one of the machines lacks the checkpoint."""
     places = [(run.epoch, run.step)] * run.world.size
     if run.world.size > 1:
@@ -496,7 +496,7 @@ def pretrain(opt, paths, state, world):
     with contextlib.nullcontext() if world.rank else locked(out, lock):
         if state:
             run.restore(state)
-        check_alike(run, paths)
+        check_same_place(run, paths)
         if state:
             world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         elif world.rank == 0:
@@ -512,7 +512,7 @@ def pretrain(opt, paths, state, world):
 
 
 def start(paths, options, given, resume, overwrite):
-    """Begin the run of these paths, or go on with it."""
+    """Start the run of these paths, or continue it."""
     state = None
     if resume and paths["out"].exists():
         check_kept(given, finished_options(paths["out"]), MOVABLE, paths["out"])
@@ -536,16 +536,16 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--faces", type=click.Path(), help="A folder with a folder of images for each "
               "person, or with insightface's train.rec and train.idx.")
 @click.option("--out", required=True, type=PATH, help="The backbone's file, for `train "
-              "--weights`; its log and checkpoint beside it, with .csv and .last.pt.")
+              "--weights`. Its log (.csv) and checkpoint (.last.pt) are written beside it.")
 @click.option("--arch", default="resnet34", type=click.Choice(list(FEATURES)), help="Backbone.")
 @click.option("--epochs", default=40, type=COUNT, help="Passes over the images.")
 @click.option("--batch-size", default=512, type=click.IntRange(min=2),
               help="Images of a batch, over all processes.")
-@click.option("--lr", default=0.1, type=RATE, help="Rate of a batch of 512, scaled with the batch; "
-              "a tenth of it at half and at three quarters of the epochs.")
+@click.option("--lr", default=0.1, type=RATE, help="Learning rate for a batch of 512, scaled with "
+              "the batch size; divided by 10 after half and after three quarters of the epochs.")
 @click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True),
-              help="Momentum of SGD.")
-@click.option("--weight-decay", default=5e-4, type=SHARE, help="Weight decay of SGD.")
+              help="SGD momentum.")
+@click.option("--weight-decay", default=5e-4, type=SHARE, help="SGD weight decay.")
 @click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
               help="Kind of margin.")
 @click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
@@ -558,13 +558,14 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--holdout", default=0.02, type=FiniteRange(0, 1, max_open=True),
               help="Share of the people kept for verification.")
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
-@click.option("--pairs-root", type=click.Path(), help="Folder of their images, NAME/NAME_0001.jpg.")
+@click.option("--pairs-root", type=click.Path(),
+              help="Folder of the images of --pairs, NAME/NAME_0001.jpg.")
 @click.option("--workers", default=min(8, os.cpu_count()), type=click.IntRange(min=0),
               help="Processes that read images.")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
 @device_option
 @click.option("--skip-bad-images", is_flag=True, help="Go on without images that cannot be read.")
-@click.option("--resume", is_flag=True, help="Go on with the run of --out, if there is one.")
+@click.option("--resume", is_flag=True, help="Continue the run of --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace the run of --out.")
 @click.pass_context
 def command(ctx, out, resume, overwrite, **options):

@@ -90,10 +90,10 @@ def warn_of_edge(folder, name, value, tried):
 @click.argument("runs", type=PATH)
 @click.argument("options", nargs=-1, required=True, metavar="OPTION...")
 def command(runs, options):
-    """Print options of the best run below the folder RUNS, as `train` takes them.
+    """Print the options of the best run below the folder RUNS, as `train` takes them.
 
-    The best has the highest accuracy on validation. OPTION is an option's name, such as rho; in all
-    others but the seed the runs must be alike. Where the best value is the largest or the smallest
-    of those tried, a warning says so.
+    The best has the highest accuracy on validation. OPTION is an option's name, such as rho; all
+    other options but the seed must be the same in every run. Where the best value is the largest or
+    the smallest of those tried, a warning says so.
     """
     click.echo(best_options(runs, options))

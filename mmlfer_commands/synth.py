@@ -1,4 +1,4 @@
-"""mmlfer synth: stand-in faces, drawn from AUs, in RAF-CE's own layout."""
+"""mmlfer synth: stand-in faces, drawn from AUs, in RAF-CE's own layout or with labels.csv."""
 
 import io
 import os
@@ -12,28 +12,31 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter
 from mmlfer import (
     AUS,
     COUNT,
-    EMOTIONS,
     LABEL_FILES,
     PATH,
+    RAFCE,
     RAFCE_TOTALS,
     SEED,
     SIZE,
+    SPLITS,
     TEST,
     TRAIN,
     FiniteRange,
     InputError,
     Stream,
+    Vocabulary,
     load_labels,
     parse_aus,
     parse_code,
     progress,
     read_labels,
     stem,
+    write_rows,
     write_whole,
 )
-from mmlfer_commands._labels import describe, split_faces
+from mmlfer_commands._labels import LABELS, describe, load_faces, split_faces
 from mmlfer_commands._processes import in_processes
-from mmlfer_commands._stats import load_stats
+from mmlfer_commands._stats import PAPERS, load_stats, read_stats
 from mmlfer_commands.build import new_folder, write_labels
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.
@@ -67,6 +70,8 @@ FURROWS = (  # AU, depth, width, control points on the left, mirrored to the rig
     (24, 0.70, 0.010, ((0.00, 0.40), (0.25, 0.46))),
     (24, 0.70, 0.010, ((0.00, 0.62), (0.25, 0.56))),
 )
+DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 39,
+         43)  # AUs that change a face
 
 
 def bezier(*points, n=20):
@@ -320,17 +325,27 @@ def write_face(job):
     Path(path).write_bytes(buffer.getvalue())
 
 
-def draw_labels(n, table, seed, stream=Stream.LABELS):
-    """Labels of n stand-ins: expressions in RAF-CE's proportions, AUs by the statistics, sides
-    for some, 1 row in 100 null. -> y_emo, AU strings"""
-    rng = np.random.default_rng([seed, stream])
-    y_emo = rng.choice(len(EMOTIONS), n, p=np.array(RAFCE_TOTALS) / sum(RAFCE_TOTALS))
-    active = (rng.random((n, len(AUS))) < table[y_emo]) & (rng.random((n, 1)) > 0.01)
+def draw_labels(n, table, seed, stream=Stream.LABELS, vocabulary=RAFCE):
+    """Labels of n stand-ins: expressions in RAF-CE's proportions (others are as frequent as each
+    other), AUs by the statistics (K, J), sides for some, 1 row in 100 null. -> y_emo, AU strings"""
+    rng, numbers = np.random.default_rng([seed, stream]), np.array(vocabulary.aus)
+    totals = RAFCE_TOTALS if vocabulary == RAFCE else [1] * len(vocabulary.emotions)
+    y_emo = rng.choice(len(totals), n, p=np.array(totals) / sum(totals))
+    active = (rng.random((n, len(numbers))) < table[y_emo]) & (rng.random((n, 1)) > 0.01)
     aus = []
     for row in active:
-        sides = rng.choice(["", "L", "R"], len(AUS), p=[0.9, 0.05, 0.05])
-        aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], np.array(AUS)[row])) or "null")
+        sides = rng.choice(["", "L", "R"], len(numbers), p=[0.9, 0.05, 0.05])
+        aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], numbers[row])) or "null")
     return y_emo, aus
+
+
+def draw_rows(n, test, table, seed, vocabulary=RAFCE):
+    """Names, expressions, parts and AU strings of n stand-ins and `test` further test faces from
+    streams of their own, which leave the others as they are."""
+    y_emo, aus = draw_labels(n, table, seed, vocabulary=vocabulary)
+    more_emo, more_aus = draw_labels(test, table, seed, Stream.TEST_LABELS, vocabulary)
+    names = [f"{i:04d}.jpg" for i in range(1, n + test + 1)]
+    return names, [*y_emo, *more_emo], [*split_faces(y_emo, seed), *[TEST] * test], aus + more_aus
 
 
 def draw_all(jobs):
@@ -376,29 +391,64 @@ def add_au_noise(folder, share, seed):
     click.echo(f"AU noise: {said}; {differ} ({100 * differ / n:.1f} % of {n}) differ from before")
 
 
+def draw_faces(folder, names, aus, size, seed, test=0):
+    """Draw a face for each row into a folder's aligned/, the last `test` by their own stream."""
+    (folder / "aligned").mkdir()
+    n = len(names) - test
+    seeds = [[seed, Stream.FACES, i] for i in range(n)]
+    seeds += [[seed, Stream.TEST_FACES, i] for i in range(test)]
+    draw_all([(str(folder / aligned(name)), row, size, own)
+              for name, row, own in zip(names, aus, seeds)])
+
+
+def aligned(name):
+    return f"aligned/{stem(name)}_aligned.jpg"
+
+
 def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
-    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder, and
-    `test` further test faces from streams of their own, which leave the others as they are."""
+    """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
     with new_folder(out) as part:
         if labels:
             names, aus = read_au_strings(labels)
-            n = len(names)
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
         else:
-            table = load_stats(stats)
-            y_emo, aus = draw_labels(n, table, seed)
-            more_emo, more_aus = draw_labels(test, table, seed, Stream.TEST_LABELS)
-            split = [*split_faces(y_emo, seed), *[TEST] * test]
-            names, aus = [f"{i:04d}.jpg" for i in range(1, n + test + 1)], aus + more_aus
-            write_labels(part, names, [*y_emo, *more_emo], split, aus)
+            names, y_emo, split, aus = draw_rows(n, test, load_stats(stats), seed)
+            write_labels(part, names, y_emo, split, aus)
         if au_noise:
             add_au_noise(part, au_noise, seed)
-        (part / "aligned").mkdir()
-        seeds = [[seed, Stream.FACES, i] for i in range(n)]
-        seeds += [[seed, Stream.TEST_FACES, i] for i in range(test)]
-        draw_all([(str(part / "aligned" / f"{stem(name)}_aligned.jpg"), row, size, own)
-                  for name, row, own in zip(names, aus, seeds)])
+        draw_faces(part, names, aus, size, seed, test)
+
+
+def drawable(stats):
+    """The vocabulary of statistics for --form csv: RAF-CE's for the paper's, else that of a file,
+    whose AUs must be among those that are drawn."""
+    if stats in PAPERS:
+        return RAFCE
+    rows = read_stats(stats)
+    aus = sorted({au for row in rows.values() for au in row})
+    odd = [au for au in aus if au not in DRAWN]
+    if odd:
+        raise InputError(f"{stats}: AU {', '.join(map(str, odd))}: synth draws AUs "
+                         f"{', '.join(map(str, DRAWN))}; leave out the others")
+    return Vocabulary(tuple(rows), tuple(aus))
+
+
+def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0):
+    """Write stand-in faces with labels.csv, a share of whose rows is not coded."""
+    vocabulary, parts = drawable(stats), {code: part for part, code in SPLITS.items()}
+    rng = np.random.default_rng([seed, Stream.UNCODED])
+    with new_folder(out) as part:
+        table = load_stats(stats, vocabulary)
+        names, y_emo, split, aus = draw_rows(n, test, table, seed, vocabulary)
+        told = ["" if text == "null" else text for text in aus]
+        for i in rng.permutation(len(told))[: round(uncoded * len(told))]:
+            told[i] = "?"
+        columns = ("image", "expression", "split", "aus")
+        rows = zip(map(aligned, names), [vocabulary.emotions[k] for k in y_emo],
+                   map(parts.get, split), told)
+        write_rows([dict(zip(columns, row)) for row in rows], columns, part / LABELS)
+        draw_faces(part, names, aus, size, seed, test)
 
 
 def synthesize_people(out, people, per_person, stats, size, seed):
@@ -421,6 +471,10 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.option("--test", default=0, type=click.IntRange(min=0), metavar="N", help="Draw N further "
               "test faces; all others stay as they are without them.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
+@click.option("--form", default="rafce", type=click.Choice(["rafce", "csv"]), help="Labels in "
+              "RAF-CE's files, or in labels.csv: for any expressions in the file of --stats.")
+@click.option("--uncoded", default=0.0, type=FiniteRange(0, 1), help="Share of the rows of "
+              "labels.csv whose AUs are not coded.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
 @click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of training "
@@ -430,15 +484,22 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
-def command(out, n, test, stats, labels, au_noise, people, per_person, size, seed):
+def command(out, n, test, stats, form, uncoded, labels, au_noise, people, per_person, size, seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
     if people and (labels or au_noise or test):
         raise click.UsageError("--people has no label files: no --labels, --au-noise or --test.")
     if labels and test:
         raise click.UsageError("--labels says which faces to draw: no --test.")
+    if form == "csv" and (labels or au_noise or people):
+        raise click.UsageError("--form csv has no --labels, --au-noise or --people.")
+    if uncoded and form != "csv":
+        raise click.UsageError("--uncoded needs --form csv: RAF-CE's files code every row.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         click.echo(f"{out}: {people} people of {per_person} faces")
         return
-    synthesize(out, n, stats, labels, size, seed, au_noise, test)
-    click.echo(describe(load_labels(out), out))
+    if form == "csv":
+        synthesize_csv(out, n, stats, size, seed, test, uncoded)
+    else:
+        synthesize(out, n, stats, labels, size, seed, au_noise, test)
+    click.echo(describe(load_faces(out), out))

@@ -13,11 +13,12 @@ from mmlfer import (
     PATH,
     RUN_FILES,
     InputError,
+    brief,
     check_output,
     markdown,
     write_whole,
 )
-from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_rows
+from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_results
 from mmlfer_commands._runs import WORDS
 
 # ---------------------------------------------------------------- Tables 2 and 3
@@ -171,7 +172,7 @@ the first : only the second has right."""
 
 def results(folder):
     """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
-    rows = read_rows(folder)
+    rows = read_results(folder)
     runs = [run for row in rows for run in row.seeds.values()]
     rafce, truth = all(run.rafce for run in runs), runs[0].truth
     data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
@@ -201,8 +202,20 @@ mean ± standard deviation over seeds.
 
 def without_place(value, words):
     """The name of an option's path; ./NAME where NAME alone is one of the option's words."""
-    name = Path(value).name
+    name = Path(str(value)).name
     return f"./{name}" if name in words and value not in words else name
+
+
+def read_config(path):
+    """The content of a run's config.yaml."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no options")
+        return config
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not as `train` writes it ({brief(error)}); remove this run or "
+                         "train it again") from None
 
 
 def export_results(paths, folder, out):
@@ -210,9 +223,10 @@ def export_results(paths, folder, out):
     and the last epoch's predictions, log.csv and config.yaml; of every path its name."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
+    files = {}
     for path in paths:
         run = json.loads(path.read_text(encoding="utf-8"))
-        config = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+        config = read_config(path.parent / "config.yaml")
         if "names" in run:
             run["names_sha256"] = digest_of_names(run.pop("names"))
         run["last"].pop("pred", None)
@@ -221,9 +235,11 @@ def export_results(paths, folder, out):
                 if name in content:
                     content[name] = without_place(content[name], words)
         place = out / path.parent.relative_to(folder)
-        write_whole(place / "test.json", (json.dumps(run) + "\n").encode())
-        write_whole(place / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
-        write_whole(place / "log.csv", (path.parent / "log.csv").read_bytes())
+        files[place / "test.json"] = (json.dumps(run) + "\n").encode()
+        files[place / "config.yaml"] = yaml.safe_dump(config, sort_keys=False).encode()
+        files[place / "log.csv"] = (path.parent / "log.csv").read_bytes()
+    for path, content in files.items():  # now that all could be read
+        write_whole(path, content)
 
 
 @click.command("table")

@@ -41,8 +41,20 @@ def grad_psi(run, batch, val):
     return mmlfer.meta_test(run, *mmlfer.meta_train(run, batch), val, run.hypergrad)
 
 
+def test_both_forms_agree_where_labels_and_statistics_are_missing():
+    run, (x, y_emo, y_au), val = make_run(), random_batch(4), random_batch(4, seed=1)
+    run.table[[2, 7]] = 0
+    y_au[0], y_au[1, ::2] = mmlfer.NOT_CODED, mmlfer.NOT_CODED
+    forms = []
+    for run.hypergrad in ("create_graph", "jvp"):
+        forms.append(torch.cat([g.flatten() for g in grad_psi(run, (x, y_emo, y_au), val)]))
+    assert torch.allclose(*forms, rtol=1e-9) and forms[0].abs().max() > 0
+    whole = torch.cat([g.flatten() for g in grad_psi(make_run(), (x, y_emo, y_au.clamp(min=0)), val)])
+    assert not torch.allclose(forms[0], whole, rtol=1e-3)
+
+
 def val_loss_after_look_ahead(run, batch, val):
-    """L^val(theta*(psi)), by first-order means alone: a backward pass and a plain step."""
+    """L^val(theta*(psi)), with first derivatives only: a backward pass and a plain step."""
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])

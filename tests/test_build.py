@@ -175,7 +175,7 @@ def test_crops_win_over_originals(sources, tmp_path, crop, original):
     result = invoke("build", "--raf-ml", sources[0], "--raf-au", sources[1], "--out", out)
     assert result.exit_code == 0, result.output
     assert result.stderr == ("Warning: 1 of 3 images are originals, not crops called or in `aligned`; a net should see "
-                             "one kind alone\n")
+                             "only one kind\n")
     index = mmlfer.image_index(out)
     assert [mmlfer.read_image(index[k]).mean((0, 1)).argmax() for k in ("0001", "0002", "0003")] == [2, 2, 0]
     assert [index[k].parent == out / "aligned" for k in ("0001", "0002", "0003")] == [True, True, False]
@@ -207,7 +207,7 @@ def test_an_image_that_cannot_be_placed_leaves_nothing_half(sources, tmp_path, m
     if copy:
         bad.unlink()
         bad.symlink_to("gone.jpg")
-        message = "cannot be copied (No such file or directory); mend it or remove it"
+        message = "cannot be copied (No such file or directory); fix or remove it, or free some space"
     else:
         bad = au / "aligned/0001_aligned.jpg"
         monkeypatch.setattr(os, "symlink", lambda *a, **k: (_ for _ in ()).throw(OSError(1, "Operation not permitted")))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import SMALL, invoke, run_of, run_program
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from reference import AUS, EMOTIONS, read_folder
@@ -363,6 +363,10 @@ token = st.tuples(st.sampled_from(mmlfer.AUS), st.sampled_from(["", "L", "R", "T
 names = st.lists(st.integers(1, 9999).map("{:04d}.jpg".format), min_size=1, max_size=8, unique=True)
 
 
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be
+
+
+@BUSY
 @given(names, st.data())
 def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
     folder = tmp_path_factory.mktemp("labels")
@@ -377,6 +381,7 @@ def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
     }
 
 
+@BUSY
 @given(st.one_of(st.text(), st.binary(), st.from_regex(r"(\d+\.jpg [ -~]{0,9}\n)+")))
 def test_any_text_gives_data_or_a_clean_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / AU

@@ -101,7 +101,7 @@ BAD = {  # content, and the line of it that is wrong
     "no split": (PLAIN.replace(",test,", ",,"), "labels.csv:4: expected train, val or test, got ''"),
     "no expression": (PLAIN.replace("contempt,val", ",val"), "labels.csv:3: no expression; name it or remove this row"),
     "expression of two lines": (PLAIN.replace("sadly, angry", "sadly\nangry"), "labels.csv:4: no expression; name it or remove this row"),
-    "after two lines": (PLAIN.replace("0001.jpg,", '"0001\n.jpg",', 1).replace("L12", "x"), None),
+    "after two lines": (PLAIN.replace("a/0001.jpg", '"a/0001\n.jpg"').replace("L12", "x"), None),
     "capitals": (PLAIN.replace("contempt,V", "Contempt,V"), "labels.csv:5: 'Contempt' is 'contempt' of row 3 in another spelling; "
                  "choose one"),
     "blanks": (PLAIN.replace("contempt,val", "happily  surprised,val"), "labels.csv:3: 'happily  surprised' is 'happily surprised' of "

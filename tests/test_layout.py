@@ -1,4 +1,4 @@
-"""Imports run downwards alone: the module, the shared rooms, the commands."""
+"""Imports run only downwards: the commands import the shared rooms, these the module. Files are short."""
 
 import ast
 

@@ -46,6 +46,20 @@ def test_eq01_matches_naive_loop():
     assert np.allclose(mmlfer.loss_au(t(Z_AU), t(Y_AU)), naive, rtol=1e-12)
 
 
+def test_aus_that_are_not_coded_count_as_nothing():
+    """Neither in the loss, of naive sums over the coded ones, nor in its gradient."""
+    y_au = np.where(rng.random((5, 32)) < 0.4, -1, Y_AU)
+    y_au[2] = -1
+    naive = [-sum(math.log(sigmoid(Z_AU[i, j])) if y_au[i, j] else math.log(1 - sigmoid(Z_AU[i, j]))
+                  for j in range(32) if y_au[i, j] >= 0) for i in range(5)]
+    z_au = t(Z_AU).requires_grad_()
+    loss = mmlfer.loss_au(z_au, t(y_au))
+    assert np.allclose(loss.detach(), naive, rtol=1e-12) and loss[2] == 0
+    gradient = torch.autograd.grad(loss.sum(), z_au)[0].numpy()
+    wanted = np.where(y_au < 0, 0, 1 / (1 + np.exp(-Z_AU)) - y_au)
+    assert np.allclose(gradient, wanted, rtol=1e-9, atol=0)
+
+
 def test_eq02_matches_naive_loop():
     naive = [-math.log(softmax(Z_EMO[i])[Y_EMO[i]]) for i in range(5)]
     assert np.allclose(mmlfer.loss_emo(t(Z_EMO), t(Y_EMO)), naive, rtol=1e-12)
@@ -63,6 +77,34 @@ def test_eq05_to_eq09_match_naive_loops(form):
     assert np.allclose(mmlfer.loss_dm1(z_emo, z_au, t(used), form), dm1, rtol=1e-12)
     assert np.allclose(mmlfer.loss_dm2(z_emo, z_au, t(used)), dm2, rtol=1e-12)
     assert np.allclose(mmlfer.loss_am(z_emo, z_au, t(table), form), np.add(dm1, dm2), rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["wild", "lab"])
+def test_expressions_left_out_match_naive_loops(form):
+    """Of zeros in the table: not in the softmax nor in the sums of Eqs. 5, 7 and 8; the loss counts by the others'
+    share of the whole softmax. That share has no gradient, and what is left out has none at all."""
+    table, kept = TABLE[form].copy(), [k for k in range(14) if k not in (2, 7)]
+    table[[2, 7]] = 0
+    used = (table >= 0.2).astype(float) if form == "lab" else table
+    naive = []
+    for i in range(5):
+        p = dict(zip(kept, softmax(Z_EMO[i, kept])))
+        p_au = [sigmoid(v) for v in Z_AU[i]]
+        if form == "wild":
+            q_au = [sum(p[k] * sigmoid(table[k, j]) for k in kept) for j in range(32)]
+        else:
+            q_au = [sigmoid(sum(p[k] * used[k, j] for k in kept)) for j in range(32)]
+        q_emo = {k: sum(a * v for a, v in zip(p_au, used[k])) / sum(used[k]) for k in kept}
+        both = -sum(a * math.log(q) for a, q in zip(p_au, q_au)) - sum(p[k] * math.log(q_emo[k]) for k in kept)
+        naive.append(sum(softmax(Z_EMO[i])[k] for k in kept) * both)
+    z_emo, z_au = t(Z_EMO).requires_grad_(), t(Z_AU).requires_grad_()
+    loss = mmlfer.loss_am(z_emo, z_au, t(table), form)
+    assert np.allclose(loss.detach(), naive, rtol=1e-12)
+    share = t(Z_EMO).softmax(1)[:, kept].sum(1)
+    alone = share * mmlfer.loss_am(z_emo[:, kept], z_au, t(table[kept]), form)
+    for ours, theirs in zip(*(torch.autograd.grad(x.sum(), [z_emo, z_au]) for x in (loss, alone))):
+        assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-15)
+    assert not torch.autograd.grad(mmlfer.loss_am(z_emo, z_au, t(table), form).sum(), z_emo)[0][:, [2, 7]].any()
 
 
 def test_paper_example_of_au_9():

@@ -44,7 +44,7 @@ def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
                      "images outside a person's folder, left out: 1",
                      "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]
     assert np.array_equal(source.read(8, 16), mmlfer.read_image(faces / "zoe/9.JPG", 16))
-    train, held = pretrain.split_people(source.labels, 0.5, 0)
+    train, held = pretrain.hold_out_people(source.labels, 0.5, 0)
     assert set(source.labels[held]) < {0, 1, 4} and not set(source.labels[held]) & set(source.labels[train])
     assert len(train) + len(held) == 9
 

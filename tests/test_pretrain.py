@@ -73,7 +73,7 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
 
 
 def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
-    """All that can be read are told apart rightly; what stands for a bad image would be wrong."""
+    """All pairs that can be read are judged rightly; one with a bad image would be judged wrongly."""
     source = types.SimpleNamespace(read=lambda i, size: None)
     e = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]], float)  # the last two are bad
     monkeypatch.setattr(pretrain, "embed", lambda *args: (e, np.array([False] * 4 + [True] * 2)))
@@ -374,7 +374,7 @@ def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
 
 def held_people(faces):
     source, _ = pretrain.read_people(faces)
-    return set(source.labels[pretrain.split_people(source.labels, 0.3, 0)[1]])
+    return set(source.labels[pretrain.hold_out_people(source.labels, 0.3, 0)[1]])
 
 
 def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
@@ -400,7 +400,7 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
     with _runs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
-                                     "name another --out"]
+                                     "name another output"]
         assert out.read_text() == "of the other process"
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
 

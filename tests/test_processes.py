@@ -47,7 +47,7 @@ mmlfer.main()
 
 
 def run_as_group(how, tmp_path, *options):
-    """`pretrain` and its two workers as a process group that a signal befalls; the finished process."""
+    """Start `pretrain` and its two workers as a process group of their own, which a signal is sent to."""
     script = tmp_path / "group.py"
     script.write_text(GROUP)
     command = [python(), script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
@@ -155,7 +155,7 @@ def struck(*args):
     if len(taken) == 2 and how == "refused":
         raise mmlfer.InputError("bad luck")
     return step(*args)
-if os.environ["RANK"] == "1":  # what befalls the second process
+if os.environ["RANK"] == "1":  # what happens to the second process
     pretrain.pretrain_step = struck
     pretrain.save_checkpoint = pretrain.write_rows = lambda *args: os.abort()
     if how == "elsewhere":  # a machine without the checkpoint
@@ -165,7 +165,7 @@ mmlfer.main()
 
 
 def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
-    """A signal to the second alone stops both at the same step; it would abort if it wrote."""
+    """A signal to the second process stops both at the same step; the second would abort if it wrote a file."""
     out, script = tmp_path / "w.pth", tmp_path / "second.py"
     script.write_text(SECOND)
     options = ("--faces", people, "--epochs", 2, *SMALL_PRETRAINING[:-6], "--workers", 1)
@@ -210,7 +210,7 @@ import torch
 import mmlfer
 from mmlfer_commands import pretrain
 taken, stop_at = [], int(sys.argv.pop(1))
-def counted(pretrained, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
+def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
     taken.append(1)
     if len(taken) == stop_at:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -232,7 +232,7 @@ def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_pat
         subprocess.run([python(), script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
                        timeout=600, capture_output=True)
     source, _ = pretrain.read_people(people)
-    train, _ = pretrain.split_people(source.labels, 0.3, 0)
+    train, _ = pretrain.hold_out_people(source.labels, 0.3, 0)
     labels = np.unique(source.labels[train], return_inverse=True)[1]
     order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
     shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]

@@ -39,9 +39,10 @@ def spans():
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
 
 
-def options_of(command):
-    known = {o for p in mmlfer.main.get_command(None, command).params for o in (*p.opts, *p.secondary_opts)}
-    return known | {"--help"}
+def options_of(name):
+    command = mmlfer.main.get_command(None, name)
+    params = [p for one in (command, *getattr(command, "commands", {}).values()) for p in one.params]
+    return {"--help", *(o for p in params for o in (*p.opts, *p.secondary_opts))}
 
 
 def test_the_readme_is_short_and_its_lines_too():

@@ -30,6 +30,7 @@ def note(what):
     with open("calls", "a") as file:
         print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given]), file=file)
 def stopped(*_):
+    time.sleep(0.5)  # it saves
     note("stopped")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stopped)
@@ -226,16 +227,19 @@ def test_list_prints_the_next_stage_that_is_not_done(place):
                         "run.sh: all runs are done; start it without --list for the tables and figures\n")
 
 
-def test_places_may_have_spaces_and_quotes(place):
-    (place / "rafce").rename(place / "it's RAF CE")
-    result = run_sh(place, "it's RAF CE", "out $1", **FEW, JOBS="2")
+def test_places_may_have_spaces_quotes_and_ends_of_lines(place):
+    (place / "rafce").rename(place / "it's [RAF\nCE]")
+    result = run_sh(place, "it's [RAF\nCE]", "out $1\n*", **FEW, JOBS="2")
     assert result.returncode == 0, result.stderr
-    assert {given["--data"] for name, given, *_ in calls(place) if name == "train"} == {"it's RAF CE"}
-    assert (place / "out $1/final/mtl-1/test.json").exists()
+    assert {given["--data"] for name, given, *_ in calls(place) if name == "train"} == {"it's [RAF\nCE]"}
+    assert (place / "out $1\n*/final/mtl-1/test.json").exists()
+    name, words, *_ = calls(place)[-1]
+    assert name == "gradcam" and [*words.items()][2] == tuple(f"it's [RAF\nCE]/{i:04}_aligned.jpg" for i in (1, 4))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
+    """And the script ends after its runs: a container ends with it."""
     process = subprocess.Popen(["bash", ROOT / "run.sh"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                env=environment(place, **FEW, JOBS="2", SLEEP="60"),
                                preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # it may be ignored here
@@ -245,9 +249,7 @@ def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(30) == 130
-    while len(calls(place, "stopped")) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert len(calls(place, "stopped")) == 2
     time.sleep(0.3)
     assert len(calls(place)) == 2
 

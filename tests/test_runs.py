@@ -391,7 +391,7 @@ def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
         result = invoke("train", "--out", out, *options)
         assert (result.exit_code, result.stderr) == (
             1, f"Error: {out}: in use by process {holder.pid} on {platform.node()}; wait for its end or name another "
-               "--out\n")
+               "output\n")
     holder.kill(), holder.wait()  # a lock left by a killed process does no harm
     assert f"process {holder.pid} on" in (out / ".lock").read_text()
     assert invoke("train", "--out", out, "--resume").exit_code == 0
@@ -478,7 +478,8 @@ def test_ctrl_c_while_it_starts_is_quiet(seconds):
     time.sleep(seconds)
     program.send_signal(signal.SIGINT)
     _, errors = program.communicate(timeout=60)
-    assert program.returncode in (-signal.SIGINT, 130, 1) and errors in ("", "stopped\n", "Error: x.pt: no such file\n")
+    if not errors.startswith("Fatal Python error: init_"):  # Python itself had not started
+        assert program.returncode in (-signal.SIGINT, 130, 1) and errors in ("", "stopped\n", "Error: x.pt: no such file\n")
 
 
 def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_path):

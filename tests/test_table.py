@@ -169,6 +169,16 @@ def test_a_row_is_one_method(tmp_path, case):
     assert titles(tmp_path) == rows
 
 
+@pytest.mark.parametrize("option,value", [("weight_max", 1.0), ("augment", False), ("precision", "float32")])
+def test_a_run_from_before_an_option_stands_with_those_of_its_default(tmp_path, option, value):
+    path = fake_run(tmp_path, "mml", "wild", 0, [0, 1], [0, 1], {}) / "test.json"
+    run = json.loads(path.read_text())
+    assert run["options"].pop(option) == value
+    path.write_text(json.dumps(run))
+    fake_run(tmp_path, "mml", "wild", 1, [0, 1], [0, 1], {})
+    assert titles(tmp_path) == ["mml wild"]
+
+
 def test_links_to_folders_are_followed_and_loops_are_not(tmp_path):
     elsewhere = fake_run(tmp_path / "elsewhere", "stl", "wild", 0, [0], [0])
     runs = tmp_path / "runs"

@@ -351,7 +351,7 @@ DEFAULTS = {
     "batch_size": 16, "size": 112, "lr_backbone": 0.001, "lr_heads": 0.01, "lr_meta": 0.01,
     "schedule": "constant", "rho": 0.1, "rho_am": 0.1, "momentum": 0.9, "weight_decay": 5e-4,
     "hypergrad": "auto", "weight_max": 1.0, "seed": 0, "device": "auto", "skip_bad_images": False,
-    "augment": False, "precision": "float32",
+    "augment": False, "precision": "float32", "stats_least": 10,
 }
 
 

@@ -17,9 +17,9 @@ STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6",
 
 @pytest.fixture(scope="module")
 def source():
-    """A torchvision ResNet-34 with running statistics, counts and biases away from their start."""
+    """A torchvision ResNet-18 with running statistics, counts and biases away from their start."""
     torch.manual_seed(4)
-    net = torchvision.models.resnet34()
+    net = torchvision.models.resnet18()
     for value in net.state_dict().values():
         if value.is_floating_point() and value.ndim == 1:
             value.copy_(torch.rand(len(value)) + 0.5)
@@ -35,6 +35,10 @@ def bare(state):
 def saved(content, path):
     torch.save(content, path)
     return str(path)
+
+
+def start(weights, arch="resnet18", **options):
+    return _backbones.start_base_net(weights, arch, **options)
 
 
 def assert_backbone(net, expected):
@@ -55,9 +59,9 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
     content = bare(source)
     for key in reversed(wrapper):
         content = {"epoch": 3, key: content, "optimizer": {"lr": 0.1}}
-    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
-    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
+    assert origin == f"took 120 tensors from {tmp_path}/w.pth"
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
 
 
@@ -66,9 +70,9 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
     "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])
 def test_every_prefix_is_taken_off(source, tmp_path, prefix):
     content = {prefix + k: v for k, v in source.items()}
-    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
-    assert origin == f"took 216 tensors from {tmp_path}/w.pth, left out {prefix}fc.weight, {prefix}fc.bias"
+    assert origin == f"took 120 tensors from {tmp_path}/w.pth, left out {prefix}fc.weight, {prefix}fc.bias"
 
 
 @pytest.mark.parametrize("prefix", ["", "features.", "module.features.", "backbone."])
@@ -78,33 +82,33 @@ def test_the_sequential_form(source, tmp_path, prefix):
     for name, value in bare(source).items():
         stage, rest = name.split(".", 1)
         content[f"{prefix}{STAGES[stage]}.{rest}"] = value
-    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
-    assert origin == f"took 216 tensors from {tmp_path}/w.pth"
+    assert origin == f"took 120 tensors from {tmp_path}/w.pth"
 
 
 def test_heads_are_left_out_and_named(source, tmp_path):
     heads = {"module.feature.weight": torch.ones(2, 512), "module.feature.bias": torch.ones(2), "alpha.0.weight": 1,
              "head.weight": torch.ones(3), "note": "hello"}
     content = {"state_dict": {**{f"module.{k}": v for k, v in bare(source).items()}, **heads}}
-    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
-    assert origin == (f"took 216 tensors from {tmp_path}/w.pth, left out module.feature.weight, module.feature.bias, "
+    assert origin == (f"took 120 tensors from {tmp_path}/w.pth, left out module.feature.weight, module.feature.bias, "
                       "alpha.0.weight, head.weight, ...")
 
 
 def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
     content = {f"module.encoder_q.{k}": v for k, v in bare(source).items()}
     content |= {f"module.encoder_k.{k}": v * 0 for k, v in bare(source).items()}
-    net, origin = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert "left out module.encoder_k.conv1.weight" in origin
 
 
 def test_files_from_before_batchnorm_counted(source, tmp_path):
     old = {k: v for k, v in bare(source).items() if not k.endswith("num_batches_tracked")}
-    net, origin = _backbones.start_base_net(saved(old, tmp_path / "w.pth"))
-    assert origin == f"took 180 tensors from {tmp_path}/w.pth"
+    net, origin = start(saved(old, tmp_path / "w.pth"))
+    assert origin == f"took 100 tensors from {tmp_path}/w.pth"
     assert_backbone(net, {**source, **{k: torch.tensor(0) for k in source if k not in old}})
 
 
@@ -112,8 +116,8 @@ def test_files_from_before_batchnorm_counted(source, tmp_path):
 def test_half_precision_and_sparse_tensors_are_taken(source, tmp_path):
     content = {k: v.half() if v.is_floating_point() else v for k, v in bare(source).items()}
     content["bn1.weight"] = content["bn1.weight"].float().to_sparse()
-    net, _ = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
-    assert torch.allclose(net.backbone.layer4[2].bn2.running_var, source["layer4.2.bn2.running_var"], atol=1e-3)
+    net, _ = start(saved(content, tmp_path / "w.pth"))
+    assert torch.allclose(net.backbone.layer4[1].bn2.running_var, source["layer4.1.bn2.running_var"], atol=1e-3)
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], atol=1e-3)
 
 
@@ -122,28 +126,28 @@ def test_safetensors(source, tmp_path, monkeypatch, name):
     safetensors = pytest.importorskip("safetensors.torch")
     path = tmp_path / name
     safetensors.save_file({f"model.{k}": v for k, v in source.items()}, path)
-    net, _ = _backbones.start_base_net(str(path))
+    net, _ = start(str(path))
     assert_backbone(net, source)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(mmlfer.InputError, match=re.escape(f"{path}: not a checkpoint that can be read safely")):
-        _backbones.start_base_net(str(path))
+        start(str(path))
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(mmlfer.InputError) as error:
-        _backbones.start_base_net(str(path))
+        start(str(path))
     assert str(error.value) == f"{path}: reading it takes: pip install safetensors"
 
 
 def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
     """conv1 turned round: the net's answer to RGB is the file's own answer to BGR."""
     path = saved(source, tmp_path / "w.pth")
-    net, _ = _backbones.start_base_net(path, bgr=True)
+    net, _ = start(path, bgr=True)
     rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    reference = torchvision.models.resnet34()
+    reference = torchvision.models.resnet18()
     reference.load_state_dict(source)
     reference.fc = torch.nn.Identity()
     with torch.no_grad():
         assert torch.allclose(net.backbone.eval()(rgb), reference.eval()(rgb[:, [2, 1, 0]]), atol=1e-4)
-    result = _backbones.load_backbone(path, "resnet34", False, "auto")[0]
+    result = _backbones.load_backbone(path, "resnet18", False, "auto")[0]
     assert_backbone(result, source)
 
 
@@ -153,7 +157,7 @@ def test_the_order_of_colours_is_said_of_a_file_alone(tmp_path, monkeypatch, wei
     monkeypatch.setattr(_backbones, "load_imagenet", lambda *_: pytest.fail("was taken"))
     monkeypatch.chdir(tmp_path)  # where auto finds no file
     with pytest.raises(mmlfer.InputError, match="--weights-bgr: says how a file was trained; name it with --weights"):
-        _backbones.start_base_net(weights, bgr=True)
+        start(weights, bgr=True)
 
 
 @pytest.mark.parametrize("norm,mean,std", [("auto", [0.5] * 3, [0.5] * 3), ("half", [0.5] * 3, [0.5] * 3),
@@ -161,7 +165,7 @@ def test_the_order_of_colours_is_said_of_a_file_alone(tmp_path, monkeypatch, wei
 def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
     path = saved(source, tmp_path / "w.pth")
     for weights in (path, "none"):
-        net, _ = _backbones.start_base_net(weights, norm=norm)
+        net, _ = start(weights, norm=norm)
         assert net.mean.flatten().tolist() == pytest.approx(mean) and net.std.flatten().tolist() == pytest.approx(std)
 
 
@@ -169,23 +173,23 @@ def test_the_normalisation_asked_for(source, tmp_path, norm, mean, std):
 
 
 def test_a_run_of_ours_brings_its_normalisation(tmp_path):
-    run = run_of(mmlfer.Config(data="-", weights="none", device="cpu"), 1)
+    run = run_of(mmlfer.Config(data="-", arch="resnet18", weights="none", device="cpu"), 1)
     state = mmlfer.inference_state(run)
     state["net"] |= {"mean": torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1), "std": torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)}
     path = saved(state, tmp_path / "best.pt")
-    net, origin = _backbones.start_base_net(path)
+    net, origin = start(path)
     assert net.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert_backbone(net, {k.removeprefix("backbone."): v for k, v in state["net"].items() if k.startswith("backbone.")})
-    assert origin == f"took 216 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
-    net, _ = _backbones.start_base_net(path, norm="half")  # said on the command line: that wins
+    assert origin == f"took 120 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
+    net, _ = start(path, norm="half")  # said on the command line: that wins
     assert net.mean.flatten().tolist() == [0.5] * 3
     with pytest.raises(mmlfer.InputError, match="trained on RGB by mmlfer; leave out --weights-bgr"):
-        _backbones.start_base_net(path, bgr=True)
+        start(path, bgr=True)
     for broken in ("text", torch.zeros(2), None):
         saved({**state, "net": {**state["net"], "mean": broken}}, tmp_path / "best.pt")
         with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
-            _backbones.start_base_net(path)
+            start(path)
 
 
 def test_the_options_reach_the_run(source, tmp_path):
@@ -204,7 +208,7 @@ def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", offline)
     with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
-        _backbones.start_base_net("imagenet")
+        start("imagenet")
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet34", "resnet50"])
@@ -217,13 +221,13 @@ def test_imagenet_brings_its_tensors_and_its_normalisation(monkeypatch, arch):
     assert weights.IMAGENET1K_V1.transforms().std == list(mmlfer.NORMS["imagenet"][1])
     asked = []
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **k: asked.append((self, k)) or state)
-    net, origin = _backbones.start_base_net("imagenet", arch)
+    net, origin = start("imagenet", arch)
     assert_backbone(net, state)
     assert asked == [(weights.IMAGENET1K_V1, {"progress": False, "check_hash": True})]
     assert net.mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert net.std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
     assert origin == "ImageNet's, from torchvision"
-    net, _ = _backbones.start_base_net("imagenet", arch, norm="half")
+    net, _ = start("imagenet", arch, norm="half")
     assert net.mean.flatten().tolist() == [0.5] * 3
 
 
@@ -231,33 +235,33 @@ def test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder(so
     here, current = tmp_path / "checkout", tmp_path / "current"
     for folder, value in ((here, 1.0), (current, 2.0)):
         (folder / "weights").mkdir(parents=True)
-        torch.save({**source, "bn1.bias": torch.full((64,), value)}, folder / "weights/resnet34_casia.pth")
+        torch.save({**source, "bn1.bias": torch.full((64,), value)}, folder / "weights/resnet18_casia.pth")
     monkeypatch.setattr(_backbones, "HERE", here)
     monkeypatch.chdir(current)
-    bias = lambda *a, **k: _backbones.start_base_net(*a, **k)[0].backbone.bn1.bias.unique().tolist()  # noqa: E731
+    bias = lambda *a, **k: start(*a, **k)[0].backbone.bn1.bias.unique().tolist()  # noqa: E731
     assert bias("auto") == [1.0]
-    assert "from scratch" in _backbones.start_base_net("none")[1]
-    assert "from scratch" in _backbones.start_base_net("auto", "resnet18")[1]  # it has a file of its own name
+    assert "from scratch" in start("none")[1]
+    assert "from scratch" in start("auto", "resnet34")[1]  # it has a file of its own name
     shutil.rmtree(here / "weights")
     assert bias("auto") == [2.0]
     shutil.rmtree(current / "weights")
-    assert "from scratch" in _backbones.start_base_net("auto")[1]
+    assert "from scratch" in start("auto")[1]
 
 
 def test_a_file_called_none_is_a_file_where_it_has_a_path(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("none", "auto", "imagenet"):
         torch.save(source, name)
-        assert _backbones.start_base_net(f"./{name}")[1] == f"took 216 tensors from ./{name}, left out fc.weight, fc.bias"
-    assert "from scratch" in _backbones.start_base_net("none")[1]
+        assert start(f"./{name}")[1] == f"took 120 tensors from ./{name}, left out fc.weight, fc.bias"
+    assert "from scratch" in start("none")[1]
 
 
 # ---------------------------------------------------------------- what is refused
 
 
-def refusal(content, path, arch="resnet34"):
+def refusal(content, path, arch="resnet18"):
     with pytest.raises(mmlfer.InputError) as error:
-        _backbones.start_base_net(saved(content, path), arch)
+        start(saved(content, path), arch)
     return str(error.value).removeprefix(f"{path}: ")
 
 
@@ -266,15 +270,15 @@ def test_tensors_that_do_not_fit_are_listed(source, tmp_path):
     state = {**source, "bn1.weight": torch.zeros(3), "layer4.3.bn1.bias": torch.zeros(3)}
     del state["layer1.0.conv1.weight"]
     assert refusal(state, tmp_path / "w.pth") == (
-        "not a whole resnet34, 3 tensors: layer4.3.bn1.bias has no place; bn1.weight (3,), not (64,); "
+        "not a whole resnet18, 3 tensors: layer4.3.bn1.bias has no place; bn1.weight (3,), not (64,); "
         "layer1.0.conv1.weight missing")
     state = {f"module.{k}": v * torch.nan if k == "layer2.0.bn1.running_var" else v for k, v in source.items()}
     assert refusal(state, tmp_path / "w.pth") == (
-        "not a whole resnet34, 1 tensors: module.layer2.0.bn1.running_var not finite")
+        "not a whole resnet18, 1 tensors: module.layer2.0.bn1.running_var not finite")
     sparse = (source["conv1.weight"] * torch.inf).to_sparse()
     assert "conv1.weight not finite" in refusal({**source, "conv1.weight": sparse}, tmp_path / "w.pth")
     assert refusal({"weights": torch.zeros(3)}, tmp_path / "w.pth") == (
-        "not a whole resnet34, 180 tensors: conv1.weight missing; bn1.weight missing; bn1.bias missing; ...")
+        "not a whole resnet18, 100 tensors: conv1.weight missing; bn1.weight missing; bn1.bias missing; ...")
     assert refusal([1, 2], tmp_path / "w.pth") == "expected a state dict, got list"
 
 
@@ -289,7 +293,7 @@ NO_WEIGHTS = {  # a change of a tensor, and what is said of it
     "int8": ("layer2.0.conv1.weight", lambda v: (10 * v).to(torch.int8),
              "of torch.int8, not of real floating-point numbers"),
     "complex": ("conv1.weight", lambda v: v.to(torch.complex64), "of torch.complex64, not of real floating-point numbers"),
-    "variance": ("layer4.2.bn2.running_var", lambda v: torch.cat([v[:-1], -v[-1:]]), "below 0: no variance"),
+    "variance": ("layer4.1.bn2.running_var", lambda v: torch.cat([v[:-1], -v[-1:]]), "below 0: no variance"),
     "meta": ("bn1.bias", lambda v: v.to("meta"), "without values: a meta tensor; save the net's own"),
     "meta count": ("bn1.num_batches_tracked", lambda v: v.to("meta"), "without values: a meta tensor; save the net's own"),
     "float64": ("layer1.0.bn1.weight", lambda v: v.double() + 1e300, "not finite"),
@@ -300,18 +304,18 @@ NO_WEIGHTS = {  # a change of a tensor, and what is said of it
 def test_tensors_that_are_no_weights_are_refused(source, tmp_path, kind):
     name, change, why = NO_WEIGHTS[kind]
     assert refusal({**source, name: change(source[name])}, tmp_path / "w.pth") == (
-        f"not a whole resnet34, 1 tensors: {name} {why}")
+        f"not a whole resnet18, 1 tensors: {name} {why}")
 
 
 def test_a_file_of_meta_tensors_says_no_word_of_other_sizes(source, tmp_path):
     said = refusal({k: v.to("meta") for k, v in source.items()}, tmp_path / "w.pth")
-    assert said.startswith("not a whole resnet34, 216 tensors: conv1.weight without values: ") and "--arch" not in said
+    assert said.startswith("not a whole resnet18, 120 tensors: conv1.weight without values: ") and "--arch" not in said
 
 
 def test_small_floats_are_taken(source, tmp_path):
     """bfloat16 and 8 bits, and integers where torchvision has them: the counts."""
     content = {**source, "bn1.weight": source["bn1.weight"].bfloat16(), "bn1.bias": source["bn1.bias"].to(torch.float8_e4m3fn)}
-    net, _ = _backbones.start_base_net(saved(content, tmp_path / "w.pth"))
+    net, _ = start(saved(content, tmp_path / "w.pth"))
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], rtol=0.01)
     assert torch.allclose(net.backbone.bn1.bias, source["bn1.bias"], rtol=0.07)
 
@@ -343,12 +347,12 @@ def test_face_nets_of_another_kind_are_refused_by_name(tmp_path, keys):
 def test_a_dict_that_holds_itself_ends(tmp_path):
     content = {"epoch": 1}
     content["net"] = content
-    assert "not a whole resnet34" in refusal(content, tmp_path / "w.pth")
+    assert "not a whole resnet18" in refusal(content, tmp_path / "w.pth")
 
 
 def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_folder, tmp_path):
     torch.save({"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "w.pth")
-    options = [*SMALL, "--arch", "resnet34", "--weights", tmp_path / "w.pth"]
+    options = [*SMALL, "--weights", tmp_path / "w.pth"]
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", *options)
     assert result.exit_code == 1 and result.stderr == (
         f"Error: {tmp_path}/w.pth: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "

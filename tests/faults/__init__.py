@@ -1,6 +1,16 @@
 """The table of faults that the tests must notice, and the controls of the tool that plants them."""
 
-from faults import commands, data, method, pretraining, serving, training, video
+from faults import (
+    commands,
+    converting,
+    data,
+    method,
+    pretraining,
+    serving,
+    training,
+    video,
+    vocabulary,
+)
 from faults.fault import Fault
 
 NEAREST = {  # short names of tests that many faults name
@@ -37,6 +47,6 @@ BROKEN = Fault("control-broken", "mmlfer.py",
 CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in every run
 
 FAULTS = [
-    *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS,
-    *serving.FAULTS, *video.FAULTS,
+    *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS, *converting.FAULTS,
+    *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS,
 ]

@@ -322,4 +322,9 @@ FAULTS = [
     Fault("run-sh-falls-over-loops", "run.sh",
           "2>/dev/null || true; }", "; }",
           "run_sh::test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces"),
+
+    # the program
+    Fault("help-numbers-by-type", "mmlfer.py",
+          "option.metavar or METAVARS.get(option.type.name)", "option.metavar",
+          "cli::test_help_calls_numbers_n_and_x_and_gives_their_range"),
 ]

@@ -61,7 +61,7 @@ FAULTS = [
           "pretrain_step(run, x, y, flip) / run.world.size", "pretrain_step(run, x, y, flip)",
           "processes::test_the_log_says_the_same_whichever_processes_ran_the_epoch"),
     Fault("pretrain-workers-get-signals", "mmlfer_commands/_people.py",
-          "signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}", "signal.SIG_BLOCK, set()",
+          "signal.SIG_BLOCK, STOPS", "signal.SIG_BLOCK, set()",
           "processes::test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker"),
     Fault("pretrain-workers-outlive-it", "mmlfer_commands/_people.py",
           "    end_with_parent()\n", "    pass\n",

@@ -337,4 +337,7 @@ FAULTS = [
     Fault("labels-unsaid", "mmlfer_commands/train.py",
           '              "data_sha256": run.data_sha256,\n', "",
           "table::test_a_run_says_what_labels_it_had"),
+    Fault("checkpoint-written-in-place", "mmlfer.py",
+          'part = target.parent / f".{target.name}.{os.getpid()}.part"', "part = target",
+          "train::test_interrupted_and_killed_runs_end_as_an_uninterrupted_one"),
 ]

@@ -1,0 +1,48 @@
+"""Faults in convert, and in what synth writes as labels.csv."""
+
+from faults.fault import Fault
+
+FILE = "mmlfer_commands/convert.py"
+
+FAULTS = [
+    Fault("convert-rafdb-from-0", FILE, "(expressions or RAFDB)[code - 1]", "(expressions or RAFDB)[code - 2]",
+          "convert::test_rafdb_has_its_classes_parts_and_aligned_images"),
+    Fault("convert-rafdb-basic-as-compound", FILE, "if not expressions and max(", "if False and max(",
+          "convert::test_rafdbs_basic_part_is_not_taken_for_the_compound_one"),
+    Fault("convert-part-as-class", FILE, "for place in subfolders(top) if part else [top]:", "for place in [top]:",
+          "convert::test_folders_of_classes_in_folders_of_parts"),
+    Fault("convert-hidden-images", FILE, ' and not path.name.startswith("."):', ":",
+          "convert::test_a_folder_of_images_for_each_class"),
+    Fault("convert-metadata-from-the-top", FILE, 'yield Face(path.parent / row["file_name"]', 'yield Face(folder / row["file_name"]',
+          "convert::test_hugging_faces_metadata_in_each_parts_folder"),
+    Fault("convert-unknown-expression-is-0", FILE, 'known = "" if expression == "-1" else class_name(expression, ',
+          'known = class_name(expression.replace("-1", "0"), ', "convert::test_abaws_lists_have_unknown_expressions_and_uncoded_rows"),
+    Fault("convert-not-coded-as-none-seen", FILE, "CODES = {1: True, 0: False, -1: None}", "CODES = {1: True, 0: False, -1: False}",
+          "convert::test_abaws_lists_have_unknown_expressions_and_uncoded_rows"),
+    Fault("convert-rows-coded-in-part-dropped", FILE, "    if not all(whole):", "    if False:",
+          "convert::test_aus_coded_in_part_have_columns_of_their_own"),
+    Fault("convert-sides-lost", FILE, "aus[au] = True in sides.values() or own", "aus[au] = own", "convert::test_opengraphaus_lists"),
+    Fault("convert-openface-every-face", FILE, 'and row.get("face_id", row.get("face", "0")) == "0"]', "]",
+          "convert::test_openfaces_columns_of_presence_by_the_images_names"),
+    Fault("convert-openface-without-success", FILE, 'if row.get("success", "1") == "1"', "if True",
+          "convert::test_openfaces_columns_of_presence_by_the_images_names"),
+    Fault("convert-openface-intensity", FILE, 're.fullmatch("AU[0-9]{2}_c", name)', 're.fullmatch("AU[0-9]{2}_[cr]", name)',
+          "convert::test_openfaces_columns_of_presence_by_the_images_names"),
+    Fault("convert-over-coders-labels", FILE, 'if wide or row.get("aus", "?") != "?":', "if wide:",
+          "convert::test_what_is_there_is_not_written_over"),
+    Fault("convert-over-what-is-there", FILE, "    if out.exists():", "    if False:",
+          "convert::test_what_is_there_is_not_written_over"),
+    Fault("convert-outside-the-folder", FILE, "if os.path.commonpath([folder, path]) != folder:", "if False:",
+          "convert::test_labels_csv_lies_above_the_images"),
+    Fault("convert-people-torn-apart", FILE, 'people = [faces[i].labels.get("person") or f"\\0{i}" for i in train]',
+          'people = [f"\\0{i}" for i in train]', "convert::test_a_drawn_validation_part_keeps_people_together"),
+    Fault("convert-test-images-held-out", FILE, 'if face.split == "train"]', 'if face.split in ("train", "test")]',
+          "convert::test_validation_is_drawn_by_the_seed_and_the_test_part_stays"),
+    Fault("synth-uncoded-without-seed", "mmlfer_commands/synth.py", "np.random.default_rng([seed, Stream.UNCODED])",
+          "np.random.default_rng(Stream.UNCODED)", "own_data::test_rows_are_uncoded_by_the_seed_and_faces_stay"),
+    Fault("synth-uncoded-not-drawn", "mmlfer_commands/synth.py", "told = [\"\" if text == \"null\" else text for text in aus]",
+          "told = aus", "own_data::test_rows_are_uncoded_by_the_seed_and_faces_stay"),
+    Fault("synth-own-in-rafces-proportions", "mmlfer_commands/synth.py",
+          "RAFCE_TOTALS if vocabulary == RAFCE else [1] * len(vocabulary.emotions)", "RAFCE_TOTALS[: len(vocabulary.emotions)]",
+          "own_data::test_synth_writes_labels_csv_of_ones_own"),
+]

@@ -1,0 +1,235 @@
+"""Outputs where two processes write at once, the disk is full, inputs change, or names are odd."""
+
+import contextlib
+import csv
+import json
+import os
+import resource
+import signal
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import invoke
+from PIL import Image
+
+import mmlfer
+from mmlfer_commands import _alignment, _people, _runs, build, crop, predict
+
+# ---------------------------------------------------------------- two processes at one output
+
+
+def test_a_folder_is_filled_by_one_process(tmp_path):
+    out = tmp_path / "faces"
+    with build.new_folder(out) as part:
+        (part / "a").touch()
+        for command in (("synth", out, "--n", 3, "--size", 32),
+                        ("synth", out, "--people", 2, "--per-person", 2, "--size", 32)):
+            result = invoke(*command)
+            assert result.exit_code == 1
+            assert result.stderr.startswith(f"Error: {out}: in use by process {os.getpid()} on ")
+        assert os.listdir(part) == ["a"]  # not removed
+    assert os.listdir(out) == ["a"]
+
+
+@contextlib.contextmanager
+def filled_before(folder):
+    """The lock of a folder that another process has filled while this one waited to begin."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "of another").write_text("x")
+    yield
+
+
+def test_a_folder_that_was_filled_meanwhile_stays(tmp_path, monkeypatch):
+    for module in (build, crop):
+        monkeypatch.setattr(module, "held", filled_before)
+    result = invoke("synth", tmp_path / "a", "--n", 3, "--size", 32)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a: not empty; name a new folder\n")
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    result = invoke("crop", tmp_path / "photo.png", "--out", tmp_path / "b")
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"Error: {tmp_path}/b: not an empty folder; name a new one\n")
+    assert os.listdir(tmp_path / "a") == os.listdir(tmp_path / "b") == ["of another"]
+
+
+def test_crops_and_drawings_go_to_a_folder_of_one_process(sketch, tmp_path):
+    photo, out = tmp_path / "photo.png", tmp_path / "out"
+    Image.new("RGB", (64, 64)).save(photo)
+    for command in (("crop", photo, "--out", out), ("predict", "--ckpt", sketch, "--photos", photo, "--draw", out)):
+        with _runs.held(out):
+            result = invoke(*command)
+            assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith(f"Error: {out}: in use by process ")
+        assert os.listdir(out) == []
+    assert invoke("predict", "--ckpt", sketch, "--photos", photo, "--draw", out).exit_code == 0
+    assert os.listdir(out) == ["photo.jpg"]
+    assert invoke("crop", photo, "--out", tmp_path / "crops").exit_code == 0
+    assert os.listdir(tmp_path / "crops") == ["faces.csv"]
+
+
+def test_of_two_that_make_a_lock_at_once_one_has_it(tmp_path, monkeypatch):
+    with _runs.locked(tmp_path, tmp_path / ".lock"):
+        monkeypatch.setattr(Path, "exists", lambda self: False)  # as the other saw it, a moment before
+        with pytest.raises(mmlfer.InputError, match="in use by process"), _runs.locked(tmp_path, tmp_path / ".lock"):
+            pass
+
+
+def test_two_processes_that_write_one_file_leave_one_of_two_whole(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def other_writes_meanwhile(number):
+        monkeypatch.setattr(os, "fsync", fsync)
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                mmlfer.write_whole(tmp_path / "x", b"two")
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert (tmp_path / "x").read_bytes() == b"two"
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", other_writes_meanwhile)
+    mmlfer.write_whole(tmp_path / "x", b"one, longer")
+    assert (tmp_path / "x").read_bytes() == b"one, longer" and os.listdir(tmp_path) == ["x"]
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """No file can become longer in this process, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
+    photo, table = tmp_path / "photo.png", tmp_path / "p.csv"
+    Image.new("RGB", (64, 64)).save(photo)
+    commands = {tmp_path / "faces": ("synth", tmp_path / "faces", "--n", 3, "--size", 112),
+                tmp_path / "crops": ("crop", photo, "--out", tmp_path / "crops"),
+                table: ("predict", "--ckpt", sketch, faces_folder / "aligned", "--csv", table, "--top", 1)}
+    for place, command in commands.items():
+        with files_of_at_most(100):
+            result = invoke(*command)
+        assert result.exit_code == 1, result.output
+        assert result.stderr.splitlines()[-1] == (
+            f"Error: {place}: cannot be written (File too large); free some space or name another output")
+    assert os.listdir(tmp_path / "faces") == [] and not table.exists()
+
+
+# ---------------------------------------------------------------- inputs that change
+
+
+def test_a_photograph_that_has_gone_since_it_was_read_has_no_drawing_and_its_row(sketch, tmp_path, monkeypatch):
+    face = _alignment.Face(np.array([8.0, 8, 40, 40]), 64 * np.array([[.3, .4], [.7, .4], [.5, .6], [.4, .7], [.6, .7]]), 0.9)
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64), "grey").save(tmp_path / f"{name}.png")
+
+    def photo_faces(paths):
+        for path in paths:
+            yield path, mmlfer.read_image(path), [face]
+            if path.name == "a.png":
+                path.write_bytes(path.read_bytes()[:60])  # Pillow raises another kind of error than for no file
+
+    monkeypatch.setattr(predict, "photo_faces", photo_faces)
+    monkeypatch.setattr(predict, "choose_template", lambda like, state: _alignment.PUBLIC)
+    result = invoke("predict", "--ckpt", sketch, "--photos", tmp_path / "a.png", tmp_path / "b.png", "--draw",
+                    tmp_path / "d", "--csv", tmp_path / "p.csv")
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Warning: no drawing: {tmp_path}/a.png: not an image that can be read (")
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert [(row["image"], row["drawing"]) for row in rows] == [
+        (f"{tmp_path}/a.png", ""), (f"{tmp_path}/b.png", f"{tmp_path}/d/b.jpg")]
+    assert os.listdir(tmp_path / "d") == ["b.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"data: [", b"", b"3", b"\xff", None])
+def test_an_export_of_runs_one_of_which_is_damaged_is_not_begun(trained, tmp_path, content):
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file in ("test.json", "config.yaml", "log.csv"):
+            (tmp_path / "runs" / name / file).write_bytes((trained[0] / file).read_bytes())
+    other = json.loads((trained[0] / "test.json").read_text())
+    (tmp_path / "runs/b/test.json").write_text(json.dumps({**other, "seed": 1}))
+    config = tmp_path / "runs/b/config.yaml"
+    config.unlink() if content is None else config.write_bytes(content)
+    result = invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "out")
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    assert result.stderr.startswith(f"Error: {config}: not as `train` writes it (") and result.stderr.count("\n") == 1
+    assert result.stderr.endswith("); remove this run or train it again\n")
+
+
+# ---------------------------------------------------------------- signals
+
+
+def test_what_tells_a_run_to_stop_lets_the_step_finish():
+    sent = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+    before = [signal.getsignal(number) for number in sent]
+    with _runs.caught_signals() as caught:
+        for number in sent:
+            os.kill(os.getpid(), number)
+    assert caught == sent and [signal.getsignal(number) for number in sent] == before
+
+
+def test_a_hangup_that_nohup_ignores_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _runs.caught_signals() as caught:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert caught == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_workers_start_with_these_signals_blocked(monkeypatch):
+    blocked = []
+
+    class Loader:
+        def __init__(self, *args, **options):
+            pass
+
+        def __iter__(self):
+            blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+            return iter("ab")
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    monkeypatch.setattr(torch.utils.data, "DataLoader", Loader)
+    assert list(_people.read_batches([], 2, types.SimpleNamespace(workers=2))) == ["a", "b"]
+    assert blocked[0] >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "\t=1.png"])
+def test_no_name_is_a_formula_of_a_spreadsheet(sketch, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save(tmp_path / name)
+    assert invoke("predict", "--ckpt", sketch, "--csv", "p.csv", "--", name).exit_code == 0
+    (row,) = csv.DictReader((tmp_path / "p.csv").open(newline=""))
+    assert row["image"] == f"./{name}" and Path(row["image"]).samefile(name)
+
+
+def test_every_byte_of_a_name_stays_in_its_row(sketch, tmp_path):
+    names = [bytes([byte]) for byte in range(1, 256) if byte != ord("/")]
+    names = sorted({os.fsdecode(b"x" + name + b'y",\n') for name in names})
+    image = Image.new("RGB", (32, 32))
+    for name in names:
+        image.save(tmp_path / f"{name}.png")
+    out = tmp_path.parent / f"{tmp_path.name}.csv"
+    result = invoke("predict", "--ckpt", sketch, tmp_path, "--csv", out)
+    assert result.exit_code == 0, result.output
+    rows = [row["image"] for row in csv.DictReader(out.open(newline="", encoding="utf-8"))]
+    shown = [f"{tmp_path}/{name}.png".encode(errors="replace").decode() for name in names]
+    assert sorted(rows) == sorted(shown) and len(rows) == 254
+
+
+def test_a_bar_in_a_name_ends_no_cell_of_a_table():
+    assert mmlfer.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
