@@ -53,16 +53,17 @@ def make(kind, path):
 NO_VIDEO = "not a video that can be read: something else, or cut off before its index; give another copy"
 
 
-@pytest.mark.parametrize("kind, said", [
-    ("picture", "one picture, not a video; `mmlfer predict --photos` takes it"), ("folder", "a folder; give its videos, as {}/*.mp4"),
-    ("nothing", "no such file; give a video, or the number of a camera"), ("text", NO_VIDEO), ("sound", NO_VIDEO), ("empty clip", NO_VIDEO)])
-def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, kind, said, capfd):
-    path = tmp_path / "no video.mp4"
-    make(kind, path)
+def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, capfd):
+    kinds = {"picture": "one picture, not a video; `mmlfer predict --photos` takes it", "folder": "a folder; give its videos, as {}/*.mp4",
+             "nothing": "no such file; give a video, or the number of a camera", "text": NO_VIDEO, "sound": NO_VIDEO, "empty clip": NO_VIDEO}
+    paths = [tmp_path / f"{kind}.mp4" for kind in kinds]
+    for kind, path in zip(kinds, paths):
+        make(kind, path)
     good = write_clip(tmp_path / "good.mp4", grey(3), 10, "mp4v")
     capfd.readouterr()
-    result = run(templated, tmp_path / "out", path, good)
-    assert (result.exit_code, result.stderr) == (1, f"Warning: skipped {path}: {said.format(path)}\n")
+    result = run(templated, tmp_path / "out", *paths, good)
+    assert result.exit_code == 1 and result.stderr.splitlines() == [
+        f"Warning: skipped {path}: {said.format(path)}" for path, said in zip(paths, kinds.values())]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.csv"] and len(times_of(tmp_path / "out/good.csv")) == 3
     assert capfd.readouterr().err == ""  # OpenCV and FFmpeg say nothing beside
 
