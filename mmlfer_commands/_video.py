@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from mmlfer import InputError
 from mmlfer_commands._alignment import Face, find_faces, known, look, three_of
@@ -18,7 +18,7 @@ CUT = 30  # mean difference of two frames of 16x9 pixels, of 0..255, that is a c
 SHORT = 1.0  # seconds by which the frames may end before their file says
 TRIES = 8  # to read on behind what is broken in a file
 RATES = (1, 60)  # frames a second that a file's own rate is believed in
-DRAWN = 640  # the longest side of a drawn copy, pixels: OpenCV's VP9 is slow
+DRAWN = 640  # the longer side of a drawn copy, pixels: OpenCV's VP9 is slow
 
 # ---------------------------------------------------------------- reading
 
@@ -59,7 +59,7 @@ def is_picture(path):
     try:
         with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
             return getattr(image, "n_frames", 1) == 1
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombWarning):
+    except Exception:  # Pillow's plugins raise every kind
         return False
 
 
@@ -330,10 +330,12 @@ class Drawing:
                              "the rows are written")
 
 
-def shrink(image):
-    """An image of at most DRAWN pixels a side and even sides, and by how much it is shrunk."""
+def fit(image):
+    """An image with its longer side of DRAWN pixels, both sides even, and by how much it is zoomed:
+    text can be read in it."""
     import cv2
 
-    zoom = min(1.0, DRAWN / max(image.shape))
+    zoom = DRAWN / max(image.shape)
     size = [max(2, round(zoom * n / 2) * 2) for n in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), zoom
+    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=how), zoom

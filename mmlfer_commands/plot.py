@@ -212,8 +212,8 @@ def parse_table(text):
     if not faces:
         raise ValueError("no face in it")
     times = np.array(list(times.values()))
-    if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise ValueError("times that do not rise")
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise ValueError("times that go back")
     return times, names, {i: (np.array(index), np.array(rows, np.float32))
                           for i, (index, rows) in faces.items()}
 

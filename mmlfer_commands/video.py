@@ -41,7 +41,7 @@ from mmlfer_commands._video import (
     Tracker,
     camera_number,
     check_scipy,
-    shrink,
+    fit,
 )
 from mmlfer_commands.crop import like_option, output_names, say, shown
 from mmlfer_commands.predict import Item, ahead, predict_crops
@@ -154,9 +154,9 @@ def strip_of(told, width):
 
 
 def draw_frame(image, faces):
-    """A copy of a frame (H, W, 3), a large one shrunk, with a box and a number round each face and
-    a strip below it. faces: (Item, what `answer` tells of it)."""
-    picture, zoom = shrink(image)
+    """A copy of a frame (H, W, 3), 640 pixels long, with a box and a number round each face and a
+    strip below it. faces: (Item, what `answer` tells of it)."""
+    picture, zoom = fit(image)
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
     for item, told in faces:
@@ -284,7 +284,7 @@ def clip_name(clip):
 @click.option("--smooth", type=RATE, metavar="SECONDS", help="Also write the mean of each face's "
               "probabilities over so many seconds around each frame.")
 @click.option("--draw", is_flag=True, help="Write NAME.webm too: the clip without its sound, 640 "
-              "pixels long at most, and each face's three likeliest expressions.")
+              "pixels long, with each face's three likeliest expressions.")
 @like_option
 @device_option
 @precision_option

@@ -284,7 +284,7 @@ def test_a_video_without_trained_aus_has_expressions_alone(tmp_path, kept):
 
 @pytest.mark.parametrize("text, said", [
     ("", "no face in it"), ("frame,timestamp,success\n0,0.0,0\n", "no face in it"), ("frame,timestamp\n0,0.0\n", "'success'"),
-    ("frame,face_id,timestamp,success,p_a\n0,0,1,1,1\n1,0,0.5,1,1\n", "times that do not rise"),
+    ("frame,face_id,timestamp,success,p_a\n0,0,1,1,1\n1,0,0.5,1,1\n", "times that go back"),
     ("frame,face_id,timestamp,success,p_a\n0,0,x,1,1\n", "could not convert string to float: 'x'")])
 def test_a_table_that_video_does_not_write_is_named(tmp_path, text, said):
     (tmp_path / "t.csv").write_text(text)

@@ -6,7 +6,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from clips import grey, moving, rows_of, run, times_of, write_at, write_clip
+from clips import grey, moving, rows_of, run, write_at, write_clip
 from conftest import invoke
 from PIL import Image
 
@@ -100,24 +100,28 @@ def test_smoothing_keeps_faces_apart():
 # ---------------------------------------------------------------- time
 
 
+def frames_of(path, *options):
+    clip = _video.Clip(str(path))
+    frames = list(clip.frames(*options))
+    clip.close()
+    return frames
+
+
 @pytest.mark.parametrize("name, code", [("a.webm", "VP90"), ("a.mp4", "mp4v")])
-def test_times_and_frames_of_a_constant_rate(templated, nobody, tmp_path, name, code):
-    write_clip(tmp_path / name, grey(12), 8, code)
-    assert run(templated, tmp_path, tmp_path / name).exit_code == 0
-    assert times_of(tmp_path / "a.csv") == [i * 0.125 for i in range(12)]
-    assert [int(row["frame"]) for row in rows_of(tmp_path / "a.csv")] == list(range(12))
-    assert [abs(image.mean() - want.mean()) < 6 for image, want in zip(nobody, grey(12)[::4])] == [True] * 3  # each half second
+def test_times_and_frames_of_a_constant_rate(tmp_path, name, code):
+    frames = frames_of(write_clip(tmp_path / name, grey(12), 8, code))
+    assert [(frame.number, frame.time) for frame in frames] == [(i, pytest.approx(i * 0.125, abs=1e-9)) for i in range(12)]
+    assert all(abs(frame.image.mean() - image.mean()) < 6 for frame, image in zip(frames, grey(12)))
 
 
 @pytest.mark.parametrize("name, codec", [("v.mp4", "mpeg4"), ("v.webm", "libvpx-vp9"), ("h.mp4", "libx264")])
-def test_times_of_a_variable_rate(templated, nobody, tmp_path, name, codec):
+def test_times_of_a_variable_rate(tmp_path, name, codec):
     times = [0, 33, 66, 166, 173, 214, 464, 497, 530, 1030, 1063]
-    clip = write_at(tmp_path / name, grey(len(times)), times, codec)
-    assert run(templated, tmp_path, clip).exit_code == 0
-    assert times_of(tmp_path / f"{clip.stem}.csv") == [t / 1000 for t in times]
+    frames = frames_of(write_at(tmp_path / name, grey(len(times)), times, codec))
+    assert [1000 * frame.time for frame in frames] == pytest.approx(times, abs=1e-6)
 
 
-def test_rotation_in_the_metadata_counts(templated, nobody, tmp_path):
+def test_rotation_in_the_metadata_counts(tmp_path):
     """A phone held upright: wide frames, and a quarter turn clockwise in the header of the track."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[:24, :32] = 250  # the upper left corner goes to the upper right
@@ -126,19 +130,22 @@ def test_rotation_in_the_metadata_counts(templated, nobody, tmp_path):
     assert struct.unpack(">9i", content[place : place + 36]) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     content[place : place + 36] = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
     (tmp_path / "a.mp4").write_bytes(content)
-    assert run(templated, tmp_path, tmp_path / "a.mp4").exit_code == 0
-    assert nobody[0].shape == (64, 48, 3) and nobody[0][5:25, 30:45].mean() > 200 > 50 > nobody[0][5:25, 3:18].mean()
+    upright = frames_of(tmp_path / "a.mp4")[0].image
+    assert upright.shape == (64, 48, 3) and upright[5:25, 30:45].mean() > 200 > 50 > upright[5:25, 3:18].mean()
 
 
-@pytest.mark.parametrize("options, frames", [
-    (("--every", 3), [0, 3, 6, 9]), (("--fps", 4), [0, 3, 5, 8, 10]), (("--fps", 99), list(range(12))), (("--fps", 5), [0, 2, 4, 6, 8, 10]),
-    (("--start", 0.3), list(range(3, 12))), (("--end", 0.3), [0, 1, 2]), (("--start", 0.25, "--end", 0.8, "--every", 2), [4, 6]),
-    (("--start", 0.2, "--fps", 2.5), [2, 6, 10]), (("--start", 9), [])])
-def test_which_frames_are_taken(templated, nobody, tmp_path, options, frames):
-    clip = write_clip(tmp_path / "a.mp4", grey(12), 10, "mp4v")
-    assert run(templated, tmp_path, clip, *options).exit_code == 0
-    assert [int(row["frame"]) for row in rows_of(tmp_path / "a.csv")] == frames
-    assert times_of(tmp_path / "a.csv") == [frame / 10 for frame in frames]
+def test_which_frames_are_taken(templated, nobody, tmp_path):
+    clip, end = write_clip(tmp_path / "a.mp4", grey(12), 10, "mp4v"), float("inf")
+    for options, numbers in (  # every, so many a second, start, end
+            ((3,), [0, 3, 6, 9]), ((1, 4), [0, 3, 5, 8, 10]), ((1, 99), [*range(12)]), ((1, 5), [0, 2, 4, 6, 8, 10]),
+            ((1, None, 0.3), [*range(3, 12)]), ((1, None, 0, 0.3), [0, 1, 2]), ((2, None, 0.25, 0.8), [4, 6]), ((1, 2.5, 0.2, end), [2, 6, 10]),
+            ((1, None, 9.0), [])):
+        frames = frames_of(clip, *options)
+        assert [frame.number for frame in frames] == numbers, options
+        assert [frame.time for frame in frames] == pytest.approx([number / 10 for number in numbers])
+    for i, (options, numbers) in enumerate(((("--start", 0.25, "--end", 0.8, "--every", 2), [4, 6]), (("--fps", 4, "--end", 0.8), [0, 3, 5]))):
+        assert run(templated, tmp_path / str(i), clip, *options).exit_code == 0
+        assert [int(row["frame"]) for row in rows_of(tmp_path / f"{i}/a.csv")] == numbers
 
 
 def test_every_or_fps_and_an_end_after_the_start(templated, tmp_path):

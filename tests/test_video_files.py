@@ -53,16 +53,17 @@ def make(kind, path):
 NO_VIDEO = "not a video that can be read: something else, or cut off before its index; give another copy"
 
 
-@pytest.mark.parametrize("kind, said", [
-    ("picture", "one picture, not a video; `mmlfer predict --photos` takes it"), ("folder", "a folder; give its videos, as {}/*.mp4"),
-    ("nothing", "no such file; give a video, or the number of a camera"), ("text", NO_VIDEO), ("sound", NO_VIDEO), ("empty clip", NO_VIDEO)])
-def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, kind, said, capfd):
-    path = tmp_path / "no video.mp4"
-    make(kind, path)
+def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, capfd):
+    kinds = {"picture": "one picture, not a video; `mmlfer predict --photos` takes it", "folder": "a folder; give its videos, as {}/*.mp4",
+             "nothing": "no such file; give a video, or the number of a camera", "text": NO_VIDEO, "sound": NO_VIDEO, "empty clip": NO_VIDEO}
+    paths = [tmp_path / f"{kind}.mp4" for kind in kinds]
+    for kind, path in zip(kinds, paths):
+        make(kind, path)
     good = write_clip(tmp_path / "good.mp4", grey(3), 10, "mp4v")
     capfd.readouterr()
-    result = run(templated, tmp_path / "out", path, good)
-    assert (result.exit_code, result.stderr) == (1, f"Warning: skipped {path}: {said.format(path)}\n")
+    result = run(templated, tmp_path / "out", *paths, good)
+    assert result.exit_code == 1 and result.stderr.splitlines() == [
+        f"Warning: skipped {path}: {said.format(path)}" for path, said in zip(paths, kinds.values())]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.csv"] and len(times_of(tmp_path / "out/good.csv")) == 3
     assert capfd.readouterr().err == ""  # OpenCV and FFmpeg say nothing beside
 
@@ -130,6 +131,7 @@ def test_one_name_for_two_clips_and_outputs_that_are_there(templated, nobody, tm
 
 
 def test_ctrl_c_leaves_whole_rows(templated, sixty, tmp_path, monkeypatch):
+    monkeypatch.setattr(_video, "DRAWN", 64)
     calls = []
 
     def search(image, found=()):
@@ -176,7 +178,8 @@ def test_a_full_disk_leaves_whole_rows(templated, nobody, sixty, tmp_path):
     assert 4500 < len(text) <= 5000 and text[-1] == "\n" and len({line.count(",") for line in text.splitlines()}) == 1
 
 
-def test_a_full_disk_while_drawing_keeps_the_rows(templated, nobody, sixty, tmp_path):
+def test_a_full_disk_while_drawing_keeps_the_rows(templated, nobody, sixty, tmp_path, monkeypatch):
+    monkeypatch.setattr(_video, "DRAWN", 128)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, before[1]))
     try:
@@ -233,8 +236,9 @@ def test_a_camera_that_is_not_there(templated, tmp_path, monkeypatch):
 # ---------------------------------------------------------------- a drawn copy
 
 
-def test_a_drawn_copy_plays_as_fast_and_as_long(templated, nobody, tmp_path):
+def test_a_drawn_copy_plays_as_fast_and_as_long(templated, nobody, tmp_path, monkeypatch):
     """Of a variable rate, with each frame at its time; of a part, that part; without sound."""
+    monkeypatch.setattr(_video, "DRAWN", 64)
     times = [0, 40, 80, 200, 240, 500, 540, 1000, 1040, 1200]
     images = grey(10, (64, 48))
     clip = write_at(tmp_path / "a.webm", images, times, "libvpx-vp9")
@@ -265,6 +269,7 @@ def test_boxes_numbers_and_strips_of_a_drawn_frame():
             assert (abs(drawn[y - 2 : y + 3, x - 2 : x + 3] - (255, 212, 0)).max(2) < 9).any()
         bars = [(abs(drawn[130 + 15 * line + 2, left : left + 150] - (47, 111, 181)).max(1) < 9).sum() for line in range(3)]
         assert bars[0] == pytest.approx(0.75 * 150, abs=4) and bars[1] == pytest.approx(0.2 * 150, abs=4) and bars[2] <= 1
+    assert video.draw_frame(image[:60, :90], []).shape == (426, 640, 3)  # a small one enlarged
     low = video.draw_frame(image, [(predict.Item(0, None, {"face": _alignment.Face(np.array([1200.0, 800, 200, 220]), None, 1), "face_id": 0}),
                                     item(0, 0)[1])]).astype(int)
     assert (low[-45:, -150:].sum(2) < 200).mean() > 0.3  # within the picture
