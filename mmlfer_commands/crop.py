@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -105,13 +106,15 @@ def photo_faces(paths):
         yield path, image, None if isinstance(image, str) else find_faces(image)
 
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
 
 
 def say(line, err=True):
-    """Print a line to standard error, or to standard output, above the bar."""
+    """Print a line to standard error, or to standard output, above the bar; what in a name would
+    end it, or tell the terminal something, is shown as ?."""
     with tqdm.external_write_mode():
-        click.echo(line, err=err)
+        click.echo(CONTROL.sub("?", line), err=err)
 
 
 def shown(path):

@@ -169,7 +169,7 @@ def lines_to(path):
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
         yield types.SimpleNamespace(write=lambda text: tqdm.write(text, sys.stdout, end=""))
     elif path.exists() and not path.is_file():
-        with path.open("w", 1, "utf-8", newline="") as file:
+        with writing(path), path.open("w", 1, "utf-8", newline="") as file:
             yield file
     else:
         folder = Path(os.path.realpath(path)).parent

@@ -94,7 +94,9 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
     result = invoke("gradcam", "--ckpt", ckpt, *images, "--out", "g.png")
     assert (result.exit_code, result.stdout) == (0, "g.png\n")
     x = torch.stack([torch.tensor(np.asarray(Image.open(path))).permute(2, 0, 1) for path in images])
-    p_emo, p_au = mmlfer.predict_faces(mmlfer.load_net(ckpt, "cpu")[0], x)
+    net = mmlfer.load_net(ckpt, "cpu")[0]
+    p_emo, p_au = mmlfer.predict_faces(net, x)
+    maps = [gradcam.gradcam(net, one[None])[0][0].numpy() for one in x]
     truth = dict(line.split() for line in (faces_folder / "RAFCE_emolabel.txt").read_text().splitlines())
     for i, (path, row) in enumerate(zip(images, titles(kept[0]))):
         aus = [str(au) for au, p in zip(mmlfer.AUS, p_au[i]) if p > 0.5]
@@ -104,6 +106,8 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
         assert "".join(row[1]).replace(" ", "") == (head + said).replace(" ", "")
         face, shown = (axis.images[0].get_array() for axis in kept[0].axes[2 * i : 2 * i + 2])
         assert (face == x[i].permute(1, 2, 0).numpy()).all() and (shown == face).all()
+        attention = kept[0].axes[2 * i + 1].images[1]
+        assert np.allclose(attention.get_array(), maps[i], atol=1e-4) and attention.get_clim() == (0, 1)
 
 
 def test_truths_come_from_the_data_of_each_checkpoint(ckpt, faces_folder, tmp_path, kept):

@@ -138,6 +138,9 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
         assert result.stderr.splitlines()[-1] == (
             f"Error: {place}: cannot be written (File too large); free some space or name another output")
     assert os.listdir(tmp_path / "faces") == [] and not table.exists()
+    result = invoke("predict", "--ckpt", sketch, faces_folder / "aligned", "--csv", "/dev/full")
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1] == (
+        "Error: /dev/full: cannot be written (No space left on device); free some space or name another output")
 
 
 def test_a_pipe_that_closes_is_no_full_disk():
@@ -253,6 +256,8 @@ def test_every_byte_of_a_name_stays_in_its_row(sketch, tmp_path):
     rows = [row["image"] for row in csv.DictReader(out.open(newline="", encoding="utf-8"))]
     shown = [f"{tmp_path}/{name}.png".encode(errors="replace").decode() for name in names]
     assert sorted(rows) == sorted(shown) and len(rows) == 254
+    lines = result.stdout.split("\n")
+    assert len(lines) == 255 and not any(ord(letter) < 32 or ord(letter) == 127 for line in lines for letter in line)
 
 
 def test_a_bar_in_a_name_ends_no_cell_of_a_table():
