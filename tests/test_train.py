@@ -161,7 +161,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
         program = start(*again)
         assert any("going on" in line for line in program.stdout)  # it has read everything and trains
         while writing and program.poll() is None and not list(tmp_path.glob("cut/.*.part")):
-            pass
+            time.sleep(0.002)
         os.kill(int((tmp_path / "cut/.lock").read_text().split()[1]), signal.SIGKILL)
         assert program.wait() == -signal.SIGKILL
         program.communicate()
