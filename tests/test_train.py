@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -160,8 +161,8 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
     for writing in (True, False):  # killed amid the writing of a checkpoint, and at some moment
         program = start(*again)
         assert any("going on" in line for line in program.stdout)  # it has read everything and trains
-        while writing and program.poll() is None and not list(tmp_path.glob("cut/.*.pt.part")):
-            pass
+        while writing and program.poll() is None and not list(tmp_path.glob("cut/.*.part")):
+            time.sleep(0.002)
         os.kill(int((tmp_path / "cut/.lock").read_text().split()[1]), signal.SIGKILL)
         assert program.wait() == -signal.SIGKILL
         program.communicate()
