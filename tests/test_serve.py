@@ -429,19 +429,20 @@ def test_what_hinders_its_start_is_one_line(server, ckpt, started, monkeypatch):
     assert result.stderr == "Error: serve needs starlette: pip install -e '.[web,photos]'\n" and not started
 
 
-def test_nothing_was_written_and_ctrl_c_ends_it_in_a_second(server, photos):
-    """The last test of this file: afterwards the server is gone."""
-    buffer = io.BytesIO()
-    Image.effect_noise((4000, 4000), 50).save(buffer, "JPEG", quality=30)
-    links = [connect(server, ["Content-Length: 9"], b"x")]  # a body that never ends, and a picture that takes its time
-    large = buffer.getvalue()
-    links.append(connect(server, [f"Content-Length: {len(large)}"], large))
-    time.sleep(0.3)
-    start = time.monotonic()
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(10) == 128 + signal.SIGINT and time.monotonic() - start < 1
-    for link in links:
-        link.close()
-    assert server.process.stdout.read() == "" and list((server.folder / "tmp").iterdir()) == list((server.folder / "cwd").iterdir()) == []
-    log = (server.folder / "log").read_text()
-    assert log.endswith("stopped\n") and "png" not in log and "Traceback" not in log and log.count("\n") < 5, log
+def test_nothing_was_written_and_ctrl_c_ends_it_in_a_second(ckpt, photos, tmp_path):
+    with serving(ckpt, tmp_path) as server:
+        for name in ("face 4 %.png", "text.jpg"):
+            ask(server, f"/predict?name={quote(name)}&crops=1", (photos / name).read_bytes())
+        buffer = io.BytesIO()
+        Image.effect_noise((4000, 4000), 50).save(buffer, "JPEG", quality=30)
+        links = [connect(server, ["Content-Length: 9"], b"x")]  # a body that never ends, and a picture that takes its time
+        links.append(connect(server, [f"Content-Length: {len(buffer.getvalue())}"], buffer.getvalue()))
+        time.sleep(0.3)
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(10) == 128 + signal.SIGINT and time.monotonic() - start < 1
+        for link in links:
+            link.close()
+        assert server.process.stdout.read() == "" and list((tmp_path / "tmp").iterdir()) == list((tmp_path / "cwd").iterdir()) == []
+        log = (tmp_path / "log").read_text()
+        assert log.endswith("stopped\n") and "png" not in log and "Traceback" not in log and log.count("\n") < 5, log
