@@ -1,5 +1,6 @@
 """labels.csv: what is read from it, and each thing that can be wrong with it in one line."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -223,7 +224,9 @@ def test_labels_in_another_vocabulary(tmp_path):
     moved = _labels.recode(faces, other, tmp_path)
     assert [other.emotions[k] for k in moved.y_emo] == [faces.vocabulary.emotions[k] for k in faces.y_emo]
     assert moved.y_au.tolist() == [[0, -1, 1], [0, -1, 0], [-1, -1, -1], [1, -1, 0]]
-    assert moved.sha256() != faces.sha256() and _labels.recode(faces, faces.vocabulary, tmp_path) is faces
+    assert _labels.recode(faces, faces.vocabulary, tmp_path) is faces
+    renamed = dataclasses.replace(faces, vocabulary=mmlfer.Vocabulary(("a", "b", "c"), faces.vocabulary.aus))
+    assert len({faces.sha256(), moved.sha256(), renamed.sha256()}) == 3
     with pytest.raises(mmlfer.InputError) as caught:
         _labels.load_faces(tmp_path, mmlfer.Vocabulary(("contempt", "sadly, angry"), (1,)))
     assert str(caught.value) == (f"{tmp_path}/labels.csv: a/0001.jpg: 'happily surprised' is not among the expressions to tell apart: "

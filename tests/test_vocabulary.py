@@ -131,7 +131,7 @@ def test_every_command_takes_the_names_from_the_checkpoint(run, own, tmp_path, m
     assert [label.get_text() for label in drawn[1].axes[0].get_xticklabels()] == list(NAMES)
     assert invoke("gradcam", "--ckpt", out / "best.pt", *images, "--out", tmp_path / "g.png").exit_code == 0
     titles = [axis.get_title().replace("\n", " ") for axis in drawn[2].axes]
-    assert [title for title in titles[::2]] == [f"{path.name} true: {NAMES[2 * int(path.stem) % 3]}" for path in images]
+    assert titles[::2] == [f"{path.name} true: {NAMES[2 * int(path.stem) % 3]}" for path in images]
     assert all(any(name in title for name in NAMES) for title in titles[1::2])
     assert invoke("export", "--ckpt", out / "best.pt", "--out", tmp_path / "m.onnx").exit_code == 0
     facts = {k: json.loads(v) for k, v in onnxruntime.InferenceSession(
