@@ -116,6 +116,16 @@ def rates(numbers, emotions):
     return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
 
 
+def packed(labels, k):
+    """Labels 0..k-1 as text, a digit (of base 36) an image; as they are where k is more."""
+    return "".join(np.base_repr(label, 36) for label in labels) if k <= 36 else labels
+
+
+def unpacked(labels):
+    """Labels of a test.json as a list, `packed` or not."""
+    return [int(digit, 36) for digit in labels] if isinstance(labels, str) else labels
+
+
 def read_run(path):
     """A run's test.json; its numbers must follow from its predictions."""
     try:
@@ -123,7 +133,7 @@ def read_run(path):
         if "truth" not in run and "confusion" in run["best"] and "pred" not in run["best"]:
             raise InputError(f"{path}: written by an early version, which kept no predictions; "
                              "remove it or train again")
-        best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
+        best, truth, pred = run["best"], unpacked(run["truth"]), unpacked(run["best"]["pred"])
         emotions = Vocabulary.of(run).emotions
         k = len(emotions)
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:

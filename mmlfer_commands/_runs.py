@@ -2,6 +2,7 @@
 whether a device has bf16."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import platform
@@ -56,6 +57,14 @@ def held(folder):
             yield
         finally:
             (folder / LOCK).unlink(missing_ok=True)
+
+
+def remove_parts(*paths):
+    """Remove what writes of these files left when they were killed; for the holder of their lock,
+    for another process may be at work on its own."""
+    for path in paths:
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,7 @@ from mmlfer_commands._runs import (
     given_options,
     has_bf16,
     locked,
+    remove_parts,
     stopped_line,
 )
 
@@ -494,6 +495,8 @@ def pretrain(opt, paths, state, world):
     run, out = Pretraining(opt, people, len(images), world), paths["out"]
     lock = out.with_name(f".{out.stem}.lock")
     with contextlib.nullcontext() if world.rank else locked(out, lock):
+        if world.rank == 0:
+            remove_parts(*paths.values())
         if state:
             run.restore(state)
         check_same_place(run, paths)

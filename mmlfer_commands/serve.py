@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -335,6 +336,8 @@ def build_app(service, place):
                 return fail(refused.status, refused.sentence)
             except ClientDisconnect:
                 return fail(400, "the connection was closed")
+            except InputError as error:
+                return fail(500, str(error))
             except Exception as error:
                 sentence = f"{type(error).__name__}: {brief(error)}"
                 click.echo(f"Warning: a request failed: {sentence}", err=True)
@@ -420,5 +423,5 @@ def command(ckpt, port, host, open_page, like, device):
                        err=True)
         click.echo(f"{place.url}  (Ctrl-C ends it)")
         if open_page:
-            webbrowser.open(place.url)
+            threading.Thread(target=webbrowser.open, args=[place.url], daemon=True).start()
         run_server(service, listener, place)

@@ -13,12 +13,20 @@ from mmlfer import (
     PATH,
     RUN_FILES,
     InputError,
+    Vocabulary,
     brief,
     check_output,
     markdown,
     write_whole,
 )
-from mmlfer_commands._results import PAPER, digest_of_names, find_files, read_results
+from mmlfer_commands._results import (
+    PAPER,
+    digest_of_names,
+    find_files,
+    packed,
+    read_results,
+    unpacked,
+)
 from mmlfer_commands._runs import WORDS
 
 # ---------------------------------------------------------------- Tables 2 and 3
@@ -220,7 +228,8 @@ def read_config(path):
 
 def export_results(paths, folder, out):
     """Copy what tables and curves need of the runs below a folder: test.json without images' names
-    and the last epoch's predictions, log.csv and config.yaml; of every path its name."""
+    and the last epoch's predictions, labels packed, log.csv and config.yaml; of every path its
+    name."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
     files = {}
@@ -230,6 +239,9 @@ def export_results(paths, folder, out):
         if "names" in run:
             run["names_sha256"] = digest_of_names(run.pop("names"))
         run["last"].pop("pred", None)
+        for labels in (run, run["best"]):
+            for name in labels.keys() & {"truth", "pred"}:
+                labels[name] = packed(unpacked(labels[name]), len(Vocabulary.of(run).emotions))
         for content in (run, run.get("options", run), config):
             for name, words in WORDS.items():
                 if name in content:

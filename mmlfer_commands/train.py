@@ -55,6 +55,7 @@ from mmlfer_commands._runs import (
     check_kept,
     given_options,
     locked,
+    remove_parts,
     stopped_line,
     tell_if_slower,
     versions,
@@ -297,6 +298,7 @@ def fit(cfg, out, resumed=False):
         # raises InputError before anything is written
         fresh = new_run(cfg, batches.steps, table, faces.vocabulary)
     with locked(out, out / ".lock"):
+        remove_parts(*(out / name for name in RUN_FILES))
         if fresh:
             run, origin = fresh
             start_folder(run, origin, faces, out)

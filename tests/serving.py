@@ -14,11 +14,11 @@ Server = namedtuple("Server", "process url folder")
 
 
 @contextlib.contextmanager
-def serving(ckpt, folder):
+def serving(ckpt, folder, program=sys.executable):
     """Start it at a free port, with a folder of its own for temporary files, and another to be in."""
     for name in ("tmp", "cwd"):
         (folder / name).mkdir()
-    command = [sys.executable, str(ROOT / "mmlfer.py"), "serve", "--ckpt", str(ckpt), "--port", "0"]
+    command = [program, str(ROOT / "mmlfer.py"), "serve", "--ckpt", str(ckpt), "--port", "0"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder / "cwd", env={**os.environ, "TMPDIR": str(folder / "tmp")},
                                    stdout=subprocess.PIPE, stderr=log, text=True)

@@ -105,9 +105,11 @@ def test_rows_in_any_order_keep_what_is_theirs(tmp_path):
 def test_build_makes_rafce_of_its_sources(sources, tmp_path, copy):
     ml, au = sources
     out = tmp_path / "rafce"
+    with (au / "RAFAU_label.txt").open("a") as file:
+        file.write("\n9999.jpg 12\n")  # not in RAF-ML
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", out, *(["--copy"] if copy else []))
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("""11 images in RAF-ML, 11 in RAF-AU, 10 in both
+    assert result.stdout.startswith("""11 images in RAF-ML, 12 in RAF-AU, 10 in both
 discarded 2 that have no second emotion of a probability above 0
 discarded 1 that have two most probable emotions that make none of the 14
 kept 7, 1 of them without an image file
@@ -262,6 +264,14 @@ def test_build_complains_in_one_line(sources, tmp_path):
     (ml / "EmoLabel/distribution.txt").write_text("0001.jpg 1 2 3\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert "distribution.txt:1: expected an image name and 6 values, got 4 fields" in result.stderr
+    (ml / "EmoLabel/distribution.txt").write_text("0001.jpg 0.6 1.2 0 0 0 0\n")
+    result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
+    assert "distribution.txt:1: expected six probabilities 0..1, got 0.6 1.2 0 0 0 0; fix" in result.stderr
+    (ml / "EmoLabel/distribution.txt").write_text("0001.jpg 0.6 0.4 0 0 0 0\n")
+    (au / "RAFAU_label.txt").write_text("0001.jpg 12\n")
+    (au / "RAFCE_partition.txt").write_text("0001.jpg 3\n")
+    result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
+    assert "RAFCE_partition.txt:1: expected a whole number 0..2, got '3'; fix this row" in result.stderr
     result = invoke("build", "--raf-ml", tmp_path / "no", "--raf-au", au, "--out", tmp_path / "o")
     assert result.exit_code == 1 and "no distribution.txt there" in result.stderr
     assert not (tmp_path / "o").exists()

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import invoke
+from conftest import SMALL, SMALL_PRETRAINING, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, _people, _runs, build, crop, predict
+from mmlfer_commands import _alignment, _people, _runs, build, crop, predict, pretrain, train
 
 # ---------------------------------------------------------------- two processes at one output
 
@@ -94,6 +94,23 @@ def test_two_processes_that_write_one_file_leave_one_of_two_whole(tmp_path, monk
     assert (tmp_path / "x").read_bytes() == b"one, longer" and os.listdir(tmp_path) == ["x"]
 
 
+def test_a_run_removes_what_killed_writes_left_and_nothing_else(faces_folder, people, tmp_path, monkeypatch):
+    stay = [tmp_path / name for name in (".curves.png.77.part", ".w.pth.part.txt", "last.pt.77.part")]
+    left = [tmp_path / name for name in (".last.pt.77.part", ".best.pt.78.part", ".test.json.1.part", ".w.pth.77.part",
+                                         ".w.last.pt.77.part", ".w.csv.3.part")]
+    for path in (*stay, *left):
+        path.write_text("x")
+    monkeypatch.setattr(train, "train_epochs", lambda *args: None)
+    monkeypatch.setattr(train, "read_test_set", lambda *args: None)
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path, "--arch", "resnet18", "--method", "stl", *SMALL)
+    assert result.exit_code == 0, result.output
+    assert [path.exists() for path in left] == [False] * 3 + [True] * 3
+    monkeypatch.setattr(pretrain, "pretrain_epochs", lambda run, *args: run.log.append({}))
+    result = invoke("pretrain", "--faces", people, "--out", tmp_path / "w.pth", *SMALL_PRETRAINING)
+    assert result.exit_code == 0, result.output
+    assert not any(path.exists() for path in left) and all(path.exists() for path in stay)
+
+
 # ---------------------------------------------------------------- a full disk
 
 
@@ -121,6 +138,13 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
         assert result.stderr.splitlines()[-1] == (
             f"Error: {place}: cannot be written (File too large); free some space or name another output")
     assert os.listdir(tmp_path / "faces") == [] and not table.exists()
+
+
+def test_a_pipe_that_closes_is_no_full_disk():
+    with pytest.raises(BrokenPipeError), mmlfer.writing("-"):
+        raise BrokenPipeError(32, "Broken pipe")
+    with pytest.raises(FileNotFoundError), mmlfer.writing("-"):
+        Path("/no/such/file").read_text()  # that error names its file
 
 
 # ---------------------------------------------------------------- inputs that change

@@ -28,7 +28,7 @@ given = dict(zip(words[1::2], words[2::2])) if words[0] != "train" else dict(
 out = Path(given.get("--out", "."))
 def note(what):
     with open("calls", "a") as file:
-        print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given]), file=file)
+        print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given, words]), file=file)
 def stopped(*_):
     time.sleep(0.5)  # it saves
     note("stopped")
@@ -84,7 +84,7 @@ def run_sh(place, *args, **settings):
 def calls(place, what="start"):
     """(command, options, threads, time) of the program's calls."""
     lines = map(json.loads, (place / "calls").read_text().splitlines())
-    return [(command, given, threads, when) for kind, when, threads, command, given in lines if kind == what]
+    return [(command, given, threads, when) for kind, when, threads, command, given, _ in lines if kind == what]
 
 
 def trained(place):
@@ -114,8 +114,13 @@ def test_all_experiments_of_the_paper(place):
         elif not out.startswith("search"):
             assert given.get("--rho") == ("0.3" if row == "mtl" else None) and "--rho-am" not in given
     assert runs["search/am-lab/0.03-1"]["--rho"] == "0.03" and runs["search/am-lab/0.03-1"]["--rho-am"] == "1"
-    last = [(name, given) for name, given, *_ in calls(place)][-5:]
-    assert [name for name, _ in last] == ["table", "plot", "plot", "plot", "gradcam"]
+    *_, words = zip(*map(json.loads, (place / "calls").read_text().splitlines()))
+    last = [one for one in words if one[0] in ("table", "plot", "gradcam")][::2]  # where it starts, not where it ends
+    final = "./runs/final"
+    assert last[:-1] == [["table", final, "--out", "./runs/results.md"], ["plot", final], ["plot", f"{final}/mtl-3"],
+                         ["plot", f"{final}/mml-wild-3"]]
+    assert last[-1][:7] == ["gradcam", "--ckpt", f"{final}/mtl-3/best.pt", "--ckpt", f"{final}/mml-wild-3/best.pt", "--out",
+                            "./runs/gradcam.png"]
 
 
 def grad_cam(place):

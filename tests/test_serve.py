@@ -213,6 +213,11 @@ def test_postscript_is_not_read_though_pillow_could_with_another_program(server)
         415, "image: not an image that can be read (cannot identify image file 'image')")
 
 
+def test_of_few_expressions_no_more_are_named():
+    assert serve.read_parameters({}, ["awe", "contempt"]) == ("image", 2, "json", False)
+    assert serve.read_parameters({"top": "01", "crops": "1"}, ["awe", "contempt"]) == ("image", 1, "json", True)
+
+
 def test_pages_elsewhere_get_nothing(server):
     port = urlsplit(server.url).port
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", f"127.0.0.1:{port + 1}", "", f"10.0.0.1:{port}"):
@@ -401,7 +406,7 @@ def started(monkeypatch):
 
 def test_it_listens_at_this_machine_alone_unless_told_else(ckpt, started):
     result = invoke("serve", "--ckpt", ckpt, "--port", 0, "--open", "--device", "cpu")
-    url, ((bound, port), place) = started
+    url, ((bound, port), place) = sorted(started, key=lambda one: not isinstance(one, str))
     assert (bound, url) == ("127.0.0.1", f"http://127.0.0.1:{port}/")
     assert (result.stdout, "network" in result.stderr) == (f"{url}  (Ctrl-C ends it)\n", False)
     result = invoke("serve", "--ckpt", ckpt, "--port", 0, "--host", "0.0.0.0")

@@ -425,10 +425,32 @@ def test_export_keeps_what_table_and_plot_need(trained, tmp_path):
     assert sorted(p.name for p in (out / "mml").iterdir()) == ["config.yaml", "log.csv", "test.json"]
     assert (out / "mml/log.csv").read_bytes() == (runs / "mml/log.csv").read_bytes()
     kept, config = json.loads((out / "mml/test.json").read_text()), yaml.safe_load((out / "mml/config.yaml").read_text())
-    assert "names" not in kept and "pred" not in kept["last"] and kept["best"]["pred"]
+    whole = json.loads((runs / "mml/test.json").read_text())
+    assert "names" not in kept and "pred" not in kept["last"]
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    assert [digits.index(c.lower()) for c in kept["best"]["pred"]] == whole["best"]["pred"]
+    assert [digits.index(c.lower()) for c in kept["truth"]] == whole["truth"]
     assert kept["data"] == config["data"] == "faces" and config["steps_per_epoch"] > 0
     assert not any("/" in p.read_text() for p in (out / "mml").iterdir())
     assert invoke("plot", out / "mml").exit_code == 0
+
+
+@pytest.mark.parametrize("k", [36, 37])
+def test_labels_of_up_to_36_expressions_are_exported_as_digits(tmp_path, k):
+    names = [f"expression {i}" for i in range(k)]
+    truth, pred = list(range(k)), [0, *range(1, k - 1), 0]
+    numbers = mmlfer.expression_metrics(mmlfer.confusion_matrix(truth, pred, k), names)
+    run = fake_run(tmp_path / "runs", "mml", "own.yaml", 0, [0] * k, [0] * k, {}, emotions=names)
+    content = json.loads((run / "test.json").read_text())
+    content |= {"truth": truth, "best": {**content["best"], **numbers, "pred": pred}}
+    (run / "test.json").write_text(json.dumps(content))
+    (run / "log.csv").write_text("epoch\n")
+    (run / "config.yaml").write_text("data: /home/me/faces\n")
+    before = invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "out")
+    assert before.exit_code == 0, before.stderr
+    kept = json.loads((tmp_path / "out" / run.relative_to(tmp_path / "runs") / "test.json").read_text())
+    assert kept["truth"] == ("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ" if k == 36 else truth)
+    assert table_of(tmp_path / "out") == before.stdout and len(kept["best"]["pred"]) == k
 
 
 def test_an_export_of_an_export_is_the_same(tmp_path):

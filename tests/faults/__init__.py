@@ -5,11 +5,13 @@ from faults import (
     converting,
     data,
     method,
+    outputs,
     pretraining,
     serving,
     training,
     video,
     vocabulary,
+    wiring,
 )
 from faults.fault import Fault
 
@@ -48,5 +50,5 @@ CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in e
 
 FAULTS = [
     *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS, *converting.FAULTS,
-    *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS,
+    *outputs.FAULTS, *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS, *wiring.FAULTS,
 ]

@@ -43,6 +43,8 @@ FAULTS = [
     Fault("serve-cold-is-hot", SERVE, "colour = 1.5 - abs(4 * heat[..., None] - (3, 2, 1))",
           "colour = 1.5 - abs(4 * heat[..., None] - (1, 2, 3))",
           "serve::test_crops_are_what_the_net_saw_and_gradcam_shows_where_it_looked"),
+    Fault("serve-more-than-all", SERVE, "min(int(top), len(expressions))", "int(top)",
+          "serve::test_of_few_expressions_no_more_are_named"),
     Fault("serve-tells-places", SERVE, 'Path(config["data"]).name', 'config["data"]',
           "serve::test_what_is_told_of_the_checkpoint"),
     Fault("page-unsorted", PAGE, ".sort((a, b) => b[1] - a[1])", "",

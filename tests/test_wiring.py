@@ -1,0 +1,188 @@
+"""What commands hand on: options reach what they are for, and numbers what is printed."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import invoke
+from PIL import Image
+
+import mmlfer
+from mmlfer_commands import _alignment, bench, crop, demo, plot, predict, pretrain, synth, train
+
+
+class Stop(Exception):
+    """Raised where a test has seen enough."""
+
+
+def recorder(seen, result=None):
+    """A function that keeps what it is called with, then returns `result`, or raises Stop for None."""
+
+    def record(*args, **options):
+        seen.append((*args, *options.values()))
+        if result is None:
+            raise Stop
+        return result
+
+    return record
+
+
+@pytest.mark.parametrize("command", [("eval",), ("predict", "face.png"), ("gradcam", "face.png", "--out", "g.png"),
+                                     ("bench", "--rounds", 1), ("demo", "--out", "d")])
+def test_a_device_that_is_not_there_is_asked_for(sketch, faces_folder, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/faces").symlink_to(faces_folder)
+    Image.new("RGB", (32, 32)).save("face.png")
+    name, *words = command
+    if name in ("eval", "predict", "gradcam"):
+        words += ["--ckpt", sketch]
+    if name == "bench":  # in this process
+        monkeypatch.setattr(bench, "in_processes", lambda n, function, jobs, **options: map(function, jobs))
+    result = invoke(name, *words, "--device", "abacus")
+    assert result.exit_code == 1 and "--device abacus: " in result.stderr
+
+
+def test_bench_does_what_its_options_say(monkeypatch):
+    jobs, calls, rounds = [], [], []
+    monkeypatch.setattr(bench, "in_processes", lambda n, function, work, **options: jobs.extend(work) or [1.0] * len(work))
+    monkeypatch.setattr(bench, "bench_call", recorder(calls, "call"))
+    monkeypatch.setattr(bench, "time_calls", recorder(rounds, {name: [1.0, 2.0, 9.0] for name in bench.BENCH}))
+    monkeypatch.setattr(bench, "pick_device", lambda name: torch.device("cpu"))
+    result = invoke("bench", "--batch-size", 3, "--size", 40, "--rounds", 7, "--json", "--device", "cuda:3")
+    rows = json.loads(result.stdout)
+    assert jobs == calls == [(name, 3, 40, "cuda:3") for name in bench.BENCH]
+    assert rounds == [(dict.fromkeys(bench.BENCH, "call"), 7)]
+    assert {row["seconds"] for row in rows.values()} == {2.0}  # the median
+
+
+def test_synth_draws_what_its_options_say(tmp_path, monkeypatch):
+    faces, people = [], []
+    monkeypatch.setattr(synth, "synthesize", recorder(faces))
+    monkeypatch.setattr(synth, "synthesize_people", recorder(people))
+    invoke("synth", tmp_path, "--n", 7, "--test", 2, "--stats", "lab", "--size", 40, "--seed", 9, "--au-noise", 0.5)
+    invoke("synth", tmp_path, "--labels", "l", "--size", 41)
+    invoke("synth", tmp_path, "--people", 5, "--per-person", 3, "--stats", "lab", "--size", 42, "--seed", 8)
+    assert faces == [(tmp_path, 7, "lab", None, 40, 9, 0.5, 2), (tmp_path, 1400, "wild", "l", 41, 0, 0.0, 0)]
+    assert people == [(tmp_path, 5, 3, "lab", 42, 8)]
+
+
+def test_crop_and_predict_take_the_alignment_that_is_given(sketch, tmp_path, monkeypatch):
+    Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
+    chosen, cropped, found = [], [], []
+    for module in (crop, predict):
+        monkeypatch.setattr(module, "choose_template", recorder(chosen, "template"))
+    monkeypatch.setattr(crop, "crop_photos", recorder(cropped, (3, 2, 0)))
+    monkeypatch.setattr(predict, "items_of_photos", recorder(found, []))
+    photo, like = tmp_path / "p.png", ("--like", tmp_path / "like")
+    result = invoke("crop", photo, "--out", tmp_path / "o", "--size", 50, *like)
+    assert result.stdout == f"3 faces of 1 images, 2 without a face, 0 that cannot be read: {tmp_path}/o\n"
+    assert invoke("predict", "--ckpt", sketch, "--photos", photo, *like).exit_code == 0
+    assert cropped == [([photo], "template", 50, tmp_path / "o")] and found == [([photo], 32, "template")]
+    assert [args[0] for args in chosen] == [tmp_path / "like"] * 2 and chosen[1][1]["config"]["size"] == 32
+
+
+def test_the_demo_reports_its_best_epoch(trained, faces_folder, tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/faces").symlink_to(faces_folder)
+    test = json.loads((trained[0] / "test.json").read_text())
+    test["best"].update(accuracy=0.4321, n=77), test["last"].update(accuracy=0.1, n=76)
+    given = []
+    monkeypatch.setattr(demo, "fit", recorder(given, test))
+    result = invoke("demo", "--out", tmp_path / "d", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "On these 77 stand-in test faces" in result.stdout and "accuracy of this model                43.21 %" in result.stdout
+    assert "confusion: true expressions down, predicted across" in result.stdout  # the whole report
+    assert given[0][0].device == "cpu" and given[0][1] == tmp_path / "d"
+
+
+def test_pretraining_takes_its_rates():
+    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.2, momentum=0.7,
+                                weight_decay=0.3, epochs=2)
+    (group,) = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu"))).sgd.param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2 * 64 / 512, 0.7, 0.3, False)
+
+
+def test_the_digest_of_images_is_of_all_of_them():
+    """Past a part of 256 at a time."""
+    images = torch.zeros(300, 3, 2, 2, dtype=torch.uint8)
+    digests = {train.digest_of_images(images)}
+    for i in (0, 255, 256, 299):
+        changed = images.clone()
+        changed[i, 2, 1, 1] = 1
+        digests.add(train.digest_of_images(changed))
+    assert len(digests) == 5
+
+
+# ---------------------------------------------------------------- plot
+
+
+def test_a_run_with_runs_below_it_is_a_run(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below/test.json").touch()
+    assert plot.kind_of(tmp_path) == "several runs"
+    (tmp_path / "log.csv").touch()
+    assert plot.kind_of(tmp_path) == "run"
+    (tmp_path / "test.json").touch()
+    assert plot.kind_of(tmp_path) == "tested run"
+
+
+def test_a_figure_that_is_written_is_let_go(tmp_path):
+    plt = plot.pyplot()
+    plt.close("all")
+    plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.svg")
+    assert plt.get_fignums() == [] and (tmp_path / "f.svg").read_bytes().startswith(b"<?xml")
+
+
+# ---------------------------------------------------------------- faces looked at again
+
+FIVE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]])
+
+
+def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypatch):
+    """In the square that the detector sees: a neighbour, and the face twice."""
+    target = _alignment.PUBLIC * _alignment.LOOK_FACE + (_alignment.LOOK - _alignment.LOOK_FACE) / 2
+    place = np.array([target[0, 0] - 0.3 * 280, target[0, 1] - 0.4 * 280])
+    found = [_alignment.Face(np.zeros(4), 280 * FIVE + place + shift, score)
+             for shift, score in ((300, 0.99), (4, 0.7), (0, 0.9), (8, 0.8))]
+    monkeypatch.setattr(_alignment, "detect", lambda image: found)
+    seen = _alignment.look(np.zeros((500, 500, 3), np.uint8), target)  # asked for where it already is
+    assert np.allclose(seen.points, found[2].points) and seen.score == 0.9
+    monkeypatch.setattr(_alignment, "detect", lambda image: found[:1])
+    assert _alignment.look(np.zeros((500, 500, 3), np.uint8), target) is None
+
+
+def test_two_findings_that_a_closer_look_brings_together_are_one_face(monkeypatch):
+    found = [_alignment.Face(np.array([x, 0, 9, 9.0]), 100 * FIVE + (x, 0), score) for x, score in ((0, 0.9), (60, 0.8))]
+    monkeypatch.setattr(_alignment, "search", lambda image: iter(found))
+    monkeypatch.setattr(_alignment, "look_closely", lambda image, three: found[0])
+    assert [face.score for face in crop.find_faces(None)] == [0.9]
+
+
+@pytest.mark.parametrize("apart,small", [(9.9, True), (10.1, False)])
+def test_a_face_is_small_by_its_eyes(apart, small):
+    points = 100 * FIVE  # a mouth of 30 pixels
+    points[1] = points[0] + (apart, 0)
+    told = _alignment.Face(np.array([1.26, 2, 3, 4]), points, 0.87654321).described()
+    assert told["small"] is small and told["score"] == 0.8765 and told["box"] == [1.3, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
+    """`eval --data` on images that are not all there: those left out are said, the rest is counted."""
+    folder = tmp_path / "faces"
+    (folder / "aligned").mkdir(parents=True)
+    for file in mmlfer.LABEL_FILES:
+        (folder / file).write_bytes((faces_folder / file).read_bytes())
+    test = mmlfer.load_labels(folder).of("test").names
+    for name in test[1:]:
+        (folder / f"aligned/{name}").symlink_to(faces_folder / f"aligned/{mmlfer.stem(name)}_aligned.jpg")
+    refused = invoke("eval", "--ckpt", sketch, "--data", folder)
+    assert refused.exit_code == 1 and f"{test[0]} is nowhere below {folder}" in refused.stderr
+    result = invoke("eval", "--ckpt", sketch, "--data", folder, "--skip-bad-images", "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["n"] == len(test) - 1
+    assert "left out 1 images that cannot be read" in result.stderr
