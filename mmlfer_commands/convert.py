@@ -39,9 +39,9 @@ from mmlfer_commands._labels import (
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
          "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
-         "angrily surprised", "angrily disgusted", "disgustedly surprised")
+         "angrily surprised", "angrily disgusted", "disgustedly surprised")  # its classes 1..11
 ABAW = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other")
-ABAW_AUS = "1,2,4,6,7,10,12,15,23,24,25,26"
+ABAW_AUS = "1,2,4,6,7,10,12,15,23,24,25,26"  # the challenge's order, as of the classes 0..7
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
          "dev": "val", "test": "test", "testing": "test"}
 NOT_CODED = {"aus": "?"}

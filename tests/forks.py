@@ -1,18 +1,18 @@
 """A Python that has loaded torch and torchvision, and forks itself for each program to be run.
 
 Loading them takes 4 s of a processor, a fork nothing. `python()` is the path of a program that
-takes what Python takes: a script, -c or -m, and arguments. Open files, folder, environment, process
-group and signals are those of the program that a test starts. Of mmlfer nothing is loaded before.
-Two things differ: no write waits for the disk, and all forks hash strings alike. What is about the
-start itself (imports, --help, Ctrl-C at once) is tested with sys.executable.
+takes what Python takes: a script, -c or -m, and arguments. Standard files, folder, environment,
+process group and signals are those of the program that a test starts. Of mmlfer nothing is loaded
+before. Two things differ: no write waits for the disk, and all forks hash strings alike. What is
+about the start itself (imports, --help, Ctrl-C at once) is tested with sys.executable.
 """
 
 import atexit
 import contextlib
-import fcntl
 import functools
 import gc
 import importlib
+import itertools
 import json
 import os
 import runpy
@@ -28,7 +28,6 @@ import traceback
 import types
 from pathlib import Path
 
-LARGEST = 250  # files that a test hands on have smaller numbers
 LOADED = ("torch", "torchvision", "numpy", "PIL.Image", "click", "yaml", "tqdm")
 
 
@@ -58,7 +57,7 @@ def is_open(number):
 
 def ask(address, *arguments):
     """Have the server run this in a new process, and end as that ends."""
-    numbers = [number for number in range(LARGEST) if is_open(number)]
+    numbers = [number for number in range(3) if is_open(number)]
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     socket.send_fds(connection, [b"x"], [*numbers, connection.fileno()])
@@ -91,6 +90,7 @@ def serve(address):
     listener.bind(address)
     listener.listen(64)
     print("listening", flush=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever waits for the end of the pipe waits for no fork
     while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
@@ -106,7 +106,7 @@ def serve(address):
 def watch(connection):
     """In a process of its own: fork the program, which alone returns; tell who asked what becomes
     of it; kill it when who asked is gone."""
-    _, files, *_ = socket.recv_fds(connection, 1, LARGEST)
+    _, files, *_ = socket.recv_fds(connection, 1, 4)
     request = json.loads(connection.makefile().readline())
     process = os.fork()
     if process == 0:
@@ -138,13 +138,13 @@ def stream(number, mode, **options):
 
 
 def become(request, files):
-    """Take on the files, folder, environment and so on; -> the arguments without -u."""
+    """Take on the files, folder, environment and so on; -> the arguments without Python's flags."""
     numbers, arguments, environment = (request[name] for name in ("numbers", "arguments", "environment"))
-    aside = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, LARGEST) for file in files]
-    os.closerange(0, LARGEST)
-    for file, number in zip(aside, numbers):
+    os.closerange(0, 3)
+    for file, number in zip(files, numbers):
         os.dup2(file, number)
-    os.closerange(LARGEST, max(aside) + 1)
+    for file in files:
+        os.close(file)
     try:
         os.setpgid(0, request["group"])
     except PermissionError:  # it is of another session
@@ -155,12 +155,13 @@ def become(request, files):
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(number, handler)
     sys.modules["numpy"].random.seed()  # not all from one state
-    encoding, unbuffered = environment.get("PYTHONIOENCODING"), arguments[0] == "-u"
+    flags = list(itertools.takewhile(lambda word: word[:1] == "-" and word not in ("-c", "-m"), arguments))
+    encoding, unbuffered = environment.get("PYTHONIOENCODING"), "-u" in flags
     sys.stdin = stream(0, "r", encoding=encoding)
     sys.stdout = stream(1, "w", encoding=encoding, buffering=1 if unbuffered or os.isatty(1) else -1)
     sys.stderr = stream(2, "w", encoding=encoding, buffering=1, errors="backslashreplace")
     sys.path[:1] = environment.get("PYTHONPATH", "").split(os.pathsep) if environment.get("PYTHONPATH") else []
-    return arguments[unbuffered:]
+    return arguments[len(flags) :]
 
 
 def run(first, *rest):

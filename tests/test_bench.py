@@ -1,22 +1,28 @@
 """The cost of a step."""
 
 import json
-import multiprocessing.spawn
-import os
 import resource
+import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from conftest import invoke
+from conftest import ROOT, invoke
 from forks import python
 
 from mmlfer_commands import bench
 
 
+def in_forks(workers, function, jobs, **options):
+    """bench.in_processes, a fork for each job in place of a process that loads torch."""
+    for job in jobs:
+        code = f"from mmlfer_commands import bench; print(bench.{function.__name__}({job!r}))"
+        yield float(subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
+
+
 def test_bench_prints_one_object(monkeypatch):
-    monkeypatch.setattr(multiprocessing.spawn, "_python_exe", os.fsencode(python()))  # of those that measure memory
+    monkeypatch.setattr(bench, "in_processes", in_forks)
     result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)

@@ -14,7 +14,7 @@ from conftest import SMALL, invoke, load, random_batch, run_of
 from test_train import assert_same_run
 
 import mmlfer
-from mmlfer_commands import _runs, bench, train
+from mmlfer_commands import _runs, bench, train, video
 
 CFG = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="cpu", precision="bf16",
                     hypergrad="jvp")
@@ -147,10 +147,21 @@ def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkey
 SLOWER = "--precision bf16: slower here than float32, for this CPU has no bf16 instructions\n"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "bench"])
+def test_video_gives_it_to_the_net(tmp_path, monkeypatch):
+    def load_net(*args):
+        raise mmlfer.InputError(f"asked for {args[1:]}")
+
+    monkeypatch.setattr(video, "load_net", load_net)
+    for options, precision in ((), "float32"), (("--precision", "bf16"), "bf16"):
+        result = invoke("video", tmp_path / "a.mp4", "--ckpt", "x.pt", "--out", tmp_path, *options)
+        assert result.stderr == f"Error: asked for ('auto', '{precision}')\n"
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "video", "bench"])
 def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_path, monkeypatch):
     arguments = {"train": ("--data", tmp_path), "eval": ("--ckpt", sketch, "--data", tmp_path),
-                 "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": ()}[command]
+                 "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": (),
+                 "video": (tmp_path / "a.mp4", "--ckpt", sketch, "--out", tmp_path)}[command]
     option = () if command == "bench" else ("--precision", "bf16")
     monkeypatch.setattr(bench, "in_processes", lambda *args, **options: iter([mmlfer.InputError]))
     monkeypatch.setattr(bench, "time_calls", lambda *args: {})

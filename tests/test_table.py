@@ -306,6 +306,15 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")
 
 
+def test_seeds_are_compared_in_their_order_and_small_p_to_three_digits(tmp_path):
+    truth = [0] * 20
+    for seed, right in ((8, 11), (1, 9), (17, 7)):  # a set would have 8 before 1
+        fake_run(tmp_path, "mtl", "wild", seed, [0] * 20, truth)
+        fake_run(tmp_path, "stl", "wild", seed, [0] * right + [1] * (20 - right), truth)
+    line = table_of(tmp_path).split("| --- | --- | --- | --- | --- |\n")[-1].splitlines()[0]
+    assert line.endswith(" | 11:0 p=0.001, 9:0 p=0.004, 13:0 p<0.001 |")
+
+
 def test_each_measure_has_its_own_interval(tmp_path):
     """Three seeds alike: MS images / (3 N) with 15 degrees of freedom, t = 2.13145. In Acc. e is 1/4 (12 times) and
     -3/4 (4 times), MS images 3 * 3 / 15; in Diag. weights are 2/3 and 2, e is 1/3 and -1, MS images 3 * (16/3) / 15."""
@@ -393,7 +402,18 @@ def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
 def test_a_flag_that_was_searched_is_printed_as_train_takes_it(tmp_path, best, printed):
     for value in (True, False):
         searched(tmp_path, str(value), [0.6 if value == best else 0.3], skip_bad_images=value)
-    assert invoke("search", tmp_path, "skip-bad-images").stdout == printed
+    result = invoke("search", tmp_path, "skip-bad-images")
+    assert (result.stdout, result.stderr) == (printed, "")  # a flag has no smaller or larger ones
+
+
+def test_a_search_over_two_options_warns_of_both_edges_and_quotes_words(tmp_path):
+    for i, (rho, rho_am) in enumerate(((0.1, 0.3), (0.3, 0.1), (0.2, 0.2))):
+        searched(tmp_path / "r", str(i), [0.5 if i == 1 else 0.4], rho=rho, rho_am=rho_am)
+    result = invoke("search", tmp_path / "r", "rho", "rho-am")
+    assert result.stdout == "--rho 0.3 --rho-am 0.1\n" and [line.split(": ")[2][:45] for line in result.stderr.splitlines()] == [
+        "rho 0.3 is the best and the largest of those ", "rho-am 0.1 is the best and the smallest of th"]
+    searched(tmp_path / "s", "1", [0.5], stats="/my own/table.yaml")
+    assert invoke("search", tmp_path / "s", "stats").stdout == "--stats '/my own/table.yaml'\n"
 
 
 def test_a_search_over_sizes_has_other_pictures(tmp_path):

@@ -195,7 +195,8 @@ def test_a_run_of_ours_brings_its_normalisation(tmp_path):
 def test_the_options_reach_the_run(source, tmp_path):
     """--weights, --weights-bgr and --weights-norm of `train`, seen in the checkpoint's net."""
     path = saved(source, tmp_path / "w.pth")
-    cfg = mmlfer.Config(data="-", method="stl", weights=path, weights_bgr=True, weights_norm="imagenet", device="cpu")
+    cfg = mmlfer.Config(data="-", method="stl", arch="resnet18", weights=path, weights_bgr=True, weights_norm="imagenet",
+                        device="cpu")
     run = run_of(cfg, 1)
     assert torch.equal(run.net.backbone.conv1.weight, source["conv1.weight"].flip(1))
     assert torch.equal(run.net.backbone.layer2[1].bn1.running_mean, source["layer2.1.bn1.running_mean"])
@@ -206,7 +207,7 @@ def test_imagenet_weights_without_a_network_end_in_one_line(monkeypatch):
     def offline(self, *args, **kwargs):
         raise OSError("no route")
 
-    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", offline)
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", offline)
     with pytest.raises(mmlfer.InputError, match=r"--weights imagenet: no download of https.*no route"):
         start("imagenet")
 
