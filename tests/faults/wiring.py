@@ -98,7 +98,7 @@ FAULTS = [
           '"stats": cfg["stats"]', '"stats": "wild"', "export::test_the_template_stands_in_the_metadata"),
     Fault("gradcam-one-map-for-all", "mmlfer_commands/gradcam.py",
           'axis.imshow(column["maps"][row], ', 'axis.imshow(column["maps"][0], ',
-          "gradcam::test_figure_says_what_the_net_says"),
+          "gradcam::test_each_face_has_its_own_map"),
     Fault("gradcam-colours-of-each-map", "mmlfer_commands/gradcam.py",
           'alpha=0.45, vmin=0, vmax=1)', 'alpha=0.45)', "gradcam::test_figure_says_what_the_net_says"),
     Fault("run-sh-table-of-searches-too", "run.sh", 'mmlfer table "$RUNS"', 'mmlfer table "$OUT"',
