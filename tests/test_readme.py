@@ -94,7 +94,9 @@ def test_the_table_of_commands_is_complete():
 def test_every_file_that_the_pages_name_exists():
     for name, page in PAGES.items():
         for target in re.findall(r"\]\((?!http)([^)]+)\)", page):
-            assert ((ROOT / name).parent / target).exists(), target
+            path, _, heading = target.partition("#")
+            place = (ROOT / name).parent / path
+            assert place.exists() and (not heading or f"\n## {heading}\n" in place.read_text()), target
     for name in spans():
         if name.startswith("_") or name.startswith("tests/") and " " not in name:
             assert (ROOT / ("mmlfer_commands" if name.startswith("_") else "") / name).exists(), name
