@@ -263,11 +263,12 @@ def loss_am(z_emo, z_au, table, form):
     """
     if form == "lab":
         table = (table > 0).to(table.dtype)
-    out = ~table.any(1)  # (K,)
-    p_out = (z_emo.detach().softmax(1) * out).sum(1)  # (B,), 1 - p(S)
-    z_emo = z_emo.masked_fill(out, -torch.inf)
-    table = table + out[:, None]  # whatever stands there, its p^emo is 0
-    return (1 - p_out) * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
+    weight, out = 1, ~table.any(1)  # (K,)
+    if out.any():
+        weight = 1 - (z_emo.detach().softmax(1) * out).sum(1)  # (B,), p(S)
+        z_emo = z_emo.masked_fill(out, -torch.inf)
+        table = table + out[:, None]  # whatever stands there, its p^emo is 0
+    return weight * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
 
 
 def all_losses(z_emo, z_au, y_emo, y_au, table, form):

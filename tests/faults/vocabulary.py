@@ -16,7 +16,7 @@ FAULTS = [
           "z_emo.detach().softmax(1) * out", "z_emo.softmax(1) * out",
           "losses::test_expressions_left_out_match_naive_loops"),
     Fault("left-out-faces-count-in-full", "mmlfer.py",
-          "return (1 - p_out) * (", "return (", "losses::test_expressions_left_out_match_naive_loops"),
+          "return weight * (", "return (", "losses::test_expressions_left_out_match_naive_loops"),
     Fault("f1-of-what-is-not-coded", "mmlfer.py",
           "active & (y_au != NOT_CODED)", "active", "vocabulary::test_au_f1_counts_coded_rows_alone"),
     # labels.csv
