@@ -114,7 +114,7 @@ def test_interval_matches_naive_loops(seeds, deviation):
 
 
 def test_the_simulation_has_the_counts_of_the_raw_results():
-    run = json.loads((ROOT / "tests/results/clean/stl-0/test.json").read_text())
+    run = json.loads((ROOT / "tests/results/401/clean/stl-0/test.json").read_text())
     assert tuple(np.bincount(run["truth"], minlength=14)) == simulation.COUNTS[401]
     assert {n: sum(counts) for n, counts in simulation.COUNTS.items()} == {909: 909, 401: 401}
 

@@ -20,7 +20,8 @@ from mmlfer_commands import _results, _stats, build, demo, synth, table
 from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
-RUNS_OF = sorted(path for path in RAW.iterdir() if path.is_dir())  # clean and noisy labels
+FEW, MANY = RAW / "401", RAW / "10401"  # by their test faces
+SETS = [FEW / "clean", FEW / "noise", MANY]  # each one data set
 PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md",
                                                 "mmlfer_commands/README.md")}
 README, PAGE_OF_RESULTS, _, PAGE_OF_COMMANDS = PAGES.values()
@@ -169,24 +170,42 @@ def test_help_answers_in_a_second_and_shows_defaults():
 
 
 def test_the_results_are_what_table_prints_from_the_raw_results():
-    rows = [line for line in RESULTS.splitlines() if re.match(r"\| \w.*\d\.\d\d", line)]
-    bench = [line for line in rows if line.startswith(("| forward pass |", "| plain MTL step |"))]
-    printed = [line for text in map(results, (RAW / "clean", RAW)) for line in text.splitlines()]
-    assert len(rows) > 20 and len(bench) == 2 and [row for row in rows if row not in [*printed, *bench]] == []
-    clean = results(RAW / "clean").split("## Table 3")[1].splitlines()
-    assert [line for line in clean if line.startswith("| ") and "signal" in line and line not in rows] == []  # none is kept quiet
-    table_3 = clean[: clean.index("## Paired comparisons over the same test images")]
-    assert [line for line in table_3 if line.startswith("| ") and line not in README.splitlines()] == []
-    assert len([line for line in README.splitlines() if re.match(r"\| \w.* ± ", line)]) == 8
+    page = PAGE_OF_RESULTS.split("\n## The cost of a step\n")[0]
+    rows = [line for line in page.splitlines() if re.match(r"\| \w.*\d\.\d\d", line)]
+    printed = [line for text in map(results, (FEW / "clean", FEW, MANY)) for line in text.splitlines()]
+    assert len(rows) > 30 and [row for row in rows if row not in printed] == []
+    for folder in (FEW / "clean", MANY):
+        table_3, pairs = results(folder).split("## Table 3")[1].split("## Paired comparisons")
+        assert [line for line in table_3.splitlines() if line.startswith("| ") and line not in page.splitlines()] == []
+        signals = [line for line in pairs.splitlines() if line.startswith("| ") and "signal" in line]
+        assert [line for line in signals if line not in rows] == []  # none is kept quiet
     files = [path for path in RAW.rglob("*") if path.is_file() and path.parent != RAW]
     assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not any(re.search(r"\.jpg|/tmp|/home|/root", path.read_text()) for path in files)
 
 
+def cells_of(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
+
+
+def test_the_table_of_the_readme_has_both_sets_side_by_side():
+    """Every row of Table 3 of both, without its number of seeds, which is three."""
+    told = [cells_of(line) for line in README.splitlines() if re.match(r"\| \w.* ± ", line)]
+    printed = []
+    for folder in (FEW / "clean", MANY):
+        lines = results(folder).split("## Table 3")[1].split("## Paired")[0].splitlines()
+        cells = [cells_of(line) for line in lines if " ± " in line]
+        assert {seeds for _, seeds, *_ in cells} == {"3"}
+        printed.append({name.replace(", weight-max 1.0", "").removesuffix(".0"): rest for name, _, *rest in cells})
+    assert [name for name, *_ in told] == [*printed[0], "mml wild, weight-max 4"]
+    for name, *cells in told:
+        assert cells == [*printed[0].get(name, ["", ""]), *printed[1].get(name, ["", ""])], name
+
+
 def test_the_claims_stand_in_the_tables():
     """Every interval that a sentence of the pages quotes is one that `table` prints."""
-    printed = "\n".join(map(results, [RAW, *RUNS_OF]))
+    printed = "\n".join(map(results, [FEW, *SETS]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
     prose = "\n".join(line for page in PAGES.values() for line in page.splitlines() if not line.startswith("|"))
     quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points\s+)?\[([+-]?\d+\.\d\d),\s+([+-]?\d+\.\d\d)\]", prose)
@@ -212,7 +231,7 @@ def test_the_papers_numbers():
 def test_what_the_noise_does_to_the_weights():
     ends = []
     for name in ("noise", "clean"):
-        with (RAW / name / "mml-wild-0/log.csv").open() as file:
+        with (FEW / name / "mml-wild-0/log.csv").open() as file:
             ends.append(list(csv.DictReader(file))[-1])
     text = " ".join(PAGE_OF_RESULTS.split())
     assert "omega^AU ends at {:.2f} where it ends at {:.2f}".format(*(float(row["w_au"]) for row in ends)) in text
@@ -221,21 +240,23 @@ def test_what_the_noise_does_to_the_weights():
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, and those with noise."""
-    y_emo, aus = synth.draw_labels(2000, _stats.load_stats("wild"), 0)
-    folder = tmp_path_factory.mktemp("drawn")
-    names = [f"{i:04d}.jpg" for i in range(1, 2001)]
-    build.write_labels(folder, names, y_emo, build.split_faces(y_emo, 0), aus)
-    clean = mmlfer.load_labels(folder)
-    synth.mislabel(folder, 0.3, 0)
-    return {"clean": clean, "noise": mmlfer.load_labels(folder)}
+    """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, those with noise, and those
+    with 10,000 test faces more."""
+    folders = [tmp_path_factory.mktemp("drawn") for _ in range(2)]
+    for folder, test in zip(folders, (0, 10_000)):
+        build.write_labels(folder, *synth.draw_rows(2000, test, _stats.load_stats("wild"), 0))
+    clean, many = map(mmlfer.load_labels, folders)
+    synth.mislabel(folders[0], 0.3, 0)
+    return {"clean": clean, "noise": mmlfer.load_labels(folders[0]), "10401": many}
 
 
-@pytest.mark.parametrize("name", [path.name for path in RUNS_OF])
-def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, name):
-    runs = [json.loads(path.read_text()) for path in sorted((RAW / name).glob("*/test.json"))]
-    assert {run["data_sha256"] for run in runs} == {drawn[name].sha256()}
-    assert all(run["truth"] == drawn[name].of("test").y_emo.tolist() for run in runs)
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, folder):
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/test.json"))]
+    assert {run["data_sha256"] for run in runs} == {drawn[folder.name].sha256()}
+    truth = drawn[folder.name].of("test").y_emo.tolist()
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    assert all(run["truth"] in (truth, "".join(digits[k] for k in truth)) for run in runs)
 
 
 def test_the_perfect_reader_of_the_results(drawn):
@@ -248,5 +269,6 @@ def test_the_perfect_reader_of_the_results(drawn):
 def test_the_raw_results_are_of_one_setting():
     """But for what makes the methods, the seeds and, of the noisy ones, the training AUs."""
     keys = ("size", "epochs", "batch_size", "lr_backbone", "lr_heads", "lr_meta", "schedule", "arch", "weights", "momentum", "weight_decay")
-    configs = [yaml.safe_load(path.read_text()) for path in sorted(RAW.glob("*/*/config.yaml"))]
-    assert len(configs) >= 9 and len({tuple(config[key] for key in keys) for config in configs}) == 1
+    for folder in (FEW, MANY):
+        configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("config.yaml"))]
+        assert len(configs) >= 9 and len({tuple(config[key] for key in keys) for config in configs}) == 1
