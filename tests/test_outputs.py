@@ -196,12 +196,16 @@ def test_an_export_of_runs_one_of_which_is_damaged_is_not_begun(trained, tmp_pat
 
 
 def test_what_tells_a_run_to_stop_lets_the_step_finish():
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whether the tests run under nohup or not
     sent = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     before = [signal.getsignal(number) for number in sent]
-    with _runs.caught_signals() as caught:
-        for number in sent:
-            os.kill(os.getpid(), number)
-    assert caught == sent and [signal.getsignal(number) for number in sent] == before
+    try:
+        with _runs.caught_signals() as caught:
+            for number in sent:
+                os.kill(os.getpid(), number)
+        assert caught == sent and [signal.getsignal(number) for number in sent] == before
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_a_hangup_that_nohup_ignores_stops_nothing():
