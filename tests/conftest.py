@@ -21,6 +21,12 @@ SMALL = ("--size", "32", "--batch-size", "4", "--arch", "resnet18", "--weights",
 SMALL_PRETRAINING = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device",
                      "cpu", "--lr", 1, "--warmup", 1)
 TIMES = {"elapsed", "seconds", "images_per_second"}
+LONG = ("run_sh", "train", "processes", "page", "serve", "readme", "own_data", "vocabulary", "demo", "video", "bench", "reference")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take longest first, so that no process is left with one when all others are done."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
