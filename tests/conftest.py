@@ -1,5 +1,6 @@
 import os
 import resource
+import signal
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,19 @@ def quick():
         patch.setattr(_alignment, "MEASURED", 8)
         patch.setattr(os, "fsync", lambda number: None)
         yield
+
+
+def end_at_the_third_step(monkeypatch):
+    """SIGTERM comes at the third step that is taken from here on."""
+    step, taken = mmlfer.train_step, []
+
+    def interrupted(*args):
+        taken.append(1)
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
 
 
 def invoke(*args):
@@ -139,6 +153,13 @@ def run_of(cfg, steps=1):
 def load(path):
     """What a checkpoint file holds."""
     return torch.load(path, weights_only=True)
+
+
+def assert_same_run(one, other):
+    """Two folders of finished runs hold the same, but for times."""
+    for name in ("last.pt", "best.pt"):
+        assert same(load(one / name), load(other / name), TIMES), name
+    assert (one / "test.json").read_text() == (other / "test.json").read_text()
 
 
 def same(a, b, but=()):

@@ -2,16 +2,13 @@
 
 import dataclasses
 import math
-import signal
 
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, invoke
-from test_train import assert_same_run, load
+from conftest import SMALL, assert_same_run, end_at_the_third_step, invoke, load
 
 import mmlfer
-from mmlfer_commands import train
 
 
 def naive_move(image, right, down, scale, degrees):
@@ -78,15 +75,7 @@ def test_both_batches_of_a_step_are_moved_and_nothing_else_changes(batches):
 def test_a_run_with_moves_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
     options = ("--data", faces_folder, "--epochs", 1, "--method", "mtl", "--arch", "resnet18", *SMALL)
     assert invoke("train", "--out", tmp_path / "whole", *options, "--augment").exit_code == 0
-    step, taken = mmlfer.train_step, []
-
-    def interrupted(*args):
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*args)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
+    end_at_the_third_step(monkeypatch)
     assert invoke("train", "--out", tmp_path / "cut", *options, "--augment").exit_code == 143
     assert load(tmp_path / "cut/last.pt")["step"] == 3
     assert invoke("train", "--out", tmp_path / "cut", "--resume").exit_code == 0

@@ -3,15 +3,21 @@
 import dataclasses
 import json
 import re
-import signal
 import types
 
 import compare_precision
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, invoke, load, random_batch, run_of
-from test_train import assert_same_run
+from conftest import (
+    SMALL,
+    assert_same_run,
+    end_at_the_third_step,
+    invoke,
+    load,
+    random_batch,
+    run_of,
+)
 
 import mmlfer
 from mmlfer_commands import _runs, bench, train, video
@@ -107,15 +113,8 @@ def test_a_run_in_bf16_resumes_to_the_same_end_and_says_what_it_is(faces_folder,
     whole = invoke("train", "--out", tmp_path / "whole", *options)
     assert whole.exit_code == 0 and re.search(r"\nboth tests took \d+\.\d s\n$", whole.stdout), whole.output
     assert json.loads((tmp_path / "whole/test.json").read_text())["options"]["precision"] == "bf16"
-    step, taken, loaded, load_net = mmlfer.train_step, [], [], mmlfer.load_net
-
-    def interrupted(*args):
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*args)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
+    loaded, load_net = [], mmlfer.load_net
+    end_at_the_third_step(monkeypatch)
     monkeypatch.setattr(train, "load_net", lambda *args: (loaded.append(args[1:]), load_net(*args))[1])
     assert invoke("train", "--out", tmp_path / "cut", *options).exit_code == 143
     assert load(tmp_path / "cut/last.pt")["step"] == 3

@@ -20,8 +20,9 @@ import yaml
 from conftest import (
     ROOT,
     SMALL,
-    TIMES,
+    assert_same_run,
     command_line,
+    end_at_the_third_step,
     invoke,
     load,
     random_batch,
@@ -38,12 +39,6 @@ from mmlfer_commands import train
 
 COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
            "val_diag", "lr", "seconds", "images_per_second"]
-
-
-def assert_same_run(one, other):
-    for name in ("last.pt", "best.pt"):
-        assert same(load(one / name), load(other / name), TIMES), name
-    assert (one / "test.json").read_text() == (other / "test.json").read_text()
 
 
 def test_train_writes_what_it_promises(trained, faces_folder):
@@ -196,19 +191,6 @@ def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, m
     assert [entry[:3] for entry in chosen] == [("auto", 0, 0)]
     assert "hypergradient" not in invoke("train", "--out", tmp_path / "r", "--resume").output
     assert [entry[:3] for entry in chosen] == [("auto", 0, 0), ("jvp", 0, 1)]
-
-
-def end_at_the_third_step(monkeypatch):
-    """SIGTERM comes at the third step that is taken from here on."""
-    step, taken = mmlfer.train_step, []
-
-    def interrupted(*args):
-        taken.append(1)
-        if len(taken) == 3:
-            signal.raise_signal(signal.SIGTERM)
-        return step(*args)
-
-    monkeypatch.setattr(train, "train_step", interrupted)
 
 
 def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path, monkeypatch):
