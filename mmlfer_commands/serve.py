@@ -170,12 +170,13 @@ class Service:
 
     def __init__(self, model):
         self.model, self.facts = model, model.facts()
+        self.html = PAGE.read_bytes()
         self.samples = [draw_sample(*sample) for sample in SAMPLES]
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
         self.turn, self.taken = asyncio.Lock(), 0
 
     async def page(self, request):
-        return PAGE.read_bytes(), "text/html"
+        return self.html, "text/html"
 
     async def health(self, request):
         return json.dumps(self.facts) + "\n", "application/json"
@@ -318,7 +319,7 @@ def build_app(service, place):
     from starlette.responses import Response
     from starlette.routing import Route
 
-    headers = {"Content-Security-Policy": policy(PAGE.read_text(encoding="utf-8")),
+    headers = {"Content-Security-Policy": policy(service.html.decode()),
                "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 
