@@ -12,6 +12,8 @@ import mmlfer
 
 ARCHS = ["resnet18", "resnet34", "resnet50"]
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 def make_run(arch, hypergrad="create_graph", method="mml"):
     """A run in float64 whose meta net is away from its zeros."""

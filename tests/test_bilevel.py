@@ -1,4 +1,6 @@
-"""The step of Sec. 4.2 on the whole ResNet-34, in float64; what takes several steps, on ResNet-18."""
+"""The step of Sec. 4.2 on the whole ResNet-34, in float64; what takes several steps, on the thin ResNet.
+
+test_arch.py has both forms on ResNet-18 and ResNet-50."""
 
 import dataclasses
 import re

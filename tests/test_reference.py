@@ -39,6 +39,8 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 # ---------------------------------------------------------------- the program, in float64
 
