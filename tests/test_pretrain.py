@@ -179,7 +179,7 @@ def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_pa
 def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     source, _ = pretrain.read_people(people)
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
-    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=0.1, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=0.1, momentum=0.9,
                                 weight_decay=0, epochs=2, workers=0)
     world, seen = pretrain.World(0, 1, torch.device("cpu")), {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
@@ -199,7 +199,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
     """Against the loss written out, on the same net."""
-    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=6.4, momentum=0.9,
                                 weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
@@ -275,7 +275,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
 def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
     """At the first epochs that begin when these shares are over."""
-    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.8, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.8, momentum=0.9,
                                 weight_decay=0, epochs=epochs)
     run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
     run.sgd.step()
@@ -445,3 +445,15 @@ def test_a_resumed_run_keeps_its_options_and_its_images(pretrained, people, tmp_
     assert lines == [f"Error: {faces}: not the images that {tmp_path}/w.last.pt was trained on"]
     torch.save({"net": {}}, tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume") == [f"Error: {tmp_path}/w.last.pt: not a run of `mmlfer pretrain`"]
+
+
+def test_a_run_from_when_float32_was_called_fp32_goes_on(pretrained, tmp_path):
+    paths = pretrain.run_paths(tmp_path / "net.pth")
+    for name, suffix in (("out", ".pth"), ("last", ".last.pt")):
+        state = load(pretrained[0].with_suffix(suffix))
+        torch.save({**state, "options": {**state["options"], "precision": "fp32"}}, paths[name])
+    result = invoke("pretrain", "--out", paths["out"], "--resume", "--precision", "float32")
+    assert result.output == f"{paths['out']}: complete, nothing to do\n"
+    assert pretrain.resumed_options(paths, {"precision": "float32"})[0].precision == "float32"
+    with pytest.raises(mmlfer.InputError, match="its run has --precision float32, not bf16"):
+        pretrain.resumed_options(paths, {"precision": "bf16"})

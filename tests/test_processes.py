@@ -112,7 +112,7 @@ def small(arch):  # without BatchNorm: its statistics are each process's own on 
 
 pretrain.make_backbone = small
 torch.nn.BatchNorm1d = lambda features: torch.nn.Identity()
-opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=1.0, momentum=0.9, epochs=2,
+opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=1.0, momentum=0.9, epochs=2,
                             weight_decay=0.01, warmup=0, loss="cosface", margin=0.35, scale=16.0, workers=0,
                             size=32, skip_bad_images=False)
 world = pretrain.join_world("cpu")
