@@ -255,33 +255,42 @@ def loss_dm2(z_emo, z_au, table):
     return -(z_emo.softmax(1) * expressions_from_aus(z_au, table)).sum(1)
 
 
-def called_for(table, form):
-    """What L^AM reads of p(AU | expression), table (K, J), found once a run, for it takes a look
-    that a GPU would wait for. -> table, of lab 1 for every observed p; the expressions without
-    statistics, rows of zeros, (K,), or None without any; form"""
-    if form == "lab":
-        table = (table > 0).to(table.dtype)
-    out = ~table.any(1)
-    return table + out[:, None], out if out.any() else None, form  # their p^emo is 0 there
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """p(AU | expression) as L^AM reads it. It is made once per run, because `of` reads values from
+    the device, and a step must not wait for a GPU."""
+
+    table: object  # (K, J); in the lab form every observed p is 1
+    form: str  # "wild" or "lab"
+    left_out: object  # (K,), expressions without statistics; None if there are none
+
+    @classmethod
+    def of(cls, table, form):
+        """From a table (K, J), in which expressions without statistics are rows of zeros."""
+        if form == "lab":
+            table = (table > 0).to(table.dtype)
+        left_out = ~table.any(1)
+        table = table + left_out[:, None]  # any value does, because their p^emo is 0
+        return cls(table, form, left_out if left_out.any() else None)
 
 
-def loss_am(z_emo, z_au, called):
-    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2. -> (B,).
+def loss_am(z_emo, z_au, statistics):
+    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2. z_emo (B, K), z_au (B, J) -> (B,).
 
-    Expressions without statistics are left out. With S all others, in Eqs. 5, 7 and 8 k is in S
-    alone and p^emo is the softmax over S, and L^AM is weighted by p(S), what S has of the softmax
-    over all: a coefficient, without a gradient, and 1 where S is everything.
+    Expressions without statistics are left out. Let S be the others: in Eqs. 5, 7 and 8 k runs over
+    S, and p^emo is the softmax over S. L^AM is multiplied by p(S), the share of S in the softmax
+    over all; it has no gradient.
     """
-    (table, out, form), weight = called, 1
-    if out is not None:
-        weight = 1 - (z_emo.detach().softmax(1) * out).sum(1)  # (B,), p(S)
-        z_emo = z_emo.masked_fill(out, -torch.inf)
-    return weight * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
+    s, weight = statistics, 1
+    if s.left_out is not None:
+        weight = 1 - (z_emo.detach().softmax(1) * s.left_out).sum(1)  # (B,), p(S)
+        z_emo = z_emo.masked_fill(s.left_out, -torch.inf)
+    return weight * (loss_dm1(z_emo, z_au, s.table, s.form) + loss_dm2(z_emo, z_au, s.table))
 
 
-def all_losses(z_emo, z_au, y_emo, y_au, called):
+def all_losses(z_emo, z_au, y_emo, y_au, statistics):
     """L^emo, L^AU and L^AM of each sample. z_emo (B, K), z_au (B, J) -> (B, 3)."""
-    l_am = loss_am(z_emo, z_au, called)
+    l_am = loss_am(z_emo, z_au, statistics)
     return torch.stack([loss_emo(z_emo, y_emo), loss_au(z_au, y_au), l_am], 1)
 
 
@@ -482,7 +491,7 @@ def learning_rates(net, optimizer):
 def meta_train(run, batch):
     """The losses at theta of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and their weights."""
     x, y_emo, y_au = batch
-    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.called))
+    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.statistics))
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
@@ -1003,7 +1012,7 @@ class Run:
         if cfg.form == "auto":
             self.form = "lab" if cfg.stats == "lab" else "wild"
         self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
-        self.called = called_for(self.table, self.form)
+        self.statistics = Statistics.of(self.table, self.form)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
@@ -1178,18 +1187,6 @@ def write_whole(path, content):
             part.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another file; nothing that stood there is lost") from None
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Name an output in an error that names no file, as of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or isinstance(error, BrokenPipeError):
-            raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
-                         "another output") from None
 
 
 def progress(*args, **options):

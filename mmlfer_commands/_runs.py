@@ -58,6 +58,18 @@ def check_two_outputs(**options):
 
 
 @contextlib.contextmanager
+def writing(path):
+    """Name an output in an error that names no file, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
+
+
+@contextlib.contextmanager
 def held(folder):
     """Hold a folder while it is filled; nothing of the lock stays in it."""
     with locked(folder, folder / LOCK):

@@ -25,10 +25,9 @@ from mmlfer import (
     read_labels,
     stem,
     write_whole,
-    writing,
 )
 from mmlfer_commands._labels import describe, split_faces
-from mmlfer_commands._runs import LOCK, held
+from mmlfer_commands._runs import LOCK, held, writing
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",

@@ -20,10 +20,9 @@ from mmlfer import (
     progress,
     try_read,
     write_whole,
-    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._runs import LOCK, held
+from mmlfer_commands._runs import LOCK, held, writing
 
 # ---------------------------------------------------------------- photographs
 

@@ -36,11 +36,10 @@ from mmlfer import (
     predict_faces,
     try_read,
     write_whole,
-    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
-from mmlfer_commands._runs import check_two_outputs, tell_if_slower
+from mmlfer_commands._runs import check_two_outputs, tell_if_slower, writing
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,

@@ -33,7 +33,7 @@ def in_float64(run):
     """The same run once more, in float64."""
     other = copy.copy(run)
     other.net = copy.deepcopy(run.net).double()
-    other.called = mmlfer.called_for(run.table.double(), run.form)
+    other.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
     other.meta = copy.deepcopy(run.meta).double()
     other.opt = mmlfer.theta_optimizer(other.net, run.cfg, run.steps)[0]
     for group, own in zip(other.opt.param_groups, run.opt.param_groups):

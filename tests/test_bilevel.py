@@ -31,7 +31,7 @@ def make_run(method="mml", hypergrad="create_graph", batchnorm=True, arch="resne
         backbone = list(run.net.backbone.parameters())
         run.opt.param_groups[0]["params"] = backbone
     run.net.double()
-    run.called = mmlfer.called_for(run.table.double(), run.form)
+    run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
     if run.meta:
         run.meta.double()
         for p in run.meta.parameters():
@@ -43,7 +43,7 @@ def leave_out(run, expressions):
     """The run's statistics have nothing of these expressions."""
     table = run.table.double()
     table[expressions] = 0
-    run.called = mmlfer.called_for(table, run.form)
+    run.statistics = mmlfer.Statistics.of(table, run.form)
 
 
 def grad_psi(run, batch, val):
@@ -67,7 +67,7 @@ def val_loss_after_look_ahead(run, batch, val):
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])
-    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.called)
+    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.statistics)
     (mmlfer.loss_weights(run.meta, outputs[0], run.cfg).detach() * losses).sum(1).mean().backward()
     with torch.no_grad():
         for name, p in net.net.named_parameters():
@@ -158,7 +158,7 @@ def forward_over_reverse(run, batch, val):
 
     def d_omega(theta):
         outputs = torch.func.functional_call(run.net, (theta, mmlfer.spare_buffers(run.net)), (batch[0],))
-        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.called) / len(batch[0])
+        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.statistics) / len(batch[0])
 
     def l_mtl(theta, omega):
         return (omega * d_omega(theta)).sum()
@@ -306,7 +306,7 @@ def test_a_step_names_what_it_reports():
     _, z_emo, z_au = net(batch[0])
     assert step.l_emo == pytest.approx(mmlfer.loss_emo(z_emo, batch[1]).mean().item())
     assert step.l_au == pytest.approx(mmlfer.loss_au(z_au, batch[2]).mean().item())
-    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.called).mean().item())
+    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.statistics).mean().item())
     assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
     assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
     assert mmlfer.STEP_LABELS.norm_psi == "gradient of psi" and step.norm_psi > 0

@@ -144,9 +144,9 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
 
 
 def test_a_pipe_that_closes_is_no_full_disk():
-    with pytest.raises(BrokenPipeError), mmlfer.writing("-"):
+    with pytest.raises(BrokenPipeError), _runs.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")
-    with pytest.raises(FileNotFoundError), mmlfer.writing("-"):
+    with pytest.raises(FileNotFoundError), _runs.writing("-"):
         Path("/no/such/file").read_text()  # that error names its file
 
 

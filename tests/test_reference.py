@@ -58,7 +58,7 @@ def run_program_loop(options, data, out):
         faces = mmlfer.load_images(mmlfer.load_labels(data), data, cfg.size)
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
-        run.called = mmlfer.called_for(run.table.double(), run.form)
+        run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
                 p *= 0.2 if ".bn2." in name else 1
