@@ -304,7 +304,7 @@ def test_broken_images_are_counted_and_the_first_named(copy_of_faces, tmp_path):
     break_images(copy_of_faces)
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("Error: 4 of 60 images cannot be read: 0001.jpg is nowhere below")
+    assert result.stderr.startswith("Error: 4 of 60 images cannot be read: 0001.jpg is not found below")
     assert "0002_aligned.jpg" in result.stderr and "--skip-bad-images" in result.stderr
     assert not (tmp_path / "run").exists()
 

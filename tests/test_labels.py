@@ -205,7 +205,7 @@ def test_images_are_found_by_their_paths(tmp_path):
     (tmp_path / "a/0001.png").unlink()
     with pytest.raises(mmlfer.InputError) as caught:
         mmlfer.load_images(faces, tmp_path, 32)
-    assert str(caught.value) == (f"1 of 3 images cannot be read: a/0001.png is nowhere below {tmp_path}. Images belong in {tmp_path}, "
+    assert str(caught.value) == (f"1 of 3 images cannot be read: a/0001.png is not found below {tmp_path}. Images belong in {tmp_path}, "
                                  "as labels.csv names them; --skip-bad-images goes on without them")
 
 

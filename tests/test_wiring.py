@@ -182,7 +182,7 @@ def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
     for name in test[1:]:
         (folder / f"aligned/{name}").symlink_to(faces_folder / f"aligned/{mmlfer.stem(name)}_aligned.jpg")
     refused = invoke("eval", "--ckpt", sketch, "--data", folder)
-    assert refused.exit_code == 1 and f"{test[0]} is nowhere below {folder}" in refused.stderr
+    assert refused.exit_code == 1 and f"{test[0]} is not found below {folder}" in refused.stderr
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--skip-bad-images", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["n"] == len(test) - 1
     assert "left out 1 images that cannot be read" in result.stderr
