@@ -485,8 +485,8 @@ def test_ctrl_c_while_it_starts_is_quiet(seconds):
 def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_path):
     path = tmp_path / "s.yaml"
     rows = {e: "{12: 0.5}" for e in mmlfer.EMOTIONS}
-    texts = {"sadly angry stands there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
-             "12 stands there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
+    texts = {"sadly angry is there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
+             "12 is there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
              "an alias (*); write the values out": "a: &a [x, x]\n" + "\n".join(
                  f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}
     for why, text in texts.items():

@@ -174,7 +174,7 @@ def test_a_finished_epoch_goes_on_with_the_same_statistics(run, tmp_path):
 def test_table_1_is_refused_for_other_expressions(own, tmp_path, name):
     result = invoke("train", "--data", own, "--out", tmp_path / "run", "--stats", name, *TRAIN)
     assert result.exit_code == 1 and result.stderr == (
-        f"Error: statistics {name}: of RAF-CE's expressions, and 'calm: no AU' is none of them; --stats train counts your training "
+        f"Error: statistics {name}: for RAF-CE's expressions, and 'calm: no AU' is not one of them; --stats train counts your training "
         "rows, or give a YAML file as `mmlfer stats --out` writes it\n")
 
 

@@ -25,7 +25,7 @@ FAULTS = [
           "for au, p in zip(aus, p_au) if p > ACTIVE]", "for au, p in zip(aus[1:], p_au) if p > ACTIVE]",
           "predict::test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between"),
     Fault("answers-untrained-aus", "mmlfer_commands/_answers.py",
-          'told |= {"aus": None, "p_aus": None}', 'told |= {"aus": None}',
+          'result |= {"aus": None, "p_aus": None}', 'result |= {"aus": None}',
           "answers::test_aus_that_are_not_trained_have_empty_columns"),
     Fault("answers-present-from-one-half", "mmlfer_commands/_answers.py",
           "_c\": int(p > ACTIVE)", "_c\": int(p >= ACTIVE)",

@@ -68,7 +68,7 @@ FAULTS = [
           "signal.SIGHUP, signal.SIGUSR1)", "signal.SIGHUP)",
           "outputs::test_workers_start_with_these_signals_blocked"),
     Fault("nohup-in-vain", "mmlfer_commands/_runs.py",
-          "if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}", "if number}",
+          "if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:", "if number:",
           "outputs::test_a_hangup_that_nohup_ignores_stops_nothing"),
     Fault("workers-hear-hangups", "mmlfer_commands/_people.py",
           "signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)", "signal.pthread_sigmask(signal.SIG_BLOCK, STOPS[:2])",
