@@ -64,7 +64,7 @@ from mmlfer_commands._stats import find_table, left_out
 
 
 def check_finite(run, upto):
-    """InputError at the first step with a loss or gradient that is not finite: before it is saved."""
+    """InputError at the first step with a loss or gradient that is not finite, before any write."""
     bad = ~torch.isfinite(run.trace[:upto].cpu())
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
