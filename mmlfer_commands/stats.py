@@ -104,7 +104,7 @@ def plot_stats(tables, aus, path):
         axis.set_yticks(range(len(names)), names)
         axis.set_title(f"{title}: observed AUs (20 % or more)", parse_math=False)
         for (k, j), value in np.ndenumerate(shown):
-            if value == value:
+            if not np.isnan(value):
                 axis.text(j, k, f"{value:.0f}", ha="center", va="center", fontsize=7,
                           color="black" if value > 60 else "white")
         figure.colorbar(picture, ax=axis, label="p(AU | expression), %")

@@ -266,7 +266,7 @@ def test_openfaces_columns_of_presence_by_the_images_names(tmp_path):
     text, said = done(tmp_path, "openface", tmp_path / "of")
     assert text == ("image,expression,split,aus\na/1.jpg,joy,train,1+28\na/2.jpg,calm,test,\nb/3.jpg,joy,val,12\nb/4.jpg,joy,train,?\n")
     assert said == ("AUs for 3 of 4 images; the others are not coded\n1 file in which OpenFace found no face\n"
-                    "1 file that no image is called as\n")
+                    "1 file without an image of that name\n")
 
 
 def test_openfaces_files_of_images_of_one_name_are_told_apart_by_their_folders(tmp_path):

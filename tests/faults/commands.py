@@ -57,7 +57,7 @@ FAULTS = [
     Fault("predict-draws-over-what-is-there", "mmlfer_commands/predict.py",
           "        check_empty(draw)\n", "", "predict::test_drawings_go_to_a_new_folder"),
     Fault("predict-drawing-of-the-last", "mmlfer_commands/predict.py",
-          'drawing = draw / f"{names[i]}.jpg"', 'drawing = draw / f"{names[-1]}.jpg"',
+          'draw / f"{names[i]}.jpg"', 'draw / f"{names[-1]}.jpg"',
           "predict::test_the_tables_name_each_photographs_drawing"),
     Fault("crop-rows-at-the-end", "mmlfer_commands/crop.py",
           'open(out / "faces.csv", "w", 1, "utf-8", newline="")',

@@ -49,7 +49,7 @@ FAULTS = [
           " or isinstance(error, BrokenPipeError):", ":",
           "outputs::test_a_pipe_that_closes_is_no_full_disk"),
     Fault("photograph-gone-unsaid", "mmlfer_commands/predict.py",
-          "                    bad += 1\n                    say(f\"Warning: no drawing", "                    say(f\"Warning: no drawing",
+          "no drawing: {image}\")\n        return False", "no drawing: {image}\")\n        return True",
           "outputs::test_a_photograph_that_has_gone_since_it_was_read_has_no_drawing_and_its_row"),
     Fault("export-of-damaged-options", "mmlfer_commands/table.py",
           "    except (OSError, ValueError, yaml.YAMLError) as error:", "    except (OSError, ValueError) as error:",
