@@ -86,7 +86,7 @@ def test_peak_memory_is_in_the_systems_own_unit(monkeypatch, platform, unit):
     assert calls == [("plain", 2, 32, "cpu")] * 2
 
 
-def test_too_large_a_step_is_said_in_a_line(monkeypatch):
+def test_a_step_too_large_for_memory_is_one_line(monkeypatch):
     def run_out(*args, **options):
         raise RuntimeError("can't allocate memory:\nyou tried 8 TB")
         yield

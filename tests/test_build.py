@@ -255,7 +255,7 @@ def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
             pass
 
 
-def test_build_complains_in_one_line(sources, tmp_path):
+def test_bad_input_of_build_is_one_line(sources, tmp_path):
     ml, au = sources
     (au / "RAFAU_label.txt").write_text("0001.jpg 12\n0002.jpg 77\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")

@@ -304,7 +304,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
          "aus, in a copy")
 
 
-def test_images_that_are_not_there(tmp_path):
+def test_images_that_are_not_there_are_named_or_skipped(tmp_path):
     make(tmp_path, {"EmoLabel/list_patition_label.txt": RAFDB})
     make(tmp_path, RAFDB_IMAGES[:-1])
     assert refused("rafdb", tmp_path, tmp_path) == \

@@ -169,7 +169,7 @@ def test_the_second_glance_finds_a_face_where_it_is(astronaut, side, right):
     assert sum(abs(place - known).max() < 12 for place in places) == right
 
 
-def test_neighbours_are_two_faces_and_two_findings_of_one_its_better(monkeypatch):
+def test_neighbouring_faces_stay_two_and_of_two_detections_of_a_face_the_better_is_kept(monkeypatch):
     five = np.array([[-10, 0], [10, 0], [0, 12], [-8, 22], [8, 22]]) * 2.0  # 40 pixels between the eyes
     found = [_alignment.Face(np.array([x, 0, 9, 9]), five + (x, 0), score)
              for x, score in ((100, 0.7), (110, 0.9), (94, 0.8), (140, 0.65), (320, 0.95), (300.5, 0.61))]
@@ -376,7 +376,7 @@ def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
     (["photos"], "full/file", "{0}/full/file: not an empty folder; name a new one"),
     (["gone"], "out", "{0}/gone: no such file or folder"),
 ])
-def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
+def test_folders_that_cannot_be_used_are_refused(faces_folder, tmp_path, inputs, out, why):
     for name in ("empty", "photos/aligned", "full"):
         (tmp_path / name).mkdir(parents=True)
     Image.new("RGB", (99, 99)).save(tmp_path / "photos/aligned/a.png")
@@ -412,7 +412,7 @@ def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
     assert [row["file"] for row in rows_of(out)] == crops
 
 
-def test_names_are_told_apart(tmp_path):
+def test_the_names_of_outputs_are_made_unique(tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
     names = crop.output_names(paths)
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5

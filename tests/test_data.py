@@ -137,7 +137,7 @@ def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", NEARLY)
-def test_what_is_nearly_rafce_is_not_called_so(kind):
+def test_data_that_are_nearly_rafce_are_not_called_rafce(kind):
     faces = rafce_faces()
     NEARLY[kind](faces)
     assert not mmlfer.is_rafce(faces) and "not RAF-CE's own counts" in _labels.describe(faces, "x")
@@ -216,7 +216,7 @@ def test_broken_label_files_end_in_one_line(tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def test_label_file_that_is_a_folder(tmp_path):
+def test_a_label_file_that_is_a_folder_is_one_line(tmp_path):
     write(tmp_path, *GOOD.values())
     (tmp_path / AU).unlink()
     (tmp_path / AU).mkdir()
@@ -249,7 +249,7 @@ PARTITIONS = {
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
-def test_partition_without_images(copy_of_faces, tmp_path, name):
+def test_a_partition_without_images_is_one_line(copy_of_faces, tmp_path, name):
     old, new, message = PARTITIONS[name]
     edit_rows(copy_of_faces / PARTITION, lambda n, p: f"{n} {new if p == old else p}\n")
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
@@ -349,7 +349,7 @@ def test_broken_statistics_end_in_one_line(faces_folder, tmp_path, kind):
 
 
 @pytest.mark.parametrize("text", ["a: [1", '!!float ""', '!!timestamp "x"', "[" * 5000, "\0"])
-def test_statistics_that_are_not_yaml(faces_folder, tmp_path, text):
+def test_statistics_that_are_not_yaml_are_one_line(faces_folder, tmp_path, text):
     (tmp_path / "s.yaml").write_text(text)
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--stats", tmp_path / "s.yaml",
                     *SMALL)

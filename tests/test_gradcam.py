@@ -193,7 +193,7 @@ def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_p
     assert not (tmp_path / "g.png").exists()
 
 
-def test_what_cannot_be_drawn_is_said_in_a_line(ckpt, faces_folder, tmp_path):
+def test_what_cannot_be_drawn_is_one_line(ckpt, faces_folder, tmp_path):
     faces = sorted((faces_folder / "aligned").iterdir())[:3]
     before = faces[0].read_bytes()
     (tmp_path / "text.jpg").write_text("no image")

@@ -127,7 +127,7 @@ BAD = {  # content, and the line of it that is wrong
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_said_in_one_line(tmp_path, kind):
+def test_what_is_wrong_is_one_line(tmp_path, kind):
     content, message = BAD[kind]
     with pytest.raises(mmlfer.InputError) as caught:
         read(tmp_path, content)

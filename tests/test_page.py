@@ -228,7 +228,7 @@ def test_pictures_are_pasted_and_dropped(page, photos, event, where):
     assert page.locator(".box").count() == 1
 
 
-def test_what_cannot_be_read_is_told_and_the_others_are_answered(page, photos, predicted, server, tmp_path, requests):
+def test_what_cannot_be_read_is_reported_and_the_others_are_answered(page, photos, predicted, server, tmp_path, requests):
     sentence = re.search("Warning: skipped (.*)\n", predicted["broken.jpg"][2])[1]
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(20_000_001)
@@ -323,7 +323,7 @@ def test_everything_has_a_name_for_screen_readers(page, photos):
     assert page.locator("section").count() >= 5 and page.get_attribute("#status", "role") == "status"
 
 
-def test_what_is_told_of_the_model_and_of_its_limits(page, server):
+def test_the_page_describes_the_model_and_its_limits(page, server):
     facts = page.text_content("footer")
     assert "Method mtl, resnet34, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
     assert "not what a person feels" in facts and f"curl --data-binary @photo.jpg {server.url}predict" in facts

@@ -210,7 +210,7 @@ def test_an_index_of_many_records_takes_little_memory(tmp_path):
 # ---------------------------------------------------------------- pairs
 
 
-def test_pairs_are_of_who_they_say_and_none_twice():
+def test_pairs_are_of_the_people_they_name_and_none_occurs_twice():
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 9))
     pairs, same, fold = _people.draw_pairs(labels, 3, n=400)
     assert len(pairs) == 800 and same.sum() == 400 and np.bincount(fold).tolist() == [80] * 10

@@ -162,7 +162,7 @@ def test_confusion_is_shown_as_shares_of_each_row(run, kept):
     assert axis.get_title() == "40 test images, Acc. 67.50 %, Diag. 65.00 %"
 
 
-def test_of_an_unfinished_run_the_curves(run):
+def test_an_unfinished_run_has_only_its_curves_drawn(run):
     (run / "test.json").unlink()
     result = invoke("plot", run)
     assert (result.exit_code, result.stdout) == (0, f"{run}/curves.png\n")
@@ -202,12 +202,12 @@ def test_a_file_that_train_does_not_write_is_named(run, name, text):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "config.yaml"])
-def test_a_folder_that_is_no_run(run, name):
+def test_a_folder_without_a_run_is_refused(run, name):
     (run / name).unlink()
     assert invoke("plot", run).stderr == f"Error: {run}/{name}: not there; give the folder of a run of `train`\n"
 
 
-def test_a_picture_that_cannot_be_written(run):
+def test_a_figure_that_cannot_be_written_is_refused(run):
     (run / "curves.png").mkdir()
     result = invoke("plot", run)
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {run}/curves.png: cannot be written (Is a directory)")

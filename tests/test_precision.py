@@ -146,7 +146,7 @@ def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkey
 SLOWER = "--precision bf16: slower here than float32, because this CPU has no bf16 instructions\n"
 
 
-def test_video_gives_it_to_the_net(tmp_path, monkeypatch):
+def test_video_gives_precision_to_the_net(tmp_path, monkeypatch):
     def load_net(*args):
         raise mmlfer.InputError(f"asked for {args[1:]}")
 
@@ -157,7 +157,7 @@ def test_video_gives_it_to_the_net(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "predict", "video", "bench"])
-def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_path, monkeypatch):
+def test_a_cpu_without_bf16_is_reported_once(command, sketch, faces_folder, tmp_path, monkeypatch):
     arguments = {"train": ("--data", tmp_path), "eval": ("--ckpt", sketch, "--data", tmp_path),
                  "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": (),
                  "video": (tmp_path / "a.mp4", "--ckpt", sketch, "--out", tmp_path)}[command]
@@ -177,7 +177,7 @@ def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_p
     assert invoke(command, *arguments, *option, "--device", "cpu").stderr.count(SLOWER) == 1
 
 
-def test_where_bf16_has_instructions(monkeypatch):
+def test_which_devices_have_bf16_instructions(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     for machine, amx, has in (("x86_64", False, False), ("AMD64", False, False), ("x86_64", True, True), ("aarch64", False, True)):
         monkeypatch.setattr(_runs.platform, "machine", lambda machine=machine: machine)

@@ -178,7 +178,7 @@ def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
 # ---------------------------------------------------------------- outputs
 
 
-def test_no_aus_and_no_trained_aus_are_told_apart(ckpt, faces_folder, tmp_path):
+def test_no_aus_and_untrained_aus_are_distinguished(ckpt, faces_folder, tmp_path):
     state = torch.load(ckpt, weights_only=True)
     state["net"]["au.bias"] -= 1000
     torch.save(state, tmp_path / "none.pt")
@@ -270,7 +270,7 @@ def test_an_output_that_is_an_input_is_refused(ckpt, faces_folder, tmp_path, opt
         assert Path(output).read_bytes() == before
 
 
-def test_an_output_that_cannot_be_written_is_said_before_the_work(ckpt, many, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(ckpt, many, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "predict_faces", lambda *_: pytest.fail("the work was begun"))
     (tmp_path / "file").write_text("")
     result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "file/p.csv")

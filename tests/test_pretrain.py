@@ -329,7 +329,7 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
 
 
-def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
+def test_a_broken_image_is_reported_once_and_not_every_epoch(people, tmp_path):
     faces = tmp_path / "faces"
     shutil.copytree(people, faces)
     broken = sorted(faces.glob("*/003.jpg"))
@@ -341,7 +341,7 @@ def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
     assert max(told) == 1 and sum(told) >= 6  # of six people in training, or of two held out
 
 
-def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
+def test_broken_images_in_a_row_are_never_replaced_by_a_black_one(people):
     source, _ = pretrain.read_people(people)
     whole, read = source.read, []
     source.read = lambda i, size: read.append(i) or (whole(i % 40, size) if i >= 300 else f"{i} broken")
@@ -352,7 +352,7 @@ def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
     assert images[3][1:] == (-1, 3)
 
 
-def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
+def test_a_batch_of_bad_images_does_not_end_the_run(people, tmp_path):
     """A batch whose images are all broken, for it is small, costs no more than those images."""
     faces, out = tmp_path / "faces", tmp_path / "w.pth"
     shutil.copytree(people, faces)

@@ -181,7 +181,7 @@ def test_so_many_jobs_run_at_once(place, jobs, most):
     assert {threads for *_, threads, _ in calls(place)} == {None if jobs == "1" else str(max(1, cores // 3))}
 
 
-def test_ones_own_number_of_threads_stays(place):
+def test_a_given_number_of_threads_is_kept(place):
     assert run_sh(place, **FEW, JOBS="2", OMP_NUM_THREADS="5").returncode == 0
     assert {threads for *_, threads, _ in calls(place)} == {"5"}
 

@@ -170,7 +170,7 @@ def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
 
 
 @pytest.mark.parametrize("gone", [(), ("best.pt",), ("log.csv",)])
-def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder, gone):
+def test_a_run_with_results_but_no_last_pt_is_not_started_again(stopped, faces_folder, gone):
     out, _ = stopped
     for name in ("last.pt", *gone):
         (out / name).unlink()
@@ -356,7 +356,7 @@ def test_a_run_lies_in_the_folder_of_its_method(noise_folder, tmp_path, monkeypa
     assert seen == [("am", "runs/am", False), ("mml", "runs/mml", False)]
 
 
-def test_a_test_says_its_options_and_its_statistics(trained):
+def test_test_json_records_options_and_statistics(trained):
     test, config = (read((trained[0] / name).read_text()) for read, name in (
         (json.loads, "test.json"), (yaml.safe_load, "config.yaml")))
     assert test["options"] == {name: config[name] for name in test["options"]} and test["options"]["batch_size"] == 4
@@ -451,7 +451,7 @@ def test_the_sources_digest_covers_every_file(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- keywords, streams, the first moments
 
 
-def test_keywords_are_no_folders(faces_folder, tmp_path, monkeypatch):
+def test_the_words_of_path_options_are_not_taken_for_paths(faces_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("lab", "none"):
         (tmp_path / name).mkdir()

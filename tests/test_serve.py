@@ -131,7 +131,7 @@ def test_crops_are_what_the_net_saw_and_gradcam_shows_where_it_looked(server, ck
         assert abs(heat - 0.55 * crop - 0.45 * 255 * jet).mean() < 4 and maps[0].max() == 1
 
 
-def test_what_is_told_of_the_checkpoint(server, ckpt):
+def test_health_describes_the_checkpoint(server, ckpt):
     state = torch.load(ckpt, weights_only=True)
     told = json.loads(ask(server)[2])
     assert (told["status"], told["method"], told["data"], told["test_accuracy"]) == ("ok", "mtl", "faces", None)
@@ -180,7 +180,7 @@ def test_the_lines_of_the_page_of_commands_work_as_they_stand(server, photos, tm
 # ---------------------------------------------------------------- what is refused
 
 
-def test_what_cannot_be_read_is_told_in_the_words_of_the_command_line(server, ckpt, photos):
+def test_what_cannot_be_read_is_reported_in_the_words_of_the_command_line(server, ckpt, photos):
     for name in ("text.jpg", "cut.png"):
         result = invoke("predict", "--ckpt", ckpt, "--photos", photos / name)
         sentence = re.search(r"Warning: skipped (.*)\n", result.stderr)[1]
@@ -213,7 +213,7 @@ def test_postscript_is_not_read_though_pillow_could_with_another_program(server)
         415, "image: not an image that can be read (cannot identify image file 'image')")
 
 
-def test_of_few_expressions_no_more_are_named():
+def test_top_names_no_more_expressions_than_there_are():
     assert serve.read_parameters({}, ["awe", "contempt"]) == ("image", 2, "json", False)
     assert serve.read_parameters({"top": "01", "crops": "1"}, ["awe", "contempt"]) == ("image", 1, "json", True)
 
@@ -349,7 +349,7 @@ def test_a_body_may_take_a_bounded_time(monkeypatch):
     asyncio.run(one())
 
 
-def test_of_a_large_body_nothing_is_kept():
+def test_a_body_that_is_too_large_is_not_kept():
     """Nor is more than five times what is allowed ever read."""
     sent = []
 
@@ -404,7 +404,7 @@ def started(monkeypatch):
     return seen
 
 
-def test_it_listens_at_this_machine_alone_unless_told_else(ckpt, started):
+def test_it_listens_at_this_machine_alone_by_default(ckpt, started):
     result = invoke("serve", "--ckpt", ckpt, "--port", 0, "--open", "--device", "cpu")
     url, ((bound, port), place) = sorted(started, key=lambda one: not isinstance(one, str))
     assert (bound, url) == ("127.0.0.1", f"http://127.0.0.1:{port}/")

@@ -78,7 +78,7 @@ def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_
     assert start("--weights", "copy.pth") == "" and recorded() == first
 
 
-def test_the_test_says_what_the_backbone_was(trained):
+def test_test_json_records_the_backbone(trained):
     assert json.loads((trained[0] / "test.json").read_text())["backbone"] == "none"
     for name in ("best.pt", "last.pt"):
         assert load(trained[0] / name)["backbone"] == "none"

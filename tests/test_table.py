@@ -139,7 +139,7 @@ APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "
                                     ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])
 
 
-def test_a_run_says_what_pictures_it_had(trained, faces_folder):
+def test_a_run_records_its_images(trained, faces_folder):
     """In the order of the labels' rows, as the net gets them."""
     run = json.loads((trained[0] / "test.json").read_text())
     rows = (faces_folder / "RAFCE_emolabel.txt").read_text().split()[::2]
@@ -152,7 +152,7 @@ def test_a_run_says_what_pictures_it_had(trained, faces_folder):
         assert mmlfer.read_checkpoint(trained[0] / name)["images_sha256"] == digest.hexdigest()
 
 
-def test_a_run_says_what_labels_it_had(trained, faces_folder):
+def test_a_run_records_its_labels(trained, faces_folder):
     """Other AUs of the training rows make another row of the table."""
     run = json.loads((trained[0] / "test.json").read_text())
     faces = mmlfer.load_labels(faces_folder)
@@ -352,7 +352,7 @@ def searched(folder, name, accuracies, seed=0, others=None, **options):
     return place
 
 
-def test_best_names_the_options_of_the_best_run(tmp_path):
+def test_search_prints_the_options_of_the_best_run(tmp_path):
     searched(tmp_path, "3", [0.0, 0.47, 0.2], rho=0.03, rho_am=1.0)
     searched(tmp_path, "deep/2", [0.1, 0.1, 0.09], rho=1.0, rho_am=0.3)
     searched(tmp_path, "1", [9e-05, 0.31, 0.3], rho=0.1, rho_am=0.1)
@@ -416,13 +416,13 @@ def test_a_search_over_two_options_warns_of_both_edges_and_quotes_words(tmp_path
     assert invoke("search", tmp_path / "s", "stats").stdout == "--stats '/my own/table.yaml'\n"
 
 
-def test_a_search_over_sizes_has_other_pictures(tmp_path):
+def test_runs_of_a_search_may_differ_in_image_size(tmp_path):
     for size in (32, 48):
         searched(tmp_path, str(size), [size / 100], size=size, others={"images_sha256": f"of {size}"})
     assert invoke("search", tmp_path, "size").stdout == "--size 48\n"
 
 
-def test_best_says_what_it_cannot_choose_from(tmp_path):
+def test_search_refuses_what_it_cannot_choose_from(tmp_path):
     def error(*names):
         result = invoke("search", tmp_path, *names)
         assert result.exit_code == 1 and not result.stdout

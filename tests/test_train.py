@@ -293,7 +293,7 @@ def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
     assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
 
 
-def test_output_folder_that_cannot_be(faces_folder, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_one_line(faces_folder, tmp_path):
     (tmp_path / "file").write_text("")
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "file/run", *SMALL)
     assert result.exit_code == 1 and str(tmp_path / "file") in result.stderr
@@ -419,7 +419,7 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "stl", "wild", "wild", 0, str(noise_folder), False]
 
 
-def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
+def test_relative_paths_hold_when_a_run_is_resumed_elsewhere(noise_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
     seen = []
     shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")

@@ -97,7 +97,7 @@ def test_heads_are_left_out_and_named(source, tmp_path):
                       "alpha.0.weight, head.weight, ...")
 
 
-def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
+def test_the_second_encoder_of_momentum_contrast_is_left_out(source, tmp_path):
     content = {f"module.encoder_q.{k}": v for k, v in bare(source).items()}
     content |= {f"module.encoder_k.{k}": v * 0 for k, v in bare(source).items()}
     net, origin = start(saved(content, tmp_path / "w.pth"))
@@ -308,7 +308,7 @@ def test_tensors_that_are_no_weights_are_refused(source, tmp_path, kind):
         f"not a whole resnet18, 1 tensors: {name} {why}")
 
 
-def test_a_file_of_meta_tensors_says_no_word_of_other_sizes(source, tmp_path):
+def test_a_file_of_meta_tensors_is_refused_without_naming_other_sizes(source, tmp_path):
     said = refusal({k: v.to("meta") for k, v in source.items()}, tmp_path / "w.pth")
     assert said.startswith("not a whole resnet18, 120 tensors: conv1.weight without values: ") and "--arch" not in said
 
@@ -328,7 +328,7 @@ def test_the_checkpoint_of_pretraining_names_the_file_to_give(source, tmp_path, 
         f"what `mmlfer pretrain` resumes from; give {tmp_path}/{meant}, which it writes at its end")
 
 
-def test_two_backbones_in_one_file_are_no_choice_of_ours(source, tmp_path):
+def test_two_backbones_in_one_file_are_refused(source, tmp_path):
     state = {**{f"backbone.{k}": v for k, v in source.items()}, **{f"encoder.{k}": v * 2 for k, v in source.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
         "two backbones, backbone.conv1.weight and encoder.conv1.weight; keep one of them")

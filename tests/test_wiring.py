@@ -129,7 +129,7 @@ def test_a_run_with_runs_below_it_is_a_run(tmp_path):
     assert plot.kind_of(tmp_path) == "tested run"
 
 
-def test_a_figure_that_is_written_is_let_go(tmp_path):
+def test_a_written_figure_is_closed(tmp_path):
     plt = plot.pyplot()
     plt.close("all")
     plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.svg")
@@ -141,7 +141,7 @@ def test_a_figure_that_is_written_is_let_go(tmp_path):
 FIVE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]])
 
 
-def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypatch):
+def test_a_second_look_takes_the_surest_detection_of_the_face_asked_for(monkeypatch):
     """In the square that the detector sees: a neighbour, and the face twice."""
     target = _alignment.PUBLIC * _alignment.LOOK_FACE + (_alignment.LOOK - _alignment.LOOK_FACE) / 2
     place = np.array([target[0, 0] - 0.3 * 280, target[0, 1] - 0.4 * 280])
@@ -154,7 +154,7 @@ def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypa
     assert _alignment.look(np.zeros((500, 500, 3), np.uint8), target) is None
 
 
-def test_two_findings_that_a_closer_look_brings_together_are_one_face(monkeypatch):
+def test_two_detections_that_closer_looks_bring_together_are_one_face(monkeypatch):
     found = [_alignment.Face(np.array([x, 0, 9, 9.0]), 100 * FIVE + (x, 0), score) for x, score in ((0, 0.9), (60, 0.8))]
     monkeypatch.setattr(_alignment, "search", lambda image: iter(found))
     monkeypatch.setattr(_alignment, "look_closely", lambda image, three: found[0])
