@@ -15,7 +15,7 @@ from mmlfer_commands import bench
 
 
 def in_forks(workers, function, jobs, **options):
-    """bench.in_processes, a fork for each job in place of a process that loads torch."""
+    """bench.in_processes with a fork for each job, instead of a new process that loads torch."""
     for job in jobs:
         code = f"from mmlfer_commands import bench; print(bench.{function.__name__}({job!r}))"
         yield float(subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)

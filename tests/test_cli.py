@@ -90,7 +90,7 @@ def test_help_of_any_command_loads_nothing_heavy():
 
 
 def test_help_takes_less_than_half_a_second():
-    """Of a processor's time, the least of three, for other work may go on beside."""
+    """In processor time, the least of three, because other work may run beside."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

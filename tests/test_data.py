@@ -58,7 +58,7 @@ def test_images_are_found_where_people_have_them(tmp_path, place, name):
 
 
 def picture(mode):
-    """The same orange picture in a mode, and what of its colours must come out."""
+    """The same orange image in one of Pillow's modes, and the colour that must be read from it."""
     orange = Image.new("RGB", (40, 40), (250, 150, 0))
     if mode == "I;16":
         return Image.fromarray(np.full((40, 40), 150 * 257, np.uint16)), (150, 150, 150)
@@ -125,7 +125,7 @@ def test_rafce_is_recognised_by_its_counts():
 
 
 def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
-    """By all its faces: the test faces alone are never RAF-CE's counts."""
+    """It counts all faces; the test faces alone would never have RAF-CE's counts."""
     faces = mmlfer.dataclasses.replace(rafce_faces(), images=torch.zeros(4549, 3, 1, 1, dtype=torch.uint8))
     run = run_of(mmlfer.Config(data="rafce", method="stl", arch="resnet18", weights="none", device="cpu"))
     monkeypatch.setattr(train, "evaluate", lambda net, faces, options: {"accuracy": 1, "diag": 1, "n": len(faces.names)})

@@ -38,7 +38,7 @@ def test_a_diverging_run_says_so(faces_folder, tmp_path):
 
 @pytest.mark.parametrize("bad,upto,said", [((2, 1), 50, "step 3: L^AU"), ((49, 7), 50, "step 50: gradient of psi"), ((50, 0), 50, None)])
 def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
-    """On a GPU one look is for 50 steps; what lies beyond is another epoch's."""
+    """On a GPU one check is for 50 steps; later entries are of an earlier epoch and do not count."""
     trace = torch.zeros(60, 8)
     trace[bad] = math.inf
     run = types.SimpleNamespace(trace=trace, epoch=1)
@@ -70,7 +70,7 @@ def test_outputs_that_are_not_finite_are_refused():
 
 
 def test_a_net_that_diverges_late_is_not_saved_as_a_result(faces_folder, tmp_path, monkeypatch):
-    """The losses of every step are finite, the running statistics after them are not."""
+    """The losses of all steps are finite, but the running statistics after them are not."""
     step = mmlfer.train_step
 
     def diverging(run, *batches):

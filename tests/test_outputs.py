@@ -36,7 +36,7 @@ def test_a_folder_is_filled_by_one_process(tmp_path):
 
 @contextlib.contextmanager
 def filled_before(folder):
-    """The lock of a folder that another process has filled while this one waited to begin."""
+    """In place of the lock `held`: meanwhile another process has filled the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "of another").write_text("x")
     yield
@@ -116,7 +116,7 @@ def test_a_run_removes_what_killed_writes_left_and_nothing_else(faces_folder, pe
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """No file can become longer in this process, as on a disk that is full."""
+    """No file can become longer than this in this process, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
