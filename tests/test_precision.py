@@ -52,7 +52,7 @@ def test_the_backbone_alone_computes_in_bf16(hypergrad):
 
 
 def test_a_tangent_pass_rounds_where_the_forward_does(monkeypatch):
-    """Each rule's result has the format of its layer's result."""
+    """The result of each rule has the number format of its layer's result."""
     run, formats = run_of(CFG), []
 
     def noted(rule):
@@ -79,7 +79,7 @@ def test_float32_never_enters_autocast(monkeypatch):
 
 
 def calm_run(cfg=CFG):
-    """Residual branches at a fifth of their scale, else a net at random weights makes much of any rounding."""
+    """A run with residual branches at a fifth of their scale, because a net with random weights enlarges rounding."""
     run = run_of(cfg)
     with torch.no_grad():
         for name, p in run.net.named_parameters():
@@ -101,7 +101,7 @@ def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_auto_compares_the_forms_in_float32(capsys, precision):
-    """In bf16 they differ by percents, from rounding."""
+    """In bf16 they differ by some percent, from rounding alone."""
     run = calm_run(dataclasses.replace(CFG, precision=precision, hypergrad="auto"))
     assert mmlfer.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
     difference = re.search(r"by (\S+); going on with jvp", capsys.readouterr().out)[1]
@@ -126,7 +126,7 @@ def test_a_run_in_bf16_resumes_to_the_same_end_and_says_what_it_is(faces_folder,
 
 
 def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkeypatch):
-    """Whatever the run was trained in: near each other, and not the same."""
+    """They use the format that is asked for, not that of the training: the results are near each other, not equal."""
     formats, answers, features = [], {}, mmlfer.features
     monkeypatch.setattr(mmlfer, "features", lambda net, x: (formats.append(net.precision), features(net, x))[1])
     for precision in ("float32", "bf16"):

@@ -19,7 +19,7 @@ from mmlfer_commands import _backbones, _runs, pretrain
 
 
 def refused(*args):
-    """The one line of an error."""
+    """The one line of the error with which `pretrain` ends."""
     result = invoke("pretrain", *args)
     assert result.exit_code == 1 and result.stdout.count("\n") <= 1, result.output
     return [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
@@ -73,7 +73,7 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
 
 
 def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
-    """All pairs that can be read are judged rightly; one with a bad image would be judged wrongly."""
+    """All pairs that can be read are judged correctly; a pair with a bad image would be judged wrongly."""
     source = types.SimpleNamespace(read=lambda i, size: None)
     e = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]], float)  # the last two are bad
     monkeypatch.setattr(pretrain, "embed", lambda *args: (e, np.array([False] * 4 + [True] * 2)))
@@ -163,7 +163,7 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tm
 
 
 def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_path):
-    """Whether or not its checkpoint is still there; where the faces lie may change."""
+    """Whether or not its checkpoint still exists; only the place of the faces may change."""
     out = shutil.copy(pretrained[0], tmp_path / "w.pth")
     for last in (False, True):
         if last:
@@ -198,7 +198,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 
 
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
-    """Against the loss written out, on the same net."""
+    """Compared with the loss written out, on the same net."""
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
                                 weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
@@ -264,7 +264,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
 
 def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
-    """After the last step, which no loss follows."""
+    """The net is broken after the last step, when no loss follows that would show it."""
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL_PRETRAINING,
                                  "--batch-size", 30, "--lr", 5e39)
     assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The checkpoint from ")
@@ -274,7 +274,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
 
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
 def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
-    """At the first epochs that begin when these shares are over."""
+    """It falls at the first epoch that begins after these shares of the epochs."""
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.8, momentum=0.9,
                                 weight_decay=0, epochs=epochs)
     run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
@@ -353,7 +353,7 @@ def test_broken_images_in_a_row_are_never_replaced_by_a_black_one(people):
 
 
 def test_a_batch_of_bad_images_does_not_end_the_run(people, tmp_path):
-    """A batch whose images are all broken, for it is small, costs no more than those images."""
+    """A small batch, whose images are all broken, costs no more than those images."""
     faces, out = tmp_path / "faces", tmp_path / "w.pth"
     shutil.copytree(people, faces)
     options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL_PRETRAINING)

@@ -1,4 +1,4 @@
-"""run.sh: its commands, on a program that only notes what it is asked to train, and once for real."""
+"""run.sh: its commands, with a program that only records what it should train, and once with the real one."""
 
 import json
 import os
@@ -53,7 +53,7 @@ note("end")
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with label files and a `python` that only notes what it is called with."""
+    """A folder with label files, and a `python` that only records its arguments."""
     (tmp_path / "rafce").mkdir()
     (tmp_path / "rafce/RAFCE_emolabel.txt").touch()
     names = "".join(f"{i:04}.jpg {i % 3}\r\n" for i in range(1, 20))
@@ -148,7 +148,7 @@ def test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces(place)
 
 @pytest.fixture(scope="session")
 def german(tmp_path_factory):
-    """Settings of a locale that writes 0,5; made here, for few machines have it."""
+    """Settings of a locale that writes 0,5; it is made here, because few machines have it."""
     folder = tmp_path_factory.mktemp("locale")
     if not shutil.which("localedef") or subprocess.run(
             ["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True).returncode > 1:
@@ -244,7 +244,7 @@ def test_places_may_have_spaces_quotes_and_ends_of_lines(place):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
-    """And the script ends after its runs: a container ends with it."""
+    """The script ends after its runs, because a container ends with the script."""
     process = subprocess.Popen(["bash", ROOT / "run.sh"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                env=environment(place, **FEW, JOBS="2", SLEEP="60"),
                                preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # it may be ignored here

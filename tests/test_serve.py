@@ -36,7 +36,7 @@ EXIF_TURNED = 6  # the picture is shown turned by 90 degrees, clockwise
 
 @pytest.fixture(scope="module")
 def ckpt(sketch, tmp_path_factory):
-    """The sketch with an alignment of its own, so that none is measured; it looks somewhere."""
+    """`sketch` with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
     return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
 
 
@@ -48,7 +48,8 @@ def server(ckpt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(faces_folder, tmp_path_factory):
-    """Scenes of two faces, one of them turned by its EXIF data; faces that fill the picture; nobody; no image."""
+    """Scenes of two faces, one of them turned by its EXIF data; faces that fill the picture; a picture without a face; a
+    file that is no image."""
     out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     paths = sorted((faces_folder / "aligned").iterdir())
     for i in (0, 1):
@@ -66,7 +67,7 @@ def photos(faces_folder, tmp_path_factory):
 
 
 def ask(server, path="/health", body=None, method=None, **headers):
-    """One request by a connection of its own: its status, headers and content."""
+    """One request by its own connection. -> status, headers and content"""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -78,7 +79,7 @@ def ask(server, path="/health", body=None, method=None, **headers):
 
 
 def fails(server, *args, **options):
-    """The status of a request that fails, and its sentence."""
+    """The status and the sentence of a request that fails."""
     status, headers, content = ask(server, *args, **options)
     told = json.loads(content)
     assert status >= 400 and headers["Content-Type"] == "application/json" and list(told) == ["error"]
@@ -350,7 +351,7 @@ def test_a_body_may_take_a_bounded_time(monkeypatch):
 
 
 def test_a_body_that_is_too_large_is_not_kept():
-    """Nor is more than five times what is allowed ever read."""
+    """No more than five times the allowed size is ever read."""
     sent = []
 
     class Large:
@@ -397,7 +398,7 @@ def test_500_requests_of_good_and_bad_pictures_by_16_at_a_time(server, photos):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Servers that begin to run in this process: (address, place) of each; they end at once."""
+    """The servers that start in this process, and end at once: (address, place) of each."""
     seen = []
     monkeypatch.setattr(serve, "run_server", lambda service, listener, place: seen.append((listener.getsockname(), place)))
     monkeypatch.setattr(serve.webbrowser, "open", lambda url: seen.append(url))

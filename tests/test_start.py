@@ -16,7 +16,8 @@ from mmlfer_commands import _backbones, train
 
 @pytest.fixture
 def start(faces_folder, tmp_path, monkeypatch):
-    """`train` up to its first step, with ResNet-18 in tmp_path/r: a function of more options, and what it says."""
+    """A function that runs `train` up to its first step, with ResNet-18 in tmp_path/r and more options, and returns what
+    it prints to standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
     options = ("--data", faces_folder, "--out", "r", "--method", "stl", "--arch", "resnet18", "--size", 32, "--batch-size",
@@ -30,7 +31,7 @@ def start(faces_folder, tmp_path, monkeypatch):
 
 
 def recorded():
-    """The one backbone that a run's records name."""
+    """The backbone that a run's records name; all name the same."""
     states = [load("r/last.pt"), yaml.safe_load(Path("r/config.yaml").read_text())]
     [backbone] = {state["backbone"] for state in states}
     return backbone

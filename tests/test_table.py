@@ -17,7 +17,7 @@ from mmlfer_commands import _results, table
 
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
-    """A test.json as `train` writes it; with options as since these are in it."""
+    """Write a test.json as `train` writes it; with `options` as newer versions write it."""
     confusion = mmlfer.confusion_matrix(truth, pred, 14)
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion, mmlfer.EMOTIONS), "pred": list(pred)}
     run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
@@ -140,7 +140,7 @@ APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "
 
 
 def test_a_run_records_its_images(trained, faces_folder):
-    """In the order of the labels' rows, as the net gets them."""
+    """In the order of the labels' rows, and as the net gets them."""
     run = json.loads((trained[0] / "test.json").read_text())
     rows = (faces_folder / "RAFCE_emolabel.txt").read_text().split()[::2]
     digest = hashlib.sha256(b"(60, 3, 32, 32)")
@@ -153,7 +153,7 @@ def test_a_run_records_its_images(trained, faces_folder):
 
 
 def test_a_run_records_its_labels(trained, faces_folder):
-    """Other AUs of the training rows make another row of the table."""
+    """Other AUs in the training rows make another row of the table."""
     run = json.loads((trained[0] / "test.json").read_text())
     faces = mmlfer.load_labels(faces_folder)
     assert run["data_sha256"] == faces.sha256() and "data" in _results.find_traits(run)
@@ -339,7 +339,7 @@ def test_a_loss_is_signal_as_well_but_not_of_two_seeds(tmp_path, seeds):
 
 
 def searched(folder, name, accuracies, seed=0, others=None, **options):
-    """A finished run of a search: config.yaml, log.csv, test.json."""
+    """Write a finished run of a search: config.yaml, log.csv, test.json."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
     fake_run(folder, options.get("method", "am"), "wild", seed, [0], [0], options, **(others or {})).rename(place)
@@ -486,7 +486,7 @@ def test_an_export_of_an_export_is_the_same(tmp_path):
 @pytest.mark.parametrize("stats,kept", [("/home/me/mine.yaml", "mine.yaml"), ("/home/me/wild", "./wild"), ("wild", "wild")])
 @pytest.mark.parametrize("weights,file", [("/home/me/x.pth", "x.pth"), ("/home/me/none", "./none"), ("auto", "auto")])
 def test_an_export_holds_no_place_and_gives_the_same_table(tmp_path, stats, kept, weights, file):
-    """A file that is called as a keyword is after that still a file."""
+    """A file that is named like one of an option's words is still a file after the export."""
     for seed, backbone in enumerate(("0" * 64, "1" * 64)):
         run = fake_run(tmp_path / "runs", "mml", stats, seed, [0, 1], [0, 0], {"weights": weights}, backbone=backbone,
                        table_sha256="2" * 64)

@@ -136,7 +136,7 @@ def start(*args):
 
 
 def stop_after(program, words, number):
-    """Signal a program once it has printed a line with these words."""
+    """Send a signal to a program when it has printed a line with these words."""
     for line in program.stdout:
         if words in line:
             program.send_signal(number)
@@ -170,7 +170,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
 
 
 def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
-    """On the first batches; a resumed run keeps it without a word."""
+    """It is chosen on the first batches; a resumed run keeps it and prints nothing about it."""
     chosen, choose, step = [], mmlfer.choose_hypergrad, mmlfer.train_step
 
     def noted(run, batch, val):
@@ -366,7 +366,7 @@ def own_predictions(path, x):
 
 @pytest.fixture(scope="module")
 def scripted(noise_folder, tmp_path_factory):
-    """A run of five epochs of stl whose validation accuracies are given: its folder."""
+    """The folder of a run of five epochs of stl whose validation accuracies are prescribed."""
     out, real, script = tmp_path_factory.mktemp("scripted") / "run", mmlfer.evaluate, [0.25, 0.5, 0.125, 0.5, 0.375]
     given = iter(script)
 
@@ -441,7 +441,7 @@ def run_mml(noise_folder, out, *more):
 
 
 def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
-    """Stopped in the midst of the second epoch, when all of them have moved."""
+    """It is stopped within the second epoch, when all of them have changed."""
     assert run_mml(noise_folder, tmp_path / "whole").exit_code == 0
     end_at_the_third_step(monkeypatch)
     handler = signal.getsignal(signal.SIGTERM)
@@ -465,7 +465,7 @@ def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folde
 
 
 def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatch):
-    """`train --skip-bad-images` trains and validates on the rest, each with its own label."""
+    """`train --skip-bad-images` trains and validates on the other images, each with its own label."""
     shutil.copytree(noise_folder, tmp_path / "faces")
     x, y_emo, y_au, split = read_folder(noise_folder)
     names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]

@@ -138,7 +138,7 @@ def test_safetensors(source, tmp_path, monkeypatch, name):
 
 
 def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
-    """conv1 turned round: the net's answer to RGB is the file's own answer to BGR."""
+    """conv1's channels are reversed: the net's output for RGB is the output of the file's own net for BGR."""
     path = saved(source, tmp_path / "w.pth")
     net, _ = start(path, bgr=True)
     rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -314,7 +314,7 @@ def test_a_file_of_meta_tensors_is_refused_without_naming_other_sizes(source, tm
 
 
 def test_small_floats_are_taken(source, tmp_path):
-    """bfloat16 and 8 bits, and integers where torchvision has them: the counts."""
+    """bfloat16 and 8 bits; and integers where torchvision has them, in the counts of batches."""
     content = {**source, "bn1.weight": source["bn1.weight"].bfloat16(), "bn1.bias": source["bn1.bias"].to(torch.float8_e4m3fn)}
     net, _ = start(saved(content, tmp_path / "w.pth"))
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], rtol=0.01)
@@ -362,7 +362,7 @@ def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_
 
 
 def test_a_backbone_is_normalised_as_it_was_trained():
-    """Pixels go in as 0..255: by default to -1..1."""
+    """The net takes pixels 0..255 and by default maps them to -1..1."""
     net, seen = mmlfer.make_base_net("resnet34", ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))), []
     net.backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

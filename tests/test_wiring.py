@@ -1,4 +1,4 @@
-"""What commands hand on: options reach what they are for, and numbers what is printed."""
+"""Options reach the functions that they are for, and numbers reach what is printed."""
 
 import json
 import types
@@ -18,7 +18,7 @@ class Stop(Exception):
 
 
 def recorder(seen, result=None):
-    """A function that keeps what it is called with, then returns `result`, or raises Stop for None."""
+    """A function that records its arguments, then returns `result`, or raises Stop if that is None."""
 
     def record(*args, **options):
         seen.append((*args, *options.values()))
@@ -106,7 +106,7 @@ def test_pretraining_takes_its_rates():
 
 
 def test_the_digest_of_images_is_of_all_of_them():
-    """Past a part of 256 at a time."""
+    """Also of images after the first part of 256."""
     images = torch.zeros(300, 3, 2, 2, dtype=torch.uint8)
     digests = {train.digest_of_images(images)}
     for i in (0, 255, 256, 299):
@@ -142,7 +142,7 @@ FIVE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]]
 
 
 def test_a_second_look_takes_the_surest_detection_of_the_face_asked_for(monkeypatch):
-    """In the square that the detector sees: a neighbour, and the face twice."""
+    """The square that the detector sees has a neighbouring face, and two detections of the face."""
     target = _alignment.PUBLIC * _alignment.LOOK_FACE + (_alignment.LOOK - _alignment.LOOK_FACE) / 2
     place = np.array([target[0, 0] - 0.3 * 280, target[0, 1] - 0.4 * 280])
     found = [_alignment.Face(np.zeros(4), 280 * FIVE + place + shift, score)
@@ -173,7 +173,7 @@ def test_a_face_is_small_by_its_eyes(apart, small):
 
 
 def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
-    """`eval --data` on images that are not all there: those left out are said, the rest is counted."""
+    """`eval --data` on images of which some are missing: these are reported, the others counted."""
     folder = tmp_path / "faces"
     (folder / "aligned").mkdir(parents=True)
     for file in mmlfer.LABEL_FILES:
