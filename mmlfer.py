@@ -29,6 +29,7 @@ import contextlib
 import csv
 import dataclasses
 import enum
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -255,26 +256,35 @@ def loss_dm2(z_emo, z_au, table):
     return -(z_emo.softmax(1) * expressions_from_aus(z_au, table)).sum(1)
 
 
-def loss_am(z_emo, z_au, table, form):
-    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2; the lab form sets every observed p to 1.
+def called_for(table, form):
+    """What L^AM needs of p(AU | expression), computed once per run: `any` makes a GPU wait.
 
-    z_emo (B, K), z_au (B, J), table (K, J) -> (B,). Expressions without statistics (rows of zeros)
-    are left out. Let S be the others: in Eqs. 5, 7 and 8 k runs over S, and p^emo is the softmax
-    over S. L^AM is multiplied by p(S), the share of S in the softmax over all; it has no gradient.
+    table (K, J) -> the table, in the lab form with every observed p set to 1; a mask (K,) of the
+    expressions without statistics (rows of zeros), None if there are none; the form.
     """
     if form == "lab":
         table = (table > 0).to(table.dtype)
-    weight, out = 1, ~table.any(1)  # (K,)
-    if out.any():
+    out = ~table.any(1)
+    return table + out[:, None], out if out.any() else None, form  # any value > 0: p^emo is 0
+
+
+def loss_am(z_emo, z_au, called):
+    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2. z_emo (B, K), z_au (B, J) -> (B,)
+
+    `called` is that of called_for. Expressions without statistics are left out: let S be all
+    others. In Eqs. 5, 7 and 8 k runs over S, and p^emo is the softmax over S. L^AM is multiplied by
+    p(S), the share of S in the softmax over all expressions, which has no gradient.
+    """
+    (table, out, form), weight = called, 1
+    if out is not None:
         weight = 1 - (z_emo.detach().softmax(1) * out).sum(1)  # (B,), p(S)
         z_emo = z_emo.masked_fill(out, -torch.inf)
-        table = table + out[:, None]  # any value does, because its p^emo is 0
     return weight * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
 
 
-def all_losses(z_emo, z_au, y_emo, y_au, table, form):
+def all_losses(z_emo, z_au, y_emo, y_au, called):
     """L^emo, L^AU and L^AM of each sample. z_emo (B, K), z_au (B, J) -> (B, 3)."""
-    l_am = loss_am(z_emo, z_au, table, form)
+    l_am = loss_am(z_emo, z_au, called)
     return torch.stack([loss_emo(z_emo, y_emo), loss_au(z_au, y_au), l_am], 1)
 
 
@@ -474,7 +484,7 @@ def learning_rates(net, optimizer):
 def meta_train(run, batch):
     """Taped losses (B, 3) of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and omega (B, 3)."""
     x, y_emo, y_au = batch
-    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.table, run.form))
+    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.called))
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
@@ -887,15 +897,6 @@ def counts(y_emo, k):
     return tuple(np.bincount(y_emo, minlength=k).tolist())
 
 
-def is_rafce(faces):
-    """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
-    splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
-    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
-    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
-    own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
-    return own and faces.vocabulary == RAFCE
-
-
 # ---------------------------------------------------------------- metrics (Sec. 5.3)
 
 
@@ -1002,6 +1003,7 @@ class Run:
         if cfg.form == "auto":
             self.form = "lab" if cfg.stats == "lab" else "wild"
         self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
+        self.called = called_for(self.table, self.form)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
@@ -1229,20 +1231,13 @@ def check_output(path, *inputs):
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
 
 
-def check_two_outputs(**options):
-    """Refuse two options (name=path or None) that name one file; one device or pipe is allowed."""
-    places = [os.path.realpath(path) for path in options.values() if path]
-    one_file = len({*places}) < len(places)
-    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
-        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
-
-
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py
     "train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table",
     "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 precision_option = click.option("--precision", default="float32", type=PRECISION,
@@ -1256,16 +1251,21 @@ class Program(click.Group):
     def main(self, *args, **options):
         if sys.stdout:
             sys.stdout.reconfigure(errors="replace")  # where the locale has no ±
-        return super().main(*args, **options)
+        try:
+            return super().main(*args, **options)
+        except OSError as error:  # Click has ended quietly where `| head` closed a pipe
+            if error.filename is None and error.errno in UNWRITTEN:
+                sys.stdout = None  # Python would fail again, at its end
+                error = f"standard output: cannot be written ({error.strerror})"
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx):
         warnings.filterwarnings("ignore", module="PIL")  # of images that it can read all the same
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # as in `mmlfer predict ... | head`: Click ends quietly
-            raise
-        except (InputError, OSError) as error:
+        except InputError as error:
             raise click.ClickException(" ".join(str(error).split())) from None
         except KeyboardInterrupt:
             click.echo("stopped", err=True)

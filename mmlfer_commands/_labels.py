@@ -14,6 +14,9 @@ from mmlfer import (
     LABEL_FILES,
     NOT_CODED,
     RAFCE,
+    RAFCE_SPLITS,
+    RAFCE_TEST,
+    RAFCE_TOTALS,
     SPLITS,
     TEST,
     TRAIN,
@@ -25,7 +28,6 @@ from mmlfer import (
     counts,
     image_index,
     image_paths,
-    is_rafce,
     load_labels,
     parse_aus,
     plural,
@@ -58,7 +60,7 @@ def images_of(folder):
 
 def recode(faces, vocabulary, folder):
     """Faces recoded to another vocabulary: expressions by name, AUs by number. AUs that it does not
-    have are dropped; those that the faces do not have are not coded."""
+    have are dropped, and a line says so; those that the faces do not have are not coded."""
     own = faces.vocabulary
     if own == vocabulary:
         return faces
@@ -69,6 +71,9 @@ def recode(faces, vocabulary, folder):
         raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: "
                          f"{own.emotions[faces.y_emo[i]]!r} is not among the expressions to tell "
                          f"apart: {', '.join(vocabulary.emotions)}; rename it or remove its rows")
+    if dropped := [str(au) for au in own.aus if au not in vocabulary.aus]:
+        tell_once(f"{folder}/{faces.files[2]}: AU {', '.join(dropped)}: not among the AUs to tell "
+                  "apart, left out")
     y_au = np.full((len(y_emo), len(vocabulary.aus)), NOT_CODED, np.int8)
     for j, au in enumerate(vocabulary.aus):
         if au in own.aus:
@@ -95,6 +100,15 @@ def describe(faces, folder):
         own = "these are" if is_rafce(faces) else "not"
         lines.append(f"  {own} RAF-CE's own counts")
     return "\n".join(lines)
+
+
+def is_rafce(faces):
+    """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
+    splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
+    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
+    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
+    own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
+    return own and faces.vocabulary == RAFCE
 
 
 def check_trainable(faces, folder, batch_size):

@@ -1,5 +1,5 @@
-"""What runs share: locks on their outputs, signals, the options of a resumed run, versions, and
-whether a device has bf16."""
+"""What runs share: locks on outputs and their places, signals, the options of a resumed run,
+versions, and whether a device has bf16."""
 
 import contextlib
 import glob
@@ -47,6 +47,14 @@ def locked(out, lock):
         file.flush()
         os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
         yield
+
+
+def check_two_outputs(**options):
+    """Refuse two options (name=path or None) that name one file; one device or pipe is allowed."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
 
 
 @contextlib.contextmanager

@@ -28,7 +28,6 @@ from mmlfer import (
     InputError,
     as_batch,
     check_output,
-    check_two_outputs,
     decode,
     device_option,
     json_option,
@@ -41,7 +40,7 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
-from mmlfer_commands._runs import tell_if_slower
+from mmlfer_commands._runs import check_two_outputs, tell_if_slower
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,

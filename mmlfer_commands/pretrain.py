@@ -35,6 +35,7 @@ from mmlfer import (
     device_option,
     make_backbone,
     pick_device,
+    precision_option,
     progress,
     save_checkpoint,
     torch,
@@ -464,7 +465,7 @@ def resumed_options(paths, given):
     state = torch_load(paths["last"])
     if not isinstance(state, dict) or state.get("format") != PRETRAINING_FORMAT:
         raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
-    own = state["options"]
+    own = options_of(state)
     check_kept(given, own, MOVABLE, paths["last"])
     moved = {name: value for name, value in given.items() if name in MOVABLE}
     return types.SimpleNamespace(**{**own, **moved}), state
@@ -475,7 +476,13 @@ def finished_options(path):
     state = torch_load(path)
     if not isinstance(state, dict) or state.get("format") != BACKBONE_FORMAT:
         raise InputError(f"{path}: not a file of `mmlfer pretrain`; name another --out")
-    return state["options"]
+    return options_of(state)
+
+
+def options_of(state):
+    """The options in a checkpoint or in weights; float32 was called fp32."""
+    precision = state["options"]["precision"]
+    return {**state["options"], "precision": "float32" if precision == "fp32" else precision}
 
 
 # options that may change when a run is resumed
@@ -566,8 +573,7 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
-@click.option("--precision", default="fp32", type=click.Choice(["fp32", "bf16"]),
-              help="Number format of the backbone.")
+@precision_option
 @click.option("--holdout", default=0.02, type=FiniteRange(0, 1, max_open=True),
               help="Share of the people kept for verification.")
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")

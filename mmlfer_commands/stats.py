@@ -12,12 +12,12 @@ from mmlfer import (
     SPLITS,
     InputError,
     check_output,
-    check_two_outputs,
     counts,
     markdown,
     write_whole,
 )
 from mmlfer_commands._labels import describe, load_faces
+from mmlfer_commands._runs import check_two_outputs
 from mmlfer_commands._stats import frequencies, load_stats, yaml_name
 from mmlfer_commands.plot import pyplot, save_figure
 

@@ -27,7 +27,6 @@ from mmlfer import (
     choose_hypergrad,
     evaluate,
     inference_state,
-    is_rafce,
     load_images,
     load_net,
     make_base_net,
@@ -48,7 +47,7 @@ from mmlfer_commands._backbones import (
     given_backbone,
     start_base_net,
 )
-from mmlfer_commands._labels import check_learnable, check_trainable, describe, load_faces
+from mmlfer_commands._labels import check_learnable, check_trainable, describe, is_rafce, load_faces
 from mmlfer_commands._runs import (
     WORDS,
     caught_signals,

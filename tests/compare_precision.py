@@ -32,7 +32,8 @@ def gradient(run, batch, val, form):
 def in_float64(run):
     """A copy of a run in float64."""
     other = copy.copy(run)
-    other.net, other.table = copy.deepcopy(run.net).double(), run.table.double()
+    other.net = copy.deepcopy(run.net).double()
+    other.called = mmlfer.called_for(run.table.double(), run.form)
     other.meta = copy.deepcopy(run.meta).double()
     other.opt = mmlfer.theta_optimizer(other.net, run.cfg, run.steps)[0]
     for group, own in zip(other.opt.param_groups, run.opt.param_groups):

@@ -8,7 +8,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # one thread in this process and in those t
 
 import numpy as np
 import pytest
+import thin
 import torch
+import torchvision
 from click.testing import CliRunner
 from forks import python
 from PIL import Image
@@ -33,10 +35,19 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session", autouse=True)
 def quick():
     """`train` measures the eyes and mouths of 8 faces instead of 100, and no write waits for the disk.
-    test_crop.py and test_files.py test both without these changes."""
+    test_crop.py and test_files.py test both without these changes. ResNet-18 is thin, see thin.py."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(thin.MODELS, "resnet18", thin.thin_resnet)
         patch.setattr(_alignment, "MEASURED", 8)
         patch.setattr(os, "fsync", lambda number: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def real_resnet18():
+    """The real ResNet-18, for all tests of a file, in the tests' own process; see thin.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(thin.MODELS, "resnet18", torchvision.models.resnet18)
         yield
 
 

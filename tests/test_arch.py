@@ -12,13 +12,15 @@ import mmlfer
 
 ARCHS = ["resnet18", "resnet34", "resnet50"]
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 def make_run(arch, hypergrad="create_graph", method="mml"):
     """A run in float64 whose meta net is away from its zeros."""
     run = run_of(mmlfer.Config(data="-", arch=arch, method=method, size=32, batch_size=4, weights="none",
                                    device="cpu", hypergrad=hypergrad), 1)
     run.net.double()
-    run.table = run.table.double()
+    run.called = mmlfer.called_for(run.table.double(), run.form)
     run.meta.double()
     for p in run.meta.parameters():
         torch.nn.init.normal_(p, 0, 0.02, generator=torch.Generator().manual_seed(3))
@@ -34,7 +36,7 @@ def val_loss_after_look_ahead(run, batch, val, psi):
     before = {k: v.clone() for k, v in run.net.state_dict().items()}
     torch.nn.utils.vector_to_parameters(psi, run.meta.parameters())
     f, z_emo, z_au = run.net(batch[0])
-    losses = mmlfer.all_losses(z_emo, z_au, batch[1], batch[2], run.table, run.form)
+    losses = mmlfer.all_losses(z_emo, z_au, batch[1], batch[2], run.called)
     omega = mmlfer.loss_weights(run.meta, f, run.cfg).detach()
     run.net.zero_grad()
     (omega * losses).sum(1).mean().backward()

@@ -1,4 +1,6 @@
-"""The step of Sec. 4.2 on the whole ResNet-34 in float64; tests of several steps use ResNet-18."""
+"""The step of Sec. 4.2 on the whole ResNet-34 in float64; tests of several steps use the thin ResNet.
+
+test_arch.py has both forms on ResNet-18 and ResNet-50."""
 
 import dataclasses
 import re
@@ -29,12 +31,19 @@ def make_run(method="mml", hypergrad="create_graph", batchnorm=True, arch="resne
         backbone = list(run.net.backbone.parameters())
         run.opt.param_groups[0]["params"] = backbone
     run.net.double()
-    run.table = run.table.double()
+    run.called = mmlfer.called_for(run.table.double(), run.form)
     if run.meta:
         run.meta.double()
         for p in run.meta.parameters():
             torch.nn.init.normal_(p, 0, 0.02)
     return run
+
+
+def leave_out(run, expressions):
+    """The run's statistics have nothing of these expressions."""
+    table = run.table.double()
+    table[expressions] = 0
+    run.called = mmlfer.called_for(table, run.form)
 
 
 def grad_psi(run, batch, val):
@@ -43,7 +52,7 @@ def grad_psi(run, batch, val):
 
 def test_both_forms_agree_where_labels_and_statistics_are_missing():
     run, (x, y_emo, y_au), val = make_run(), random_batch(4), random_batch(4, seed=1)
-    run.table[[2, 7]] = 0
+    leave_out(run, [2, 7])
     y_au[0], y_au[1, ::2] = mmlfer.NOT_CODED, mmlfer.NOT_CODED
     forms = []
     for run.hypergrad in ("create_graph", "jvp"):
@@ -58,7 +67,7 @@ def val_loss_after_look_ahead(run, batch, val):
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])
-    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.table, run.form)
+    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.called)
     (mmlfer.loss_weights(run.meta, outputs[0], run.cfg).detach() * losses).sum(1).mean().backward()
     with torch.no_grad():
         for name, p in net.net.named_parameters():
@@ -149,7 +158,7 @@ def forward_over_reverse(run, batch, val):
 
     def d_omega(theta):
         outputs = torch.func.functional_call(run.net, (theta, mmlfer.spare_buffers(run.net)), (batch[0],))
-        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.table, run.form) / len(batch[0])
+        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.called) / len(batch[0])
 
     def l_mtl(theta, omega):
         return (omega * d_omega(theta)).sum()
@@ -275,6 +284,21 @@ def test_a_tape_entry_must_be_of_the_layer_that_asks():
     assert all("forward" not in vars(layer) for layer in net.modules() if layer is not net)
 
 
+@pytest.mark.parametrize("left_out", [[], [2, 7]])
+def test_a_step_asks_no_tensor_for_its_value(monkeypatch, left_out):
+    """A GPU would be waited for."""
+    run, batch, val = make_run(hypergrad="jvp", arch="resnet18"), random_batch(4), random_batch(4, seed=1)
+    leave_out(run, left_out)
+    for name in ("__bool__", "__float__", "__int__", "item", "tolist", "cpu", "numpy", "nonzero"):
+        def asked(tensor, *args, name=name):
+            raise AssertionError(name)
+
+        monkeypatch.setattr(torch.Tensor, name, asked)
+    step = torch.stack(mmlfer.train_step(run, batch, val))
+    monkeypatch.undo()
+    assert step.isfinite().all()
+
+
 def test_a_step_names_what_it_reports():
     run, batch = make_run("mml"), random_batch(4)
     net = make_run("mml").net
@@ -282,7 +306,7 @@ def test_a_step_names_what_it_reports():
     _, z_emo, z_au = net(batch[0])
     assert step.l_emo == pytest.approx(mmlfer.loss_emo(z_emo, batch[1]).mean().item())
     assert step.l_au == pytest.approx(mmlfer.loss_au(z_au, batch[2]).mean().item())
-    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.table, "wild").mean().item())
+    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.called).mean().item())
     assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
     assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
     assert mmlfer.STEP_LABELS.norm_psi == "gradient of psi" and step.norm_psi > 0

@@ -121,6 +121,27 @@ def test_characters_that_a_terminal_lacks_are_replaced(trained, tmp_path):
     assert "mean ± standard" in (tmp_path / "t.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["search", "{runs}", "rho"]])
+def test_standard_output_that_cannot_be_written_is_one_line(trained, words, unbuffered):
+    """Where Python writes at once, and where it would try again at its end."""
+    words = [word.format(runs=trained[0]) for word in words]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, ROOT / "mmlfer.py", *words], stdout=full, stderr=subprocess.PIPE, text=True,
+                                env={**os.environ, "PYTHONUNBUFFERED": unbuffered})
+    assert (result.returncode, result.stderr) == (1, "Error: standard output: cannot be written (No space left on device)\n")
+
+
+@pytest.mark.parametrize("words", ["train --help", "stats --data {faces}"])
+def test_standard_output_that_is_closed_early_ends_quietly(faces_folder, words):
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, ROOT / "mmlfer.py", *words.format(faces=faces_folder).split()], stdout=write,
+                            stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert result.returncode == 1 and "Traceback" not in result.stderr and "Exception" not in result.stderr
+
+
 def test_an_unknown_command_is_a_usage_error():
     result = invoke("trian")
     assert result.exit_code == 2 and "No such command 'trian'" in result.stderr

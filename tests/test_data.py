@@ -120,8 +120,8 @@ NEARLY = {  # one face another expression; a test face for a training one; one i
 
 def test_rafce_is_recognised_by_its_counts():
     faces = rafce_faces()
-    assert mmlfer.is_rafce(faces) and "these are RAF-CE's own counts" in _labels.describe(faces, "x")
-    assert not mmlfer.is_rafce(faces.select(slice(1, None)))
+    assert _labels.is_rafce(faces) and "these are RAF-CE's own counts" in _labels.describe(faces, "x")
+    assert not _labels.is_rafce(faces.select(slice(1, None)))
 
 
 def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
@@ -140,7 +140,7 @@ def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
 def test_data_that_are_nearly_rafce_are_not_called_rafce(kind):
     faces = rafce_faces()
     NEARLY[kind](faces)
-    assert not mmlfer.is_rafce(faces) and "not RAF-CE's own counts" in _labels.describe(faces, "x")
+    assert not _labels.is_rafce(faces) and "not RAF-CE's own counts" in _labels.describe(faces, "x")
 
 
 def test_batches_flip_images_and_keep_labels(faces_folder):

@@ -48,7 +48,7 @@ def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
         train.check_finite(run, upto)
 
 
-@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.1.bn2.running_var", "au.weight"])
+@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.0.bn2.running_var", "au.weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_path, name, value):
     state = load(trained[0] / "best.pt")
@@ -76,7 +76,7 @@ def test_a_net_that_diverges_late_is_not_saved_as_a_result(faces_folder, tmp_pat
     def diverging(run, *batches):
         report = step(run, *batches)
         if run.epoch == 1:
-            run.net.backbone.layer4[1].bn2.running_mean.fill_(math.inf)
+            run.net.backbone.layer4[0].bn2.running_mean.fill_(math.inf)
         return report
 
     monkeypatch.setattr(train, "train_step", diverging)
@@ -84,7 +84,7 @@ def test_a_net_that_diverges_late_is_not_saved_as_a_result(faces_folder, tmp_pat
     result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 3, "--method", "mtl", *SMALL)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        "Error: epoch 2: backbone.layer4.1.bn2.running_mean is not finite: training diverged; train again with lower "
+        "Error: epoch 2: backbone.layer4.0.bn2.running_mean is not finite: training diverged; train again with lower "
         "--lr-backbone, --lr-heads or --lr-meta")
     assert not (out / "test.json").exists()
     for name in ("best.pt", "last.pt"):

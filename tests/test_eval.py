@@ -87,6 +87,16 @@ def test_the_report_says_what_the_numbers_are():
     assert [line.split() for line in lines[-14:]] == [[str(n) for n in row] for row in counts]
 
 
+def test_aus_that_the_checkpoint_lacks_are_named(sketch, faces_folder, tmp_path):
+    for i, aus in enumerate(("1+11", "12+46"), 1):
+        (tmp_path / f"{i}.png").write_bytes((faces_folder / f"aligned/000{i}_aligned.jpg").read_bytes())
+        with open(tmp_path / "labels.csv", "a") as file:
+            file.write(("image,expression,split,aus\n" if i == 1 else "") + f"{i}.png,sadly angry,test,{aus}\n")
+    result = invoke("eval", "--ckpt", sketch, "--data", tmp_path, "--json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["n"] == 2
+    assert result.stderr == f"{tmp_path}/labels.csv: AU 11, 46: not among the AUs to tell apart, left out\n"
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_leaves_the_net_in_its_mode(training):
     net = mmlfer.make_base_net().train(training)

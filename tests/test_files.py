@@ -10,7 +10,8 @@ from conftest import run_program
 from PIL import Image
 
 import mmlfer
-from mmlfer import check_output, check_two_outputs
+from mmlfer import check_output
+from mmlfer_commands._runs import check_two_outputs
 
 
 def test_a_device_stays_a_device(tmp_path):

@@ -76,7 +76,7 @@ def test_eq05_to_eq09_match_naive_loops(form):
     z_emo, z_au = t(Z_EMO), t(Z_AU)
     assert np.allclose(mmlfer.loss_dm1(z_emo, z_au, t(used), form), dm1, rtol=1e-12)
     assert np.allclose(mmlfer.loss_dm2(z_emo, z_au, t(used)), dm2, rtol=1e-12)
-    assert np.allclose(mmlfer.loss_am(z_emo, z_au, t(table), form), np.add(dm1, dm2), rtol=1e-12)
+    assert np.allclose(mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form)), np.add(dm1, dm2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["wild", "lab"])
@@ -99,13 +99,13 @@ def test_expressions_left_out_match_naive_loops(form):
         both = -sum(a * math.log(q) for a, q in zip(p_au, q_au)) - sum(p[k] * math.log(q_emo[k]) for k in kept)
         naive.append(sum(softmax(Z_EMO[i])[k] for k in kept) * both)
     z_emo, z_au = t(Z_EMO).requires_grad_(), t(Z_AU).requires_grad_()
-    loss = mmlfer.loss_am(z_emo, z_au, t(table), form)
+    loss = mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form))
     assert np.allclose(loss.detach(), naive, rtol=1e-12)
     share = t(Z_EMO).softmax(1)[:, kept].sum(1)
-    alone = share * mmlfer.loss_am(z_emo[:, kept], z_au, t(table[kept]), form)
+    alone = share * mmlfer.loss_am(z_emo[:, kept], z_au, mmlfer.called_for(t(table[kept]), form))
     for ours, theirs in zip(*(torch.autograd.grad(x.sum(), [z_emo, z_au]) for x in (loss, alone))):
         assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-15)
-    assert not torch.autograd.grad(mmlfer.loss_am(z_emo, z_au, t(table), form).sum(), z_emo)[0][:, [2, 7]].any()
+    assert not torch.autograd.grad(mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form)).sum(), z_emo)[0][:, [2, 7]].any()
 
 
 def test_paper_example_of_au_9():
@@ -122,7 +122,7 @@ def test_losses_stay_finite_at_extreme_logits():
     z_emo.requires_grad_(), z_au.requires_grad_()
     for form, table in TABLE.items():
         losses = mmlfer.all_losses(z_emo, z_au, torch.tensor([0, 3]), torch.zeros(2, 32),
-                                   t(table).float(), form)
+                                   mmlfer.called_for(t(table).float(), form))
         grads = torch.autograd.grad(losses.sum(), [z_emo, z_au])
         assert torch.isfinite(losses).all() and all(torch.isfinite(g).all() for g in grads)
 

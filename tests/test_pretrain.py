@@ -125,10 +125,10 @@ def test_a_run_writes_what_it_promises(pretrained, people):
 def test_train_takes_the_file_with_its_normalisation(pretrained):
     state = load(pretrained[0])
     net, origin = _backbones.start_base_net(str(pretrained[0]), "resnet18")
-    assert origin == f"took 120 tensors from {pretrained[0]}"
+    assert origin == f"took 96 tensors from {pretrained[0]}"
     assert all(torch.equal(v, state["state_dict"][k]) for k, v in net.backbone.state_dict().items())
     trained = load(pretrained[0].with_suffix(".last.pt"))["net"]
-    assert torch.equal(net.backbone.layer4[1].bn2.running_var, trained["backbone.layer4.1.bn2.running_var"])
+    assert torch.equal(net.backbone.layer4[0].bn2.running_var, trained["backbone.layer4.0.bn2.running_var"])
     assert int(net.backbone.bn1.num_batches_tracked) == 4 * 3
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
     assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
@@ -179,7 +179,7 @@ def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_pa
 def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     source, _ = pretrain.read_people(people)
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
-    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=0.1, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=0.1, momentum=0.9,
                                 weight_decay=0, epochs=2, workers=0)
     world, seen = pretrain.World(0, 1, torch.device("cpu")), {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
@@ -199,7 +199,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
     """Compared with the loss written out, on the same net."""
-    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fp32", lr=6.4, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=6.4, momentum=0.9,
                                 weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
@@ -236,7 +236,7 @@ def test_bf16_runs(people, tmp_path):
 @pytest.mark.parametrize("bf16,dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
     net, seen = pretrain.people_net_class()("resnet18", 3, bf16), []
-    for layer in (net.backbone.conv1, net.backbone.layer4[1].conv2, net.neck):
+    for layer in (net.backbone.conv1, net.backbone.layer4[0].conv2, net.neck):
         layer.register_forward_hook(lambda layer, x, y: seen.append(y.dtype))
     cosines = net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert seen == [dtype, dtype, torch.float32] and cosines.dtype == torch.float32
@@ -275,7 +275,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
 def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
     """It falls at the first epoch that begins after these shares of the epochs."""
-    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="fp32", lr=0.8, momentum=0.9,
+    opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.8, momentum=0.9,
                                 weight_decay=0, epochs=epochs)
     run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
     run.sgd.step()
@@ -445,3 +445,15 @@ def test_a_resumed_run_keeps_its_options_and_its_images(pretrained, people, tmp_
     assert lines == [f"Error: {faces}: not the images that {tmp_path}/w.last.pt was trained on"]
     torch.save({"net": {}}, tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume") == [f"Error: {tmp_path}/w.last.pt: not a run of `mmlfer pretrain`"]
+
+
+def test_a_run_from_when_float32_was_called_fp32_goes_on(pretrained, tmp_path):
+    paths = pretrain.run_paths(tmp_path / "net.pth")
+    for name, suffix in (("out", ".pth"), ("last", ".last.pt")):
+        state = load(pretrained[0].with_suffix(suffix))
+        torch.save({**state, "options": {**state["options"], "precision": "fp32"}}, paths[name])
+    result = invoke("pretrain", "--out", paths["out"], "--resume", "--precision", "float32")
+    assert result.output == f"{paths['out']}: complete, nothing to do\n"
+    assert pretrain.resumed_options(paths, {"precision": "float32"})[0].precision == "float32"
+    with pytest.raises(mmlfer.InputError, match="its run has --precision float32, not bf16"):
+        pretrain.resumed_options(paths, {"precision": "bf16"})

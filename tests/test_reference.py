@@ -39,6 +39,8 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 # ---------------------------------------------------------------- the program, in float64
 
@@ -56,7 +58,7 @@ def run_program_loop(options, data, out):
         faces = mmlfer.load_images(mmlfer.load_labels(data), data, cfg.size)
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
-        run.table = run.table.double()
+        run.called = mmlfer.called_for(run.table.double(), run.form)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
                 p *= 0.2 if ".bn2." in name else 1

@@ -101,7 +101,7 @@ def test_what_a_backbones_digest_depends_on(tmp_path):
     assert {first} == {digest({"state_dict": {f"module.{k}": v for k, v in state.items()}}), digest(counted),
                        digest(dict(reversed(state.items()))), digest({k: v.double() for k, v in counted.items()}),
                        digest(state, norm="half"), digest({**state, "fc.weight": torch.zeros(3, 512)})}
-    nudged = {**state, "layer3.1.bn2.running_var": state["layer3.1.bn2.running_var"] + 1e-6}
+    nudged = {**state, "layer3.0.bn2.running_var": state["layer3.0.bn2.running_var"] + 1e-6}
     others = [digest(state, bgr=True), digest(state, norm="imagenet"), digest(nudged),
               digest({"format": "mmlfer backbone 1", "mean": [0.4] * 3, "std": [0.5] * 3, "state_dict": state})]
     assert len({first, *others}) == 5

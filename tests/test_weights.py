@@ -14,6 +14,8 @@ from mmlfer_commands import _backbones
 
 STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 @pytest.fixture(scope="module")
 def source():

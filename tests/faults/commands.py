@@ -3,6 +3,13 @@
 from faults.fault import Fault
 
 FAULTS = [
+    # standard output
+    Fault("help-on-a-full-disk", "mmlfer.py",
+          "        except OSError as error:  # Click has ended", "        except KeyError as error:  # Click has ended",
+          "cli::test_standard_output_that_cannot_be_written_is_one_line"),
+    Fault("full-standard-output-tried-again", "mmlfer.py",
+          "sys.stdout = None  # Python would", "pass  # Python would",
+          "cli::test_standard_output_that_cannot_be_written_is_one_line"),
     # predict
     Fault("predict-zip-anew", "mmlfer_commands/predict.py",
           "next(answers) if isinstance(item.crop, np.ndarray) else None",

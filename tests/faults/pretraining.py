@@ -3,6 +3,9 @@
 from faults.fault import Fault
 
 FAULTS = [
+    Fault("pretrain-fp32-is-another-precision", "mmlfer_commands/pretrain.py",
+          '"float32" if precision == "fp32" else precision', "precision",
+          "pretrain::test_a_run_from_when_float32_was_called_fp32_goes_on"),
     # reading of backbones
     Fault("weights-not-finite", "mmlfer_commands/_backbones.py",
           "not values.isfinite().all()", "values.isnan().all()",
