@@ -187,8 +187,8 @@ class Config:
     weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
                                 "sigmoid; the paper's W is 1.")
     hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
-                             "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
-                             "tangent form, or jvp if both agree before the first step.")
+                             "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
+                             "faster; auto: jvp if both agree before the first step.")
     arch: str = setting(MODEL, "resnet34", click.Choice(list(FEATURES)),
                         "Backbone; the paper uses resnet34.")
     weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet or "
@@ -199,13 +199,13 @@ class Config:
                                 "says, else half (mean and standard deviation 0.5).")
     epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
     batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
-                              "B, training and validation alike.")
+                              "B, faces in a training or validation batch.")
     augment: bool = setting(OPTIMISATION, False, bool, "Shift (4 %), scale (5 %) and turn (5 "
                             "degrees) each training and validation image at random.")
-    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
-    lr_heads: float = setting(OPTIMISATION, 0.01, RATE,
-                              "alpha of the two classifiers (Eqs. 13, 17).")
-    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, of the meta net (Eq. 14).")
+    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE,
+                                 "alpha, learning rate of the backbone (Eqs. 13, 17).")
+    lr_heads: float = setting(OPTIMISATION, 0.01, RATE, "alpha of both classifiers (Eqs. 13, 17).")
+    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, rate of the meta net (Eq. 14).")
     schedule: str = setting(OPTIMISATION, "constant", click.Choice(["constant", "onecycle"]),
                             "Learning-rate schedule; onecycle rises to alpha, then falls.")
     momentum: float = setting(OPTIMISATION, 0.9, FiniteRange(0, 1, max_open=True),

@@ -93,7 +93,7 @@ def describe(faces, folder):
     active = (coded == 1).sum(1)
     without = int((active == 0).sum())
     mean = active.mean() if len(active) else 0
-    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs a face")
+    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs per face")
     if len(coded) < len(faces.names):
         lines[-1] += f" of {len(coded)} that are coded"
     if faces.vocabulary == RAFCE:

@@ -131,7 +131,7 @@ def write_png(image, path):
 
 
 like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of aligned faces, "
-                           "laid out like RAF-CE, whose alignment is measured and taken.")
+                           "laid out like RAF-CE, whose alignment is measured and used.")
 
 
 def crop_photos(photos, template, size, out):

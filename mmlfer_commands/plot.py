@@ -293,7 +293,7 @@ def command(run):
 
     Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone,
     and of a folder of finished runs one curves.png, a line for each method. Of a table NAME.csv
-    that `mmlfer video` wrote, NAME.png: expressions and AUs over time, a panel a face.
+    that `mmlfer video` wrote, NAME.png: expressions and AUs over time, one panel per face.
     """
     if run.suffix == ".csv" and not run.is_dir():
         table = read_part(run, parse_table, "video", "a table that `video` wrote")

@@ -316,8 +316,8 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")
 @like_option
-@click.option("--draw", type=PATH, metavar="DIR", help="With --photos: a copy of each photograph "
-              "with what is predicted, to this new folder; the tables name it.")
+@click.option("--draw", type=PATH, metavar="DIR", help="With --photos: write a copy of each "
+              "photograph with its predictions to this new folder; tables name the copy.")
 @click.option("--top", default=3, type=COUNT, help="Expressions to name for each face, of "
               "those that there are.")
 @json_option

@@ -276,7 +276,7 @@ def clip_name(clip):
 @click.command("video")
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
 @click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
-@click.option("--out", required=True, type=PATH, help="Folder: NAME.csv of each clip.")
+@click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
 @click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
 @click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if there are "
               "fewer.")

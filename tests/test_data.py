@@ -435,4 +435,4 @@ def test_describe_counts_every_expression_and_partition(noise_folder):
     assert lines[16].split() == ["all", "11", "4", "7"]
     active = [int(row.sum()) for row in y_au]
     mean = math.fsum(active) / 22
-    assert lines[17].strip() == f"{active.count(0)} rows without AUs, {mean:.2f} active AUs a face"
+    assert lines[17].strip() == f"{active.count(0)} rows without AUs, {mean:.2f} active AUs per face"

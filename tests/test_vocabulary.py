@@ -79,7 +79,7 @@ def test_the_vocabulary_and_the_statistics_of_the_training_rows_are_in_the_check
     assert "without AUs of 20 % or more, left out of L^AM: calm: no AU" in lines
     active = [row["aus"] for row in rows.values() if row["aus"] is not None]
     mean = sum(map(len, active)) / len(active)
-    assert f"  {active.count(set())} rows without AUs, {mean:.2f} active AUs a face of {len(active)} that are coded" in lines
+    assert f"  {active.count(set())} rows without AUs, {mean:.2f} active AUs per face of {len(active)} that are coded" in lines
     assert "RAF-CE's own counts" not in run[1]
 
 
