@@ -918,8 +918,8 @@ def mean_defined(values):
 
 def expression_f1(confusion):
     """F1 of each expression, None for those without images. confusion (K, K)"""
-    n, called = confusion.sum(1), confusion.sum(0)
-    return [2 * r / (a + b) if a else None for r, a, b in zip(confusion.diagonal(), n, called)]
+    counts_of = zip(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+    return [2 * right / (true + called) if true else None for right, true, called in counts_of]
 
 
 def expression_metrics(confusion, emotions):
@@ -1261,7 +1261,7 @@ class Program(click.Group):
             sys.exit(1)
 
     def invoke(self, ctx):
-        warnings.filterwarnings("ignore", module="PIL")  # of images that it can read all the same
+        warnings.filterwarnings("ignore", module="PIL")  # about images that it can still read
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         try:
             return super().invoke(ctx)

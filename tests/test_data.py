@@ -363,7 +363,7 @@ token = st.tuples(st.sampled_from(mmlfer.AUS), st.sampled_from(["", "L", "R", "T
 names = st.lists(st.integers(1, 9999).map("{:04d}.jpg".format), min_size=1, max_size=8, unique=True)
 
 
-BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 
 @BUSY

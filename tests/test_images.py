@@ -335,7 +335,7 @@ PLACES = ["aligned/aligned/0001_aligned.jpg", "aligned/0001_aligned.jpg", "0001.
 @pytest.mark.parametrize("base", ["", "RAF-AU/"])
 def test_the_inner_place_of_an_image_is_preferred(tmp_path, base):
     places = [base + place for place in PLACES]
-    if not base:  # and what lies beside the label files to what RAF-AU has
+    if not base:  # images beside the label files are preferred to those of RAF-AU
         places = [*places[:2], *("RAF-AU/" + place for place in PLACES[:2])]
     for code, place in reversed(list(enumerate(places))):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)

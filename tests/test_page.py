@@ -189,12 +189,12 @@ def test_the_crop_and_gradcam_on_demand(page, photos, requests):
     page.wait_for_selector("figure:nth-child(2) img")
     assert page.evaluate("document.activeElement.textContent").startswith("Grad-CAM: ")
     answer = page.request.post(f"{page.url}gradcam", data=base64.b64decode(crop.split(",")[1])).body()
-    with page.expect_download() as download:  # the very picture that the server answers
+    with page.expect_download() as download:  # the same image that the server sends
         page.evaluate("src => { const a = document.createElement('a'); a.href = src; a.download = 'cam.png'; a.click(); }",
                       page.get_attribute("figure:nth-child(2) img", "src"))
     assert download.value.path().read_bytes() == answer and len([url for url in requests if url.endswith("/gradcam")]) == 1
     assert page.text_content("figure:nth-child(2) figcaption").endswith(f"for {page.text_content('.first')}")
-    page.click(".chip >> nth=0")  # of another face it is asked for anew, and that one's is kept
+    page.click(".chip >> nth=0")  # for another face it is requested again; that of the first face is kept
     assert page.locator("figure").count() == 1
     page.click(".chip >> nth=1")
     assert page.locator("figure").count() == 2
@@ -274,7 +274,7 @@ def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server)
     assert page.locator("video").count() == 0 and page.is_hidden("#controls") and page.locator(".box").count() == 1
     count = len(sent)
     page.wait_for_timeout(300)
-    assert len(sent) == count  # it is off
+    assert len(sent) == count  # the camera is off
     page.click("#start")
     page.wait_for_selector("video")
     tracks = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()")
@@ -359,4 +359,4 @@ def test_not_one_request_went_elsewhere(page, photos, server, requests):
     asked = [url.removeprefix(server.url) for url in requests if not url.startswith(("data:", "blob:"))]
     assert sorted(asked) == sorted(["", "health", *(f"sample/{i}.jpg" for i in range(3)), "predict?name=one.png&crops=1", "gradcam",
                                     "predict?name=one.png&format=csv"])
-    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name, which nobody asks for
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # the name of SVG, which is never requested

@@ -146,7 +146,7 @@ def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
     rec = tmp_path / "rec/train.rec"
     source, _ = _people.read_records(rec)
     whole = rec.read_bytes()
-    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # amid the fifth image
+    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # in the middle of the fifth image
     source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
     rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
@@ -176,13 +176,13 @@ def test_records_that_are_not_what_they_say(tmp_path):
     start, blob = index.read_text(), bytearray(rec.read_bytes())
     offsets = {int(k): int(o) for k, o in (line.split() for line in start.splitlines())}
     index.write_text(start.replace(f"2\t{offsets[2]}\n", "2\t99999999\n") + f"3\t{offsets[1]}\n")
-    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read: the array's are
+    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read, because the record has an array of labels
     blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
     blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
     rec.write_bytes(blob)
     source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
-    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
+    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of two rows with one key, the later
     assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
     blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
     rec.write_bytes(blob)

@@ -56,7 +56,7 @@ def test_figures_of_a_run(run):
     assert (result.stdout, result.stderr) == (f"{run}/curves.png\n{run}/confusion.png\n", "")
     for name in ("curves.png", "confusion.png"):
         check_picture(run / name)
-    assert invoke("plot", run).exit_code == 0  # again, over its own
+    assert invoke("plot", run).exit_code == 0  # again: it may replace its own figures
 
 
 def test_curves_are_the_log(run, kept):

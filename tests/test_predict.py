@@ -290,7 +290,7 @@ def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, outpu
             seen += part
     os.close(ours)
     assert process.wait(60) == 1
-    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they stay
+    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they remain on the terminal
     assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
 
 

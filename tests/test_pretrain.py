@@ -40,7 +40,7 @@ def test_margins_match_a_naive_loop(loss, margin):
                 t = math.acos(c) + margin
                 c = c - margin if loss == "cosface" else math.cos(t) if t <= math.pi else -2 - math.cos(t)
             assert float(moved[i, j]) == pytest.approx(c, abs=1e-9)
-    assert (cosines.gather(1, y[:, None]).acos() + 0.5 > math.pi).sum() > 2  # ArcFace's far side is met
+    assert (cosines.gather(1, y[:, None]).acos() + 0.5 > math.pi).sum() > 2  # the case of t + m above pi occurs
 
 
 def test_arcface_falls_as_the_angle_grows_and_its_gradient_is_finite_at_the_ends():
@@ -137,7 +137,7 @@ def test_train_takes_the_file_with_its_normalisation(pretrained):
         _backbones.start_base_net(str(pretrained[0]))
 
 
-@pytest.mark.parametrize("step", [2, 6])  # amid the first epoch; at the end of the second
+@pytest.mark.parametrize("step", [2, 6])  # within the first epoch; at the end of the second
 def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tmp_path, monkeypatch, step):
     out, taken, whole_step = tmp_path / "w.pth", [], pretrain.pretrain_step
 

@@ -34,7 +34,7 @@ def struck(*args):
     if how == "killed":
         os.kill(main, signal.SIGKILL)
     elif len(taken) == (1 if how == "hanging" else 2):
-        subprocess.run(["sh", "-c", "kill -TERM 0"])  # of another: its parent's a worker takes as an end
+        subprocess.run(["sh", "-c", "kill -TERM 0"])  # from another process: for a worker, a signal of its parent is its end
     return step(*args)
 def hang(source, i, size):
     taken.append(1)

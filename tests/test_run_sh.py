@@ -30,7 +30,7 @@ def note(what):
     with open("calls", "a") as file:
         print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given, words]), file=file)
 def stopped(*_):
-    time.sleep(0.5)  # it saves
+    time.sleep(0.5)  # it takes time to save
     note("stopped")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stopped)

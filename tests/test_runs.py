@@ -134,7 +134,7 @@ def turn_a_picture(faces):
 
 def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
     out, faces = stopped
-    assert invoke("train", "--out", out, "--resume", "--data", faces).exit_code == 0  # another place alone
+    assert invoke("train", "--out", out, "--resume", "--data", faces).exit_code == 0  # only the place is another
     (out / "test.json").unlink()
     turn_a_picture(faces)
     result = invoke("train", "--out", out, "--resume", "--data", faces)

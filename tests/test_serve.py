@@ -246,7 +246,7 @@ def test_which_hosts_are_its_own(host, bound, right, wrong):
 def test_large_bodies_and_large_pictures(server):
     large, said = b"\xff" * 20_000_001, (413, "more than 20 MB; make the picture smaller")
     assert fails(server, "/predict", large) == said
-    assert fails(server, "/predict", (large[i : i + 2**20] for i in range(0, len(large), 2**20)), "POST") == said  # no length
+    assert fails(server, "/predict", (large[i : i + 2**20] for i in range(0, len(large), 2**20)), "POST") == said  # sent in chunks, without a length
     for width, status, sentence in ((5100, 413, "image: 51 megapixels, and at most 50 are read; make it smaller"),
                                     (20000, 413, "image: not an image that can be read (Image size ")):
         buffer = io.BytesIO()
@@ -270,7 +270,7 @@ def connect(server, head, body=b""):
 def test_bodies_that_arrive_slowly_broken_or_not_at_all(server, photos):
     picture = (photos / "face 4 %.png").read_bytes()
     alone = ask(server, "/predict", picture)[2]
-    connect(server, [f"Content-Length: {len(picture)}"], picture[:100]).close()  # hangs up amid the body,
+    connect(server, [f"Content-Length: {len(picture)}"], picture[:100]).close()  # hangs up within the body,
     connect(server, [f"Content-Length: {len(picture)}"], picture).close()  # before the answer
     with connect(server, [f"Content-Length: {len(picture) + 50}"], picture) as link:  # ends too early
         link.shutdown(socket.SHUT_WR)

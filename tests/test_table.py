@@ -300,7 +300,7 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     assert [line.split(" | ")[0] for line in lines if line] == [
         "| mml wild - am lab", "| mml wild - mtl", "| mml wild - stl", "| am lab - mtl", "| am lab - stl", "| mtl - stl"]
     assert lines[0].startswith("| mml wild - am lab | 3 | +0.83 [-") and "signal" not in lines[0]
-    assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # of one seed never
+    assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # with one seed never
     assert lines[2].startswith("| mml wild - stl | 3 | +45.00 [+") and lines[2].count("**signal**") == 2
     assert lines[2].endswith(" | 20:0 p<0.001, 16:0 p<0.001, 18:0 p<0.001 |")
     assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")

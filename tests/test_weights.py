@@ -184,7 +184,7 @@ def test_a_run_of_ours_brings_its_normalisation(tmp_path):
     assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert_backbone(net, {k.removeprefix("backbone."): v for k, v in state["net"].items() if k.startswith("backbone.")})
     assert origin == f"took 120 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
-    net, _ = start(path, norm="half")  # said on the command line: that wins
+    net, _ = start(path, norm="half")  # the command line decides
     assert net.mean.flatten().tolist() == [0.5] * 3
     with pytest.raises(mmlfer.InputError, match="trained on RGB by mmlfer; leave out --weights-bgr"):
         start(path, bgr=True)
