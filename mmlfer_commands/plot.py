@@ -231,7 +231,7 @@ def column_means(index, rows, n, wide):
 
 
 def band_label(name):
-    """The label of a column's band: p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
+    """The label of a band: p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
     if name.startswith("p_"):
         return name[2:].replace("_", " ")
     au = int(name[2:-2])
