@@ -129,8 +129,8 @@ RAFCE = Vocabulary(EMOTIONS, AUS)
 
 
 def setting(group, default, kind, help_):
-    return dataclasses.field(default=default, metadata={"group": group, "type": kind,
-                                                        "help": help_})
+    """A field of Config: its heading in `train --help`, default, type of option, and help."""
+    return dataclasses.field(default=default, metadata=dict(group=group, type=kind, help=help_))
 
 
 class FiniteRange(click.FloatRange):

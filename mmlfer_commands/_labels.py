@@ -254,6 +254,7 @@ class Rows:
         self.texts.append(text)
 
     def add_expression(self, number, name):
+        """A row's expression; two spellings of one name are refused."""
         if not name or not name.isprintable():
             raise ValueError("no expression; name it or remove this row")
         folded = "".join(name.split()).casefold()

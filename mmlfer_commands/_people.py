@@ -51,6 +51,7 @@ class Records:
         return f"record {self.names[i]}"
 
     def read(self, i, size):
+        """Image i as a (size, size, 3) array, or the reason why not."""
         try:
             with open(self.path, "rb") as file:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
@@ -248,6 +249,7 @@ class Images:
 
 
 def start_worker(worker):
+    """What a DataLoader's worker calls first, with its number."""
     end_with_parent()
 
 

@@ -63,6 +63,7 @@ class Tested:
 
 
 def digest_of_names(names):
+    """A digest of the test images' names, in order, which tells test sets apart."""
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 

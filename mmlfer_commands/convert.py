@@ -500,7 +500,7 @@ def tell(out, notes):
 
 
 class Formats(click.Group):
-    format_commands = Program.format_commands  # a whole sentence each
+    format_commands = Program.format_commands  # one whole sentence for each format
 
     def list_commands(self, ctx):  # in the order below
         return list(self.commands)

@@ -125,6 +125,7 @@ def shown(path):
 
 
 def write_png(image, path):
+    """Write an image (H, W, 3) as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     write_whole(path, buffer.getvalue())

@@ -294,6 +294,7 @@ def draw_photo(path, results, drawing):
 
 
 def write_jpeg(picture, path):
+    """Write an image of Pillow as a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     write_whole(path, buffer.getvalue())

@@ -250,6 +250,7 @@ class Pretraining:
         self.known_bad = set()
 
     def state(self, source_digest):
+        """The content of a checkpoint: all that a resumed run needs, and a digest of its images."""
         numbers = {name: getattr(self, name) for name in
                    ("people", "steps", "epoch", "step", "elapsed", "log", "totals")}
         return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": source_digest,
@@ -257,6 +258,7 @@ class Pretraining:
                 "schedule": self.schedule.state_dict()}
 
     def restore(self, state):
+        """Continue from the content of a checkpoint."""
         for name in ("net", "sgd", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("epoch", "step", "elapsed", "log", "totals"):

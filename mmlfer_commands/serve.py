@@ -97,6 +97,7 @@ def heat_picture(image, heat):
 
 
 def png(image):
+    """An image (H, W, 3) as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()

@@ -284,6 +284,7 @@ def draw_teeth(c, inner_top, inner_low, a):
 
 
 def draw_fringe(c, hair, look):
+    """The hair above the face; the forehead is bare to the hairline."""
     v = -0.86 - 0.1 * look["hairline"]
     parting = (-0.4 * look["long"], v - 0.12)
     fringe = bezier((-1.08, -0.1), (-0.95, v), parting, (0.95, v), (1.08, -0.1))

@@ -139,6 +139,7 @@ class Table:
 
 @functools.cache
 def font(size):
+    """Pillow's own font, loaded once for each size."""
     return ImageFont.load_default(size)
 
 
