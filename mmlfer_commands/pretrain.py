@@ -258,7 +258,6 @@ class Pretraining:
                 "schedule": self.schedule.state_dict()}
 
     def restore(self, state):
-        """Continue from the content of a checkpoint."""
         for name in ("net", "sgd", "schedule"):
             getattr(self, name).load_state_dict(state[name])
         for name in ("epoch", "step", "elapsed", "log", "totals"):
@@ -487,8 +486,7 @@ def options_of(state):
     return {**state["options"], "precision": "float32" if precision == "fp32" else precision}
 
 
-# options that may change when a run is resumed
-MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
+MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
 
 
 def check_same_place(run, paths):
