@@ -70,13 +70,13 @@ def smooth_columns(state):
     return [f"{name}_smooth" for name in (*names, *map(au_column, state["aus"]))]
 
 
-def row_of(item, told):
-    """The row of an Item, with its `answer`, told; this is None in a frame without a face."""
+def row_of(item, result):
+    """The row of an Item, with its `answer` as result, or None in a frame without a face."""
     row = {"frame": item.number, "timestamp": f"{item.details['time']:.3f}", "success": 0}
-    if told:
-        face, first = item.details["face"], told["expressions"][0]
+    if result:
+        face, first = item.details["face"], result["expressions"][0]
         box, points = np.round(face.box, 1).tolist(), np.round(face.points, 1).ravel().tolist()
-        row |= {"face_id": item.details["face_id"], **probability_row(told)}
+        row |= {"face_id": item.details["face_id"], **probability_row(result)}
         row |= dict(zip(FACE, (round(face.score, 4), 1, *box, *points)))
         row |= {"expression": first["name"], "p": round(first["p"], 6)}
     return row
@@ -143,13 +143,13 @@ def font(size):
     return ImageFont.load_default(size)
 
 
-def strip_of(told, width):
+def strip_of(result, width):
     """A strip (H, width, 3) with the first expressions, each on a bar of its probability's length.
     """
     line, size = 15, 11
-    picture = Image.new("RGB", (width, line * len(told["expressions"])), "#202020")
+    picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
-    for i, expression in enumerate(told["expressions"]):
+    for i, expression in enumerate(result["expressions"]):
         top = line * i
         pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
         text = f"{expression['name']} {100 * expression['p']:.0f} %"
@@ -163,11 +163,11 @@ def draw_frame(image, faces):
     picture, zoom = fit(image)
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
-    for item, told in faces:
+    for item, result in faces:
         left, top, width, height = zoom * item.details["face"].box
         pen.rectangle((left, top, left + width, top + height), outline="#ffd400", width=2)
         pen.text((left + 4, top + 2), str(item.details["face_id"]), "#ffd400", font=font(14))
-        strip = strip_of(told, int(max(width, min(150, canvas.width))))
+        strip = strip_of(result, int(max(width, min(150, canvas.width))))
         x = min(max(left, 0), canvas.width - strip.shape[1])
         y = min(max(top + height, 0), canvas.height - strip.shape[0])
         canvas.paste(Image.fromarray(strip), (round(max(x, 0)), round(max(y, 0))))
@@ -204,8 +204,8 @@ def rows_of_frames(groups, state, drawing):
         faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
         if drawing:
             drawing.add(draw_frame(items[0].details["image"], faces), items[0].details["time"])
-        rows = [(row_of(item, told), np.concatenate(item.answer) if told["p_aus"] else
-                 item.answer[0]) for item, told in faces]
+        rows = [(row_of(item, result), np.concatenate(item.answer) if result["p_aus"] else
+                 item.answer[0]) for item, result in faces]
         yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
 
 

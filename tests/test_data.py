@@ -174,22 +174,22 @@ def test_decoding_holds_no_more_than_a_few_hundred_images(monkeypatch):
 # ---------------------------------------------------------------- what is broken in ordinary ways
 
 GOOD = {EMO: "1.jpg 0\n2.jpg 1\n", PARTITION: "1.jpg 0\n2.jpg 1\n", AU: "1.jpg 4\n2.jpg 1+2\n"}
-MEND = "; fix this row"
+FIX = "; fix this row"
 BROKEN_LABELS = {
     "missing": (EMO, None, "{path}: No such file or directory; `synth` makes stand-ins"),
     "empty": (AU, "", "{path}: empty; take the published one"),
     "blank": (AU, " \n\n", "{path}: empty; take the published one"),
     "binary": (AU, b"\xff\xfe\x00\x81", "{path}: not a text file; take the published one"),
-    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 field" + MEND),
-    "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + MEND),
-    "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + MEND),
-    "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + MEND),
-    "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + MEND),
-    "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + MEND),
-    "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + MEND),
+    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 field" + FIX),
+    "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + FIX),
+    "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + FIX),
+    "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + FIX),
+    "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + FIX),
+    "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + FIX),
+    "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + FIX),
     "nul": (AU, "1.jpg\0 4\n", "{path}: not a text file; take the published one"),
-    "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + MEND),
-    "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + MEND),
+    "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + FIX),
+    "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + FIX),
     "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg has another value in row 1; keep one of the two"),
     "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
     "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
