@@ -30,7 +30,7 @@ def gradient(run, batch, val, form):
 
 
 def in_float64(run):
-    """The same run once more, in float64."""
+    """A copy of a run in float64."""
     other = copy.copy(run)
     other.net = copy.deepcopy(run.net).double()
     other.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
@@ -59,7 +59,7 @@ def compare(run, pairs):
 
 
 def compare_on(folder, steps, size, batch_size, ckpt=None):
-    """The same, on so many first batches of a folder's faces."""
+    """`compare`, on the first batches of a folder's faces, for this number of steps."""
     cfg = mmlfer.Config(data=str(folder), arch="resnet18", size=size, batch_size=batch_size,
                         weights="none", device="cpu")
     faces = mmlfer.load_labels(folder)

@@ -32,7 +32,7 @@ def grad_psi(run, batch, val):
 
 
 def val_loss_after_look_ahead(run, batch, val, psi):
-    """L^val(theta*(psi)) by a backward pass and a plain step, and theta as it was before."""
+    """L^val(theta*(psi)) by a backward pass and a plain step; theta is put back afterwards."""
     before = {k: v.clone() for k, v in run.net.state_dict().items()}
     torch.nn.utils.vector_to_parameters(psi, run.meta.parameters())
     f, z_emo, z_au = run.net(batch[0])
@@ -65,7 +65,7 @@ def test_both_hypergradients_agree_and_match_finite_differences(arch):
 @pytest.mark.parametrize("arch,features,tensors", [("resnet18", 512, 120), ("resnet34", 512, 216),
                                                    ("resnet50", 2048, 318)])
 def test_features_and_tensors_of_each_size(arch, features, tensors):
-    """The base net's features are those of torchvision's net of the name, its last layer off."""
+    """The base net's features are those of torchvision's net of this name without its last layer."""
     import torchvision
 
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""The step of Sec. 4.2 on the whole ResNet-34, in float64; what takes several steps, on the thin ResNet.
+"""The step of Sec. 4.2 on the whole ResNet-34 in float64; tests of several steps use the thin ResNet.
 
 test_arch.py has both forms on ResNet-18 and ResNet-50."""
 
@@ -120,7 +120,7 @@ def test_psi_starts_at_weights_of_one_half(method):
 
 @pytest.mark.parametrize("method", ["mal", "mal2", "mml"])
 def test_learned_weights_lie_between_0_and_their_largest(method):
-    """W / 2 at the start, W times the sigmoid of what the layer says after; constants stay."""
+    """W / 2 at the start, later W times the sigmoid of the layer's output; constants stay as they are."""
     meta, cfg = mmlfer.make_meta_net(method), dataclasses.replace(CFG, method=method, weight_max=4.0)
     f, is_meta = torch.randn(3, 512), mmlfer.loss_weights(meta, torch.zeros(1, 512), cfg)[0] == 2
     assert int(is_meta.sum()) == len(meta.bias)
@@ -150,8 +150,8 @@ def test_weights_are_no_path_back_to_the_backbone():
 def forward_over_reverse(run, batch, val):
     """The hypergradient by forward-over-reverse differentiation (MixFlow-MG), by torch's own forward mode.
 
-    d L^MTL / d omega is losses / B, which no reverse pass is needed for: its derivative along alpha v,
-    v = grad L^val at theta*, is one forward pass; d L^val / d omega is minus that.
+    d L^MTL / d omega is losses / B, so no reverse pass is needed for it. Its derivative along alpha v,
+    with v = grad L^val at theta*, takes one forward pass; d L^val / d omega is minus that.
     """
     theta = {n: p.detach() for n, p in run.net.named_parameters()}
     alpha = mmlfer.learning_rates(run.net, run.opt)
@@ -227,7 +227,7 @@ def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, metho
 
 
 def small_net(*layers):
-    """A base net whose backbone is these layers and a mean over space."""
+    """A base net whose backbone is these layers and then a mean over space."""
     net = torch.nn.Module()
     net.precision, net.backbone = "float32", torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.fe, net.au = torch.nn.Linear(8, 14), torch.nn.Linear(8, 32, bias=False)
@@ -313,8 +313,8 @@ def test_a_step_names_what_it_reports():
 
 
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
-    """In float64: in float32 the rounding of theta* alone moves either form by percents, and a
-    net at random weights makes more of it at each step."""
+    """In float64, because in float32 the rounding of theta* alone changes both forms by some percent,
+    and a net with random weights enlarges this at each step."""
     faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
     batches = mmlfer.Batches(faces, dataclasses.replace(CFG, batch_size=8), torch.device("cpu"))
     batches.y_au = batches.y_au.double()

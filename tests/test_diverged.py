@@ -37,8 +37,8 @@ def test_a_diverging_run_says_so(faces_folder, tmp_path):
 
 
 @pytest.mark.parametrize("bad,upto,said", [((2, 1), 50, "step 3: L^AU"), ((49, 7), 50, "step 50: gradient of psi"), ((50, 0), 50, None)])
-def test_a_look_at_the_losses_sees_all_steps_up_to_it(bad, upto, said):
-    """On a GPU one look is for 50 steps; what lies beyond is another epoch's."""
+def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
+    """On a GPU one check is for 50 steps; later entries are of an earlier epoch and do not count."""
     trace = torch.zeros(60, 8)
     trace[bad] = math.inf
     run = types.SimpleNamespace(trace=trace, epoch=1)
@@ -62,15 +62,15 @@ def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_p
                                  "lower --lr-backbone, --lr-heads or --lr-meta\n")
 
 
-def test_outputs_that_are_not_finite_are_no_prediction():
+def test_outputs_that_are_not_finite_are_refused():
     net = mmlfer.make_base_net("resnet18")
     torch.nn.init.constant_(net.fe.weight, 1e38)
     with pytest.raises(mmlfer.InputError, match="the net's outputs are not finite: its training diverged"):
         mmlfer.predict_faces(net, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
 
 
-def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypatch):
-    """The losses of every step are finite, the running statistics after them are not."""
+def test_a_net_that_diverges_late_is_not_saved_as_a_result(faces_folder, tmp_path, monkeypatch):
+    """The losses of all steps are finite, but the running statistics after them are not."""
     step = mmlfer.train_step
 
     def diverging(run, *batches):

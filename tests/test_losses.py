@@ -47,7 +47,7 @@ def test_eq01_matches_naive_loop():
 
 
 def test_aus_that_are_not_coded_count_as_nothing():
-    """Neither in the loss, of naive sums over the coded ones, nor in its gradient."""
+    """They count neither in the loss (naive sums over the coded AUs) nor in its gradient."""
     y_au = np.where(rng.random((5, 32)) < 0.4, -1, Y_AU)
     y_au[2] = -1
     naive = [-sum(math.log(sigmoid(Z_AU[i, j])) if y_au[i, j] else math.log(1 - sigmoid(Z_AU[i, j]))
@@ -81,8 +81,9 @@ def test_eq05_to_eq09_match_naive_loops(form):
 
 @pytest.mark.parametrize("form", ["wild", "lab"])
 def test_expressions_left_out_match_naive_loops(form):
-    """Of zeros in the table: not in the softmax nor in the sums of Eqs. 5, 7 and 8; the loss counts by the others'
-    share of the whole softmax. That share has no gradient, and what is left out has none at all."""
+    """Expressions whose row in the table is all zeros: they are neither in the softmax nor in the sums of Eqs. 5, 7 and
+    8, and the loss is multiplied by the others' share of the whole softmax. That share has no gradient, and neither have
+    the logits that are left out."""
     table, kept = TABLE[form].copy(), [k for k in range(14) if k not in (2, 7)]
     table[[2, 7]] = 0
     used = (table >= 0.2).astype(float) if form == "lab" else table
@@ -127,7 +128,7 @@ def test_losses_stay_finite_at_extreme_logits():
 
 
 def summary(table):
-    """Observed AUs in all; mean over expressions of the sums of prototypical and variant p."""
+    """The number of observed AUs; the mean sums of p over expressions: of observed, prototypical and variant AUs."""
     observed, high = table >= 0.2, table >= 0.7
     sums = [(table * m).sum(1).mean() for m in (observed, high, observed & ~high)]
     return int(observed.any(0).sum()), *np.round(sums, 2)

@@ -152,7 +152,7 @@ def start(how, *args):
 
 
 def stop_after(program, words, number):
-    """Signal a program once it has printed a line with these words."""
+    """Send a signal to a program when it has printed a line with these words."""
     for line in program.stdout:
         if words in line:
             program.send_signal(number)
@@ -185,7 +185,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
 
 
 def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
-    """On the first batches; a resumed run keeps it without a word."""
+    """It is chosen on the first batches; a resumed run keeps it and prints nothing about it."""
     chosen, choose, step = [], mmlfer.choose_hypergrad, mmlfer.train_step
 
     def noted(run, batch, val):
@@ -308,7 +308,7 @@ def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
     assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
 
 
-def test_output_folder_that_cannot_be(faces_folder, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_one_line(faces_folder, tmp_path):
     (tmp_path / "file").write_text("")
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "file/run", *SMALL)
     assert result.exit_code == 1 and str(tmp_path / "file") in result.stderr
@@ -381,7 +381,7 @@ def own_predictions(path, x):
 
 @pytest.fixture(scope="module")
 def scripted(noise_folder, tmp_path_factory):
-    """A run of five epochs of stl whose validation accuracies are given: its folder."""
+    """The folder of a run of five epochs of stl whose validation accuracies are prescribed."""
     out, real, script = tmp_path_factory.mktemp("scripted") / "run", mmlfer.evaluate, [0.25, 0.5, 0.125, 0.5, 0.375]
     given = iter(script)
 
@@ -434,7 +434,7 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "stl", "wild", "wild", 0, str(noise_folder), False]
 
 
-def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
+def test_relative_paths_hold_when_a_run_is_resumed_elsewhere(noise_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
     seen = []
     shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")
@@ -456,7 +456,7 @@ def run_mml(noise_folder, out, *more):
 
 
 def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
-    """Stopped in the midst of the second epoch, when all of them have moved."""
+    """It is stopped within the second epoch, when all of them have changed."""
     assert run_mml(noise_folder, tmp_path / "whole").exit_code == 0
     end_at_the_third_step(monkeypatch)
     handler = signal.getsignal(signal.SIGTERM)
@@ -480,7 +480,7 @@ def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folde
 
 
 def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatch):
-    """`train --skip-bad-images` trains and validates on the rest, each with its own label."""
+    """`train --skip-bad-images` trains and validates on the other images, each with its own label."""
     shutil.copytree(noise_folder, tmp_path / "faces")
     x, y_emo, y_au, split = read_folder(noise_folder)
     names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]

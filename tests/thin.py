@@ -1,9 +1,9 @@
 """`--arch resnet18` in the tests: four thin bottlenecks in place of ResNet-18's eight basic blocks.
 
-0.3 million parameters, not 11: a step takes a ninth of the time and a checkpoint has 3 MB, not 90.
-It is a ResNet of torchvision's, with the same kinds of layers, names of stages and 512 features,
-for tests to which size and depth are nothing. ResNet-34 and ResNet-50 are themselves everywhere,
-and ResNet-18 is where a test asks for the fixture `real_resnet18`.
+It has 0.3 million parameters instead of 11: a step takes a ninth of the time, and a checkpoint has
+3 MB instead of 90. It is a ResNet of torchvision with the same kinds of layers, names of stages and
+512 features, for tests in which size and depth do not matter. ResNet-34 and ResNet-50 are the real
+ones everywhere, and ResNet-18 is real where a test asks for the fixture `real_resnet18`.
 """
 
 from torchvision.models import _api, resnet
