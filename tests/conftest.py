@@ -114,7 +114,17 @@ def pretrained(people, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sketch(faces_folder, tmp_path_factory):
     """A checkpoint of random weights whose predictions differ from face to face; it is not trained."""
-    cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
+    return write_sketch(tmp_path_factory.mktemp("sketch") / "best.pt", faces_folder, "resnet18")
+
+
+@pytest.fixture(scope="session")
+def sketch_34(faces_folder, tmp_path_factory):
+    """The same of the whole ResNet-34."""
+    return write_sketch(tmp_path_factory.mktemp("sketch") / "best.pt", faces_folder, "resnet34")
+
+
+def write_sketch(path, data, arch):
+    cfg = mmlfer.Config(data=str(data), method="mtl", size=32, arch=arch, weights="none", device="cpu")
     run = run_of(cfg, 1)
     for module in run.net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -124,7 +134,6 @@ def sketch(faces_folder, tmp_path_factory):
         for head, z in ((run.net.fe, z_emo), (run.net.au, z_au)):
             head.weight /= z.std()
             head.bias -= z.mean(0)
-    path = tmp_path_factory.mktemp("sketch") / "best.pt"
     mmlfer.save_checkpoint(mmlfer.inference_state(run), path)
     return path
 
