@@ -14,7 +14,7 @@ from mmlfer_commands import gradcam, plot
 
 def make_checkpoint(path, data, **options):
     """A checkpoint as `train` writes it, of random weights."""
-    cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "weights": "none", "device": "cpu", **options})
+    cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "arch": "resnet18", "weights": "none", "device": "cpu", **options})
     mmlfer.save_checkpoint(mmlfer.inference_state(run_of(cfg, 1)), path)
     return path
 
@@ -109,7 +109,7 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
 
 def test_each_face_has_its_own_map(faces_folder, tmp_path, kept):
     """The faces are so large that a map has 3x3 cells."""
-    path = make_checkpoint(tmp_path / "best.pt", faces_folder, size=96, arch="resnet18")
+    path = make_checkpoint(tmp_path / "best.pt", faces_folder, size=96)
     images = sorted((faces_folder / "aligned").iterdir())[:2]
     assert invoke("gradcam", "--ckpt", path, *images, "--out", tmp_path / "g.png").exit_code == 0
     drawn = [kept[0].axes[i].images[1].get_array() for i in (1, 3)]

@@ -51,7 +51,7 @@ def test_the_backbone_alone_computes_in_bf16(hypergrad):
     assert {part.dtype for part in kept} == {FLOAT}
 
 
-def test_a_tangent_pass_rounds_where_the_forward_does(monkeypatch):
+def test_a_tangent_pass_rounds_where_the_forward_does(real_resnet18, monkeypatch):
     """The result of each rule has the number format of its layer's result."""
     run, formats = run_of(CFG), []
 
@@ -87,7 +87,7 @@ def calm_run(cfg=CFG):
     return run
 
 
-def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
+def test_the_hypergradient_in_bf16_lies_near_that_in_float64(real_resnet18):
     run = calm_run(dataclasses.replace(CFG, precision="float32"))
     pairs = [[random_batch(8, seed=seed, dtype=FLOAT) for seed in (step, step + 9)] for step in range(2)]
     rows = compare_precision.compare(run, pairs)

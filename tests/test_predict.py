@@ -46,9 +46,9 @@ def many(faces_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_hand(ckpt):
+def by_hand(sketch_34):
     """p_emo and p_au of one image of the net's size, from the checkpoint's tensors alone."""
-    state = torch.load(ckpt, weights_only=True)["net"]
+    state = torch.load(sketch_34, weights_only=True)["net"]
     net = torchvision.models.resnet34()
     net.fc = torch.nn.Identity()
     net.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
@@ -89,13 +89,13 @@ def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
     assert [float(t["p_1"]) for t in table] == pytest.approx([r["expressions"][0]["p"] for r in rows], abs=1e-6)
 
 
-def test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between(ckpt, many, by_hand, tmp_path):
+def test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between(sketch_34, many, by_hand, tmp_path):
     paths = sorted(many.rglob("*.png"), key=lambda p: (int(p.stem) * 7919) % 300)[:200]  # an odd order
     bad = (0, 63, 64, 65, 100, 128, 199)
     for i in bad:
         paths[i] = tmp_path / f"bad{i}.png"
         paths[i].write_bytes(b"no image")
-    result = invoke("predict", "--ckpt", ckpt, *paths, "--json", "--top", 14)
+    result = invoke("predict", "--ckpt", sketch_34, *paths, "--json", "--top", 14)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)
     assert [r["image"] for r in rows] == [str(p) for i, p in enumerate(paths) if i not in bad]

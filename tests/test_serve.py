@@ -35,9 +35,9 @@ EXIF_TURNED = 6  # the picture is shown turned by 90 degrees, clockwise
 
 
 @pytest.fixture(scope="module")
-def ckpt(sketch, tmp_path_factory):
-    """`sketch` with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
-    return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
+def ckpt(sketch_34, tmp_path_factory):
+    """A ResNet-34 with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
+    return with_template(sketch_34, tmp_path_factory.mktemp("ckpt") / "best.pt")
 
 
 @pytest.fixture(scope="module")

@@ -328,7 +328,7 @@ def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):
-    cfg = mmlfer.Config(size=32, batch_size=4, weights="none", hypergrad=hypergrad, device="cpu")
+    cfg = mmlfer.Config(size=32, batch_size=4, arch="resnet18", weights="none", hypergrad=hypergrad, device="cpu")
     run = run_of(cfg, 1)
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
                                 torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
@@ -365,7 +365,7 @@ FORMS = [("wild", "auto", "wild"), ("lab", "auto", "lab"), ("lab", "wild", "wild
 
 @pytest.mark.parametrize("stats,form,expected", FORMS)
 def test_form_follows_the_statistics_unless_given(stats, form, expected):
-    cfg = mmlfer.Config(stats=stats, form=form, method="stl", weights="none", size=32, device="cpu")
+    cfg = mmlfer.Config(stats=stats, form=form, method="stl", arch="resnet18", weights="none", size=32, device="cpu")
     assert run_of(cfg, 1).form == expected
 
 
