@@ -220,6 +220,13 @@ def test_auto_falls_back_when_the_forms_differ(capsys, monkeypatch):
     assert "Warning: hypergradient: jvp differs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("share,form", [(5e-4, "jvp"), (2e-3, "create_graph")])
+def test_the_forms_may_differ_by_a_thousandth(monkeypatch, share, form):
+    run, jvp = make_run(hypergrad="auto", arch="resnet18"), mmlfer.hypergradient_jvp
+    monkeypatch.setattr(mmlfer, "hypergradient_jvp", lambda *args: [(1 - share) * g for g in jvp(*args)])
+    assert mmlfer.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == form
+
+
 @pytest.mark.parametrize("method,hypergrad", [("mtl", "auto"), ("mml", "create_graph"), ("mml", "jvp")])
 def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, method, hypergrad):
     monkeypatch.setattr(mmlfer, "meta_train", None)
@@ -262,7 +269,15 @@ def test_tangents_match_finite_differences(kind):
     assert all("forward" not in vars(layer) for layer in net.backbone)
 
 
-@pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5)])
+class Scaled(torch.nn.Sequential):
+    """Layers that have rules, and a parameter of their own that has none."""
+
+    def __init__(self):
+        super().__init__(torch.nn.ReLU())
+        self.gain = torch.nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5), Scaled()])
 def test_layers_without_a_rule_are_refused(layer):
     net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
     for form in ("jvp", "auto"):  # once, before the first step
@@ -301,7 +316,7 @@ def test_a_step_asks_no_tensor_for_its_value(monkeypatch, left_out):
 
 def test_a_step_names_what_it_reports():
     run, batch = make_run("mml"), random_batch(4)
-    net = make_run("mml").net
+    net, psi = make_run("mml").net, [p.detach().clone() for p in run.meta.parameters()]
     step = mmlfer.train_step(run, batch, random_batch(4, seed=1))
     _, z_emo, z_au = net(batch[0])
     assert step.l_emo == pytest.approx(mmlfer.loss_emo(z_emo, batch[1]).mean().item())
@@ -309,7 +324,9 @@ def test_a_step_names_what_it_reports():
     assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.statistics).mean().item())
     assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
     assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
+    moved = sum((p - start).square().sum() for p, start in zip(run.meta.parameters(), psi)).sqrt().item()
     assert mmlfer.STEP_LABELS.norm_psi == "gradient of psi" and step.norm_psi > 0
+    assert step.norm_psi == pytest.approx(moved / run.cfg.lr_meta)
 
 
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):

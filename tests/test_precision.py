@@ -1,5 +1,6 @@
 """The backbone in bf16: --precision."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -76,6 +77,14 @@ def test_float32_never_enters_autocast(monkeypatch):
     mmlfer.train_step(run, *batches())
     with pytest.raises(TypeError):
         mmlfer.train_step(run_of(CFG), *batches())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bf16_is_of_the_device_that_the_net_is_on(monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args) or contextlib.nullcontext())
+    net = types.SimpleNamespace(precision="bf16", mean=types.SimpleNamespace(device=torch.device(device)), backbone=lambda x: x)
+    assert torch.equal(mmlfer.features(net, torch.ones(2)), torch.ones(2)) and asked == [(device, BF16)]
 
 
 def calm_run(cfg=CFG):

@@ -193,6 +193,14 @@ def test_jobs_come_back_in_order_from_several_processes():
         list(synth.in_processes(2, abs, [1, None, 2]))
 
 
+def test_what_is_not_begun_is_not_done_once_it_is_stopped():
+    jobs = synth.in_processes(1, time.sleep, [0] + [0.3] * 100)
+    next(jobs)
+    start = time.monotonic()
+    jobs.close()
+    assert time.monotonic() - start < 10  # not 30
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_drawing_can_be_repeated_and_leaves_no_process(tmp_path, number):
     out = tmp_path / "faces"

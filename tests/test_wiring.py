@@ -101,7 +101,9 @@ def test_the_demo_reports_its_best_epoch(trained, faces_folder, tmp_path, monkey
 def test_pretraining_takes_its_rates():
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.2, momentum=0.7,
                                 weight_decay=0.3, epochs=2)
-    (group,) = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu"))).sgd.param_groups
+    run = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu")))
+    (group,) = run.sgd.param_groups
+    assert [*map(id, group["params"])] == [*map(id, run.net.parameters())]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2 * 64 / 512, 0.7, 0.3, False)
 
 
@@ -113,7 +115,15 @@ def test_the_digest_of_images_is_of_all_of_them():
         changed = images.clone()
         changed[i, 2, 1, 1] = 1
         digests.add(train.digest_of_images(changed))
-    assert len(digests) == 5
+    digests.add(train.digest_of_images(torch.zeros(75, 3, 4, 4, dtype=torch.uint8)))  # as many bytes
+    assert len(digests) == 6
+
+
+def test_each_kind_of_random_numbers_keeps_its_stream():
+    """From these numbers runs, data sets and partitions are drawn again; two of one number are of different commands."""
+    assert {name: int(stream) for name, stream in mmlfer.Stream.__members__.items()} == {
+        "LABELS": 1, "FACES": 2, "BATCHES": 3, "PEOPLE": 4, "HELD_OUT": 4, "PAIRS": 5, "AU_NOISE": 5, "FLIPS": 6,
+        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "PARTITION": 20}
 
 
 # ---------------------------------------------------------------- plot
