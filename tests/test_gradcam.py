@@ -183,9 +183,11 @@ def test_a_picture_on_standard_output_stands_alone(ckpt, faces_folder, tmp_path)
     assert result.exit_code == 0 and result.stdout_bytes == (tmp_path / "g.png").read_bytes()
 
 
-def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_path):
+@pytest.mark.parametrize("part", ["fe.weight", "au.weight"])
+def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_path, part):
     content = torch.load(ckpt, weights_only=True)
-    content["net"]["fe.weight"] = torch.full_like(content["net"]["fe.weight"], 3e38)
+    content["net"][part] = torch.full_like(content["net"][part], 3e38)
+    content["net"][part][:, ::2] *= -1
     torch.save(content, tmp_path / "huge.pt")
     result = invoke("gradcam", "--ckpt", tmp_path / "huge.pt", next((faces_folder / "aligned").iterdir()), "--out", tmp_path / "g.png")
     assert result.exit_code == 1 and result.stderr == (
