@@ -1,5 +1,6 @@
 """The command line as a whole."""
 
+import importlib
 import os
 import re
 import resource
@@ -77,6 +78,20 @@ def test_defaults_are_these():
             options = [p for p in one.params if p.param_type_name == "option" and not p.is_flag and isinstance(p.default, (str, int, float))]
             found[one.name] = {p.name: p.default for p in options}
     assert found == DEFAULTS
+
+
+CONSTANTS = {  # what no option changes
+    "_alignment": {"SMALL": 10, "SEARCH": 1600, "GLANCE": 224, "LOOK": 448, "LOOK_FACE": 300, "SURE": 0.6},
+    "_answers": {"ACTIVE": 0.5}, "plot": {"PANELS": 5, "COLUMNS": 1000}, "export": {"OPSET": 18, "CLOSE": 1e-4},
+    "_video": {"KEEP": 0.5, "CUT": 30, "SHORT": 1.0, "TRIES": 8, "DRAWN": 640, "RATES": (1, 60)}, "video": {"BATCH": 8, "AHEAD": 4},
+    "serve": {"MAX_BYTES": 20_000_000, "MAX_PIXELS": 50_000_000, "PLACES": 32, "WAIT": 30, "RECEIVE": 60, "GRACE": 0.3,
+              "KINDS": ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")}}
+
+
+@pytest.mark.parametrize("room", CONSTANTS)
+def test_constants_of_the_commands_are_these(room):
+    module = importlib.import_module(f"mmlfer_commands.{room}")
+    assert {name: getattr(module, name) for name in CONSTANTS[room]} == CONSTANTS[room]
 
 
 def test_help_of_train_groups_its_options_and_gives_examples():

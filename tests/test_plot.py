@@ -270,6 +270,8 @@ def test_bands_of_a_video_are_its_probabilities(table, kept):
         assert mesh.get_clim() == (0, 1) and np.ma.filled(mesh.get_array(), gap) == pytest.approx(np.array(rows), nan_ok=True)
         assert mesh.get_coordinates()[0, :, 0].tolist() == pytest.approx([0, 0.1, 0.5, 0.6, 1.0, 1.4])  # time as the file has it
     assert all(axis.yaxis_inverted() for axis in axes) and axes[-1].get_xlabel() == "seconds"
+    none, some, all_ = (sum(colour[:3]) for colour in meshes[0].get_cmap()([0.0, 0.5, 1.0]))
+    assert none > some > all_  # light to dark
 
 
 def test_the_picture_of_a_video(table):

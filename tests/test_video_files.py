@@ -226,6 +226,13 @@ def test_a_camera_is_read_until_ctrl_c_or_the_end(templated, nobody, tmp_path, m
             assert times[-1] < 0.4 if name == "e" else 10 < len(rows) < 500
 
 
+def test_a_frame_that_cannot_be_decoded_is_left_out(monkeypatch):
+    camera = Camera(n=6)
+    camera.retrieve = lambda: (False, None) if camera.read == 3 else (True, np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    assert [frame.number for frame in _video.Clip("0").frames()] == [0, 1, 3, 4, 5]
+
+
 def test_a_file_may_be_called_as_a_camera_and_an_animation_is_no_picture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [_video.camera_number(clip) for clip in ("3", "03", "3.mp4", "-1")] == [3, 3, None, None]

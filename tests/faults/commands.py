@@ -412,4 +412,10 @@ FAULTS = [
           "paths[:MEASURED]", "crop::test_faces_from_all_over_the_data_are_measured"),
     Fault("photos-template-of-the-first-training-faces", "mmlfer_commands/_alignment.py", "for i in spread_evenly(len(images)))",
           "for i in range(min(MEASURED, len(images))))", "crop::test_faces_from_all_over_the_data_are_measured"),
+    Fault("gradcam-from-red-to-blue", "mmlfer_commands/gradcam.py", 'cmap="jet"', 'cmap="jet_r"', "gradcam::test_figure_says_what_the_net_says"),
+    Fault("gradcam-aus-of-raf", "mmlfer_commands/gradcam.py", 'for au, p in zip(state["aus"], p_au) if p > 0.5)', "for au, p in enumerate(p_au) if p > 0.5)",
+          "gradcam::test_a_face_is_told_of_by_the_checkpoints_own_names"),
+    Fault("bench-hours-of-one-form", "mmlfer_commands/bench.py", 'rows[name]["seconds"] / 3600', 'rows["jvp bf16"]["seconds"] / 3600',
+          "bench::test_table_of_the_numbers"),
+    Fault("photos-less-sure", "mmlfer_commands/_alignment.py", "SURE = 0.6", "SURE = 0.5", "cli::test_constants_of_the_commands_are_these"),
 ]

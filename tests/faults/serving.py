@@ -109,4 +109,5 @@ FAULTS = [
     Fault("page-here-is-elsewhere", PAGE, '.classList.toggle("away", !here)', '.classList.toggle("away", here)',
           "page::test_what_is_told_of_the_model_and_of_its_limits"),
     Fault("page-rate-in-milliseconds", PAGE, "${(1000 * (times.length - 1)", "${((times.length - 1)", CAMERA),
+    Fault("serve-waits-longer-for-bodies", SERVE, "WAIT, RECEIVE = 30, 60", "WAIT, RECEIVE = 30, 600", "cli::test_constants_of_the_commands_are_these"),
 ]

@@ -124,4 +124,9 @@ FAULTS = [
           "video_files::test_a_file_may_be_called_as_a_camera_and_an_animation_is_no_picture"),
     Fault("video-searches-every-five-seconds", COMMAND, '@click.option("--search", default=0.5', '@click.option("--search", default=5.0',
           "cli::test_defaults_are_these"),
+    Fault("plot-video-from-dark-to-light", PLOT, 'cmap="magma_r"', 'cmap="magma"', "plot::test_bands_of_a_video_are_its_probabilities"),
+    Fault("video-frames-that-are-none", ROOM, "                if decoded:\n", "                if True:\n",
+          "video_files::test_a_frame_that_cannot_be_decoded_is_left_out"),
+    Fault("video-cuts-at-60", ROOM, "CUT = 30", "CUT = 60", "cli::test_constants_of_the_commands_are_these"),
+    Fault("video-keeps-longer", ROOM, "KEEP = 0.5", "KEEP = 0.6", "cli::test_constants_of_the_commands_are_these"),
 ]
