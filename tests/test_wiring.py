@@ -52,6 +52,7 @@ def test_a_device_that_is_not_there_is_asked_for(sketch, faces_folder, tmp_path,
     name, *words = command
     if name not in ("bench", "demo"):
         words += ["--ckpt", sketch]
+    monkeypatch.setattr(serve, "run_server", lambda *args: None)
     if name == "bench":  # in this process
         monkeypatch.setattr(bench, "in_processes", lambda n, function, jobs, **options: map(function, jobs))
     result = invoke(name, *words, "--device", "abacus")
