@@ -372,7 +372,7 @@ FAULTS = [
           "table::test_a_row_is_one_method"),
     # plot, gradcam, bench
     Fault("figures-in-capitals", "mmlfer_commands/plot.py", "suffix[1:].lower() or", "suffix[1:] or",
-          "wiring::test_a_figure_that_is_written_is_let_go"),
+          "wiring::test_a_written_figure_is_closed"),
     Fault("confusion-white-on-white", "mmlfer_commands/plot.py", "share[k, j] > 50 else", "share[k, j] < 50 else",
           "plot::test_confusion_is_shown_as_shares_of_each_row"),
     Fault("confusion-colours-of-its-own-largest", "mmlfer_commands/plot.py", 'cmap="Blues", vmin=0, vmax=100', 'cmap="Blues"',

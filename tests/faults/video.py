@@ -109,7 +109,7 @@ FAULTS = [
           "plot::test_a_table_of_one_frame_and_frames_of_one_time"),
     Fault("plot-video-panels-by-length", PLOT, "chosen = sorted(sorted(faces, key=lambda i: -len(faces[i][0]))[:PANELS])",
           "chosen = sorted(faces, key=lambda i: -len(faces[i][0]))[:PANELS]", "plot::test_the_panels_stand_in_the_order_of_the_faces_numbers"),
-    Fault("video-smooths-aus-that-are-not-trained", COMMAND, 'np.concatenate(item.answer) if told["p_aus"] else\n                 item.answer[0])',
+    Fault("video-smooths-aus-that-are-not-trained", COMMAND, 'np.concatenate(item.answer) if result["p_aus"] else\n                 item.answer[0])',
           "np.concatenate(item.answer))", "video::test_aus_that_are_not_trained_are_not_smoothed_either"),
     Fault("video-confidence-of-0-or-1", COMMAND, "(round(face.score, 4), 1, *box, *points)", "(round(face.score), 1, *box, *points)",
           "video::test_aus_that_are_not_trained_are_not_smoothed_either"),
