@@ -72,6 +72,16 @@ def test_rows_are_uncoded_by_the_seed_and_faces_stay(mine, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_further_test_faces_of_labels_csv_leave_the_others_as_they_are(mine, tmp_path):
+    texts = []
+    for name, *more in (("a",), ("b", "--test", 5)):
+        done("synth", tmp_path / name, "--form", "csv", "--stats", mine / "mine.yaml", "--n", 12, "--size", 32, *more)
+        texts.append((tmp_path / name / "labels.csv").read_text().splitlines())
+    assert texts[1][:13] == texts[0] and [line.split(",")[-2] for line in texts[1][13:]] == ["test"] * 5
+    faces = [(tmp_path / name / "aligned/0012_aligned.jpg").read_bytes() for name in "ab"]
+    assert faces[0] == faces[1] and len(list((tmp_path / "b/aligned").iterdir())) == 17
+
+
 def test_synth_draws_the_papers_statistics_as_labels_csv_too(tmp_path, faces_folder):
     """With the same seed, the labels are the same as in RAF-CE's layout."""
     done("synth", tmp_path / "faces", "--form", "csv", "--stats", "lab", "--n", 60, "--size", 32)
@@ -96,7 +106,9 @@ def test_what_synth_cannot_draw_is_one_line(tmp_path):
     (tmp_path / "mine.yaml").write_text("puff: {33: 0.9, 44: 0.5}\njoy: {12: 0.9}\n")
     result = invoke("synth", tmp_path / "a", "--form", "csv", "--stats", tmp_path / "mine.yaml")
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/mine.yaml: AU 33, 44: synth draws AUs 1, 2, 4, ")
-    for options, said in ((("--form", "csv", "--people", 2), "--form csv has no --labels, --au-noise or --people."),
+    rafce = "--form csv has no --labels, --au-noise or --people."
+    for options, said in ((("--form", "csv", "--people", 2), rafce), (("--form", "csv", "--labels", tmp_path), rafce),
+                          (("--form", "csv", "--au-noise", 0.1), rafce),
                           (("--uncoded", 0.3), "--uncoded needs --form csv: RAF-CE's files code every row.")):
         result = invoke("synth", tmp_path / "a", *options)
         assert result.exit_code == 2 and said in result.stderr
