@@ -150,6 +150,17 @@ def read_rows(path):
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
+def check_names(images, expressions, path):
+    """Refuse to write names that would be read as others, or not at all."""
+    unprintable = [name for name in sorted(expressions) if not name.isprintable()]
+    for name in (*unprintable, *images, *expressions):
+        text = name.encode(errors="replace").decode()
+        if name in unprintable or text != name or name != name.strip():
+            raise InputError(f"{path}: not written, for it cannot hold the name {text!r}: not in "
+                             "UTF-8, with blanks at its ends, or with signs that are not printed; "
+                             "rename it")
+
+
 def find_columns(header, path):
     """Where the header has what, {name in COLUMNS: index}, and where each AU, {number: index}."""
     places, aus = {}, {}

@@ -30,6 +30,7 @@ from mmlfer import (
 from mmlfer_commands._labels import (
     COLUMNS,
     LABELS,
+    check_names,
     describe,
     load_faces,
     parse_place,
@@ -378,6 +379,7 @@ def write_faces(faces, out):
     more = {name: "?" if name == "aus" else "" for face in faces for name in face.labels}
     published = ["split"] if any(face.split for face in faces) else []
     paths = below([face.image for face in faces], out)
+    check_names(paths, {face.expression for face in faces}, out)
     rows = [{"image": path, "expression": face.expression, **dict.fromkeys(published, face.split),
              **more, **face.labels} for path, face in zip(paths, faces)]
     write_rows(rows, ["image", "expression", *published, *more], out)
@@ -470,8 +472,6 @@ expressions_option = functools.partial(
     click.option, "--expressions", callback=parse_names, metavar="NAMES")
 aus_option = functools.partial(click.option, "--aus", callback=parse_columns, metavar="NUMBERS")
 images_option = click.option("--images", type=FOLDER, help="The folder that the paths start from.")
-
-
 seed_option = click.option("--seed", default=0, type=SEED, metavar="N",
                            help="Seed of a validation part drawn here.")
 published_option = click.option("--as-published", is_flag=True, help="Leave parts as published.")

@@ -57,11 +57,12 @@ def list_images(paths):
 
 
 def output_names(paths):
-    """A name for what is made of each path: its stem, made unique by a number, and cut where a
-    file could not have so long a name."""
+    """A name for what is made of each path: its stem, in UTF-8, made unique by a number, and cut
+    where a file could not have so long a name."""
     names, taken = [], set()
     for path in paths:
-        stem = name = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        text = os.fsencode(path.stem).decode(errors="replace")
+        stem = name = text.encode()[:200].decode(errors="ignore")
         number = 1
         while name.lower() in taken:
             number += 1

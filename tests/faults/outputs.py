@@ -3,6 +3,9 @@
 from faults.fault import Fault
 
 FAULTS = [
+    Fault("names-without-what-is-not-utf-8", "mmlfer_commands/crop.py",
+          'os.fsencode(path.stem).decode(errors="replace")', 'os.fsencode(path.stem).decode(errors="ignore")',
+          "crop::test_names_that_are_not_utf_8_are_names_still"),
     Fault("folder-filled-by-two", "mmlfer_commands/build.py",
           "    with held(out), writing(out):\n", "    out.mkdir(parents=True, exist_ok=True)\n    with writing(out):\n",
           "outputs::test_a_folder_is_filled_by_one_process"),
