@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import signal
+from pathlib import Path
 
 import click
 import numpy as np
@@ -47,6 +48,11 @@ def locked(out, lock):
         file.flush()
         os.register_at_fork(after_in_child=file.close)  # a worker that outlives this process
         yield
+
+
+def name_of(path):
+    """The name of a file or folder as a table can show it: in UTF-8, of one line."""
+    return " ".join(Path(str(path)).name.split()).encode(errors="replace").decode()
 
 
 def check_two_outputs(**options):

@@ -3,6 +3,15 @@
 from faults.fault import Fault
 
 FAULTS = [
+    Fault("table-of-names-as-they-are", "mmlfer_commands/_runs.py",
+          '.split()).encode(errors="replace").decode()', ".split())",
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
+    Fault("curves-of-mathematics", "mmlfer_commands/plot.py",
+          'row.title.replace("$", r"\\$")', "row.title",
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
+    Fault("confusion-of-mathematics", "mmlfer_commands/plot.py",
+          'rotation_mode="anchor",\n                    parse_math=False)', 'rotation_mode="anchor")',
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
     Fault("names-without-what-is-not-utf-8", "mmlfer_commands/crop.py",
           'os.fsencode(path.stem).decode(errors="replace")', 'os.fsencode(path.stem).decode(errors="ignore")',
           "crop::test_names_that_are_not_utf_8_are_names_still"),
