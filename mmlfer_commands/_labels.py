@@ -152,7 +152,8 @@ def read_rows(path):
 
 def check_names(images, expressions, path):
     """Refuse to write names that would be read as others, or not at all."""
-    unprintable = [name for name in sorted(expressions) if not name.isprintable()]
+    expressions = sorted(expressions)
+    unprintable = [name for name in expressions if not name.isprintable()]
     for name in (*unprintable, *images, *expressions):
         text = name.encode(errors="replace").decode()
         if name in unprintable or text != name or name != name.strip():
