@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import HERE, InputError, tell_once, torch
+from mmlfer import HERE, InputError, tell_once, torch, writing
 
 # what those of `train`'s options that are paths take beside paths
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
@@ -43,9 +43,9 @@ def locked(out, lock):
             holder = file.read() or "another process"
             raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
                              "output") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with writing(lock):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         os.register_at_fork(after_in_child=file.close)  # a worker that outlives this process
         yield
 

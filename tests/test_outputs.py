@@ -144,6 +144,12 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
         "Error: /dev/full: cannot be written (No space left on device); free some space or name another output")
 
 
+def test_a_full_disk_is_named_with_the_lock(tmp_path):
+    with files_of_at_most(0), pytest.raises(mmlfer.InputError) as error, _runs.locked(tmp_path, tmp_path / ".lock"):
+        pass
+    assert str(error.value) == f"{tmp_path}/.lock: cannot be written (File too large); free some space or name another output"
+
+
 def test_a_pipe_that_closes_is_no_full_disk():
     with pytest.raises(BrokenPipeError), mmlfer.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")

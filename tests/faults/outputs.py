@@ -51,6 +51,8 @@ FAULTS = [
     Fault("full-disk-without-a-name", "mmlfer.py",
           "if error.filename is not None or isinstance(error, BrokenPipeError):", "if True:",
           "outputs::test_a_full_disk_is_named_with_the_output"),
+    Fault("full-disk-of-a-lock-without-a-name", "mmlfer_commands/_runs.py",
+          "        with writing(lock):\n", "        if True:\n", "outputs::test_a_full_disk_is_named_with_the_lock"),
     Fault("full-disk-of-a-table-without-a-name", "mmlfer_commands/predict.py",
           "with writing(path), contextlib.ExitStack() as stack:", "with contextlib.ExitStack() as stack:",
           "outputs::test_a_full_disk_is_named_with_the_output"),
