@@ -424,7 +424,7 @@ def test_the_help_of_each_format_names_its_options():
 
 
 @pytest.mark.parametrize("place,shown", [
-    (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy"),
+    (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy/1.jpg"),
     (b"jo\ny/1.jpg", "jo\\ny"), (b"joy/a\nb, \"c\".jpg", None), ("joy/\U0001f468\u200d\U0001f469.jpg".encode(), None)])
 def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
     """What it can hold it gives back."""
