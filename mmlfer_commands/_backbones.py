@@ -1,4 +1,4 @@
-"""Weights files: where the backbone comes from, and what `pretrain` hands on."""
+"""Weights files: what the backbone starts from, and what `pretrain` writes."""
 
 import hashlib
 import re
@@ -20,7 +20,7 @@ from mmlfer_commands._runs import versions
 
 
 def find_weights(weights, arch):
-    """--weights, where auto is weights/ARCH_casia.pth if it is there, else none."""
+    """--weights as a path or a word; auto is weights/ARCH_casia.pth if it is there, else none."""
     casia = Path("weights") / f"{arch}_casia.pth"
     if weights != "auto":
         return weights
@@ -31,29 +31,29 @@ def find_weights(weights, arch):
 
 
 def backbone_name(weights, norm, net=None):
-    """What a run starts from, for its records: none, imagenet, or a digest of what was loaded from
-    a file into its net: tensors and normalisation. Another than the usual normalisation is said.
-    """
+    """The backbone that a run starts from, for its records: none, imagenet, or for a file a digest
+    of the tensors and the normalisation that the net took. An unusual normalisation of none or
+    imagenet is named."""
     usual = {"none": "half", "imagenet": "imagenet"}
     if weights in usual:
         return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
     digest = hashlib.sha256()
     for name, tensor in {**net.backbone.state_dict(), "mean": net.mean, "std": net.std}.items():
-        if not name.endswith("num_batches_tracked"):  # a file need not have it, nothing reads it
+        if not name.endswith("num_batches_tracked"):  # files may lack it, and nothing reads it
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()
 
 
 def given_backbone(weights, arch, bgr, norm):
-    """backbone_name of what a run with these options would start from."""
+    """The backbone_name of a run that would start with these options."""
     weights = find_weights(weights, arch)
     return backbone_name(weights, norm, None if weights in ("none", "imagenet") else
                          load_backbone(weights, arch, bgr, norm)[0])
 
 
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=RAFCE):
-    """The base net at the start of a run, and a line on where its backbone comes from."""
+    """The base net at the start of a run, and a line that says where its backbone comes from."""
     weights = find_weights(weights, arch)
     if bgr and weights in ("none", "imagenet"):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
@@ -76,7 +76,7 @@ OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-S
 
 
 def read_tensors(path):
-    """The content of a file of torch's or of safetensors'; no code in it is ever run."""
+    """The content of a file of torch or safetensors; no code in it is ever run."""
     if not path.lower().endswith(".safetensors"):
         return torch_load(path)
     try:
@@ -93,8 +93,8 @@ def read_tensors(path):
 
 
 def read_backbone(path):
-    """A file's {name in torchvision's ResNet: (its key, tensor)}, the keys of what else is there,
-    and {"mean": .., "std": ..} if the file is of mmlfer."""
+    """A file's {name in torchvision's ResNet: (key in the file, tensor)}, the keys of all else in
+    it, and {"mean": .., "std": ..} if mmlfer wrote it."""
     content = read_tensors(path)
     state = unwrapped(content)
     if not isinstance(state, dict):
@@ -115,7 +115,7 @@ def read_backbone(path):
 
 def unwrapped(state):
     """The innermost dict of a checkpoint: {"model": {"state_dict": ..}} holds a net's tensors."""
-    for _ in WRAPPERS:  # a dict may hold itself
+    for _ in WRAPPERS:  # no oftener, because a dict may hold itself
         if isinstance(state, dict):
             inner = [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]
             state = inner[0] if inner else state
@@ -138,7 +138,8 @@ def named_tensors(state, path):
 
 
 def misfits(found, own):
-    """What keeps the tensors of a file from being all of a net's."""
+    """Why a file's tensors, {name: (key, tensor)}, are not exactly a net's own, {name: tensor}: a
+    list of reasons."""
     wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
     for name, tensor in own.items():
         key, given = found.get(name, (name, None))
@@ -165,7 +166,7 @@ def misfit(name, given, own):
 
 
 def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
-    """The base net with all of a file's backbone, and a line on what was taken."""
+    """The base net with all of a file's backbone, and a line that says what was taken."""
     found, left, own_norm = read_backbone(path)
     if own_norm and bgr:
         raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
@@ -181,8 +182,9 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
         taken["conv1.weight"] = taken["conv1.weight"].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
     try:
-        for name, values in own_norm.items() if norm == "auto" else ():
-            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+        if norm == "auto":
+            for name, values in own_norm.items():
+                getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
     return net, f"took {len(taken)} tensors from {path}" + (
@@ -190,7 +192,7 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
 
 
 def load_imagenet(arch, norm, vocabulary):
-    """The base net with torchvision's backbone of ImageNet, and a line that says so."""
+    """The base net with torchvision's ImageNet backbone, and a line that says so."""
     import torchvision
 
     source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
@@ -208,7 +210,8 @@ BACKBONE_FORMAT = "mmlfer backbone 1"
 
 
 def backbone_state(run):
-    """What `train --weights` takes: a ResNet's tensors, and what belongs to them."""
+    """The content of a weights file for `train --weights`: a ResNet's tensors, their normalisation
+    and how they were trained."""
     last = run.log[-1]
     mean, std = map(list, NORMS["half"])
     return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,

@@ -1,4 +1,4 @@
-"""The labels of a data set: labels.csv of one's own, or RAF-CE's three files."""
+"""The labels of a data set: your own labels.csv, or RAF-CE's three files."""
 
 import csv
 import dataclasses
@@ -40,33 +40,34 @@ COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expressi
 PARTS = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
-SEED = 0  # of it
+SEED = 0  # of such a partition
 
 
 def load_faces(folder, vocabulary=None):
-    """The labels in a data set's folder, as Faces without images: of labels.csv if it is there,
-    else of RAF-CE's files; in the order of a vocabulary where one is given, a checkpoint's."""
+    """The labels in a data set's folder, as Faces without images: from labels.csv if it is there,
+    else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it."""
     path = Path(folder) / LABELS
     faces = read_labels_csv(path) if path.is_file() else load_labels(folder)
     return recode(faces, vocabulary, folder) if vocabulary else faces
 
 
 def images_of(folder):
-    """The paths of a data set's images; of a folder without labels, those in RAF-CE's places."""
+    """The paths of a data set's images; in a folder without labels those that image_index finds."""
     if (Path(folder) / LABELS).is_file():
         return list(filter(None, image_paths(load_faces(folder), folder)))
     return list(image_index(Path(folder)).values())
 
 
 def recode(faces, vocabulary, folder):
-    """Faces in the order of another vocabulary: expressions by name, AUs by number. AUs that it
-    does not have are dropped, with a line; those that the faces do not have are not coded."""
+    """Faces recoded to another vocabulary: expressions by name, AUs by number. AUs that it does not
+    have are dropped, and a line says so; those that the faces do not have are not coded."""
     own = faces.vocabulary
     if own == vocabulary:
         return faces
     numbers = {name: k for k, name in enumerate(vocabulary.emotions)}
     y_emo = np.array([numbers.get(name, -1) for name in own.emotions])[faces.y_emo]
-    for i in np.flatnonzero(y_emo < 0)[:1]:
+    if (y_emo < 0).any():
+        i = np.argmax(y_emo < 0)
         raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: "
                          f"{own.emotions[faces.y_emo[i]]!r} is not among the expressions to tell "
                          f"apart: {', '.join(vocabulary.emotions)}; rename it or remove its rows")
@@ -92,7 +93,7 @@ def describe(faces, folder):
     active = (coded == 1).sum(1)
     without = int((active == 0).sum())
     mean = active.mean() if len(active) else 0
-    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs a face")
+    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs per face")
     if len(coded) < len(faces.names):
         lines[-1] += f" of {len(coded)} that are coded"
     if faces.vocabulary == RAFCE:
@@ -102,7 +103,7 @@ def describe(faces, folder):
 
 
 def is_rafce(faces):
-    """Whether these are RAF-CE's own counts, by expression and partition."""
+    """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
     splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
     of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
     total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
@@ -111,6 +112,7 @@ def is_rafce(faces):
 
 
 def check_trainable(faces, folder, batch_size):
+    """InputError if a part has too few images, or if RAF-CE's AUs were lost on the way here."""
     rafce = faces.files == LABEL_FILES
     codes = "0 train, 1 test, 2 validation" if rafce else "column split"
     for name, code in SPLITS.items():
@@ -128,8 +130,9 @@ def check_trainable(faces, folder, batch_size):
 
 
 def read_rows(path):
-    """Yield (row number, cells) of a CSV file's rows that are not blank, its header first: UTF-8,
-    with or without a byte order mark; commas, semicolons or tabs, which the header has most of."""
+    """Yield (row number, cells) of a CSV file's rows, its header first; blank rows are left out. It
+    is UTF-8, with or without a byte order mark. Cells are separated by commas, semicolons or tabs:
+    by that which the header has most often."""
     number = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
@@ -150,6 +153,19 @@ def read_rows(path):
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
+def read_columns(path, *needed):
+    """The columns of a CSV file and (row number, {column: text}) of its rows."""
+    (_, columns), *rows = list(read_rows(path)) or [(1, [])]
+    for name in needed:
+        if name not in columns:
+            raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
+                             f"the first row, got {len(cells)}; fix this row")
+    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
+
+
 def check_names(images, expressions, path):
     """Refuse to write names that would be read as others, or not at all."""
     expressions = sorted(expressions)
@@ -163,7 +179,7 @@ def check_names(images, expressions, path):
 
 
 def find_columns(header, path):
-    """Where the header has what, {name in COLUMNS: index}, and where each AU, {number: index}."""
+    """The header's columns, {name in COLUMNS: index}, and its AUs' columns, {AU number: index}."""
     places, aus = {}, {}
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
@@ -192,8 +208,8 @@ def find_columns(header, path):
 
 
 def parse_place(text, folder):
-    """The name of an image by its path below a folder, whose own path ends in /: a/0001.jpg of
-    ./a/0001.jpg, of b/../a/0001.jpg and of FOLDER/a/0001.jpg; ValueError where it leaves it."""
+    """An image's name, which is its path below `folder` (this ends in /): a/0001.jpg for
+    ./a/0001.jpg, for b/../a/0001.jpg and for FOLDER/a/0001.jpg. ValueError if it lies elsewhere."""
     parts = []
     for part in text.removeprefix(folder).split("/"):
         if part == "..":
@@ -263,6 +279,7 @@ class Rows:
         self.texts.append(text)
 
     def add_expression(self, number, name):
+        """A row's expression; two spellings of one name are refused."""
         if not name or not name.isprintable():
             raise ValueError("no expression; name it or remove this row")
         folded = "".join(name.split()).casefold()
@@ -272,7 +289,7 @@ class Rows:
         self.expressions.append(first)
 
     def add_person(self, number, person):
-        """A row's person; nobody's name stands for somebody who is in no other row."""
+        """A row's person. A row without a name is taken for a person of its own."""
         self.people.append(person or f"\0{number}")
         if self.splits and person:
             first, row = self.parts.setdefault(person, (self.splits[-1], number))
@@ -325,7 +342,8 @@ class Rows:
 
 
 def read_labels_csv(path):
-    """A labels.csv as Faces without images. Its rows stream; each kind of AUs is held once."""
+    """A labels.csv as Faces without images. Rows are read one by one, and equal AU cells are kept
+    once, to save memory."""
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
@@ -343,8 +361,8 @@ def read_labels_csv(path):
 
 
 def check_learnable(faces, folder):
-    """Refuse a labels.csv with one expression alone, or with one that has images to test and none
-    to train on: naming the first row that has it."""
+    """Refuse a labels.csv with only one expression, or with an expression that has images but none
+    to train on; the message then names its first row."""
     if faces.files[0] != LABELS:
         return
     path, emotions = Path(folder) / LABELS, faces.vocabulary.emotions
@@ -371,7 +389,7 @@ def row_of(path, name):
 
 
 def split_faces(y_emo, seed):
-    """20 % test, a quarter of the rest validation, within each expression. -> (N,)"""
+    """A partition: 20 % test, a quarter of the rest validation, in each expression. (N,) -> (N,)"""
     rng = np.random.default_rng([seed, Stream.PARTITION])
     split = np.full(len(y_emo), TRAIN)
     for k in np.unique(y_emo):
@@ -383,10 +401,11 @@ def split_faces(y_emo, seed):
 
 
 def split_people(y_emo, people, seed, shares=SHARES):
-    """Shares of each expression, as nearly as may be with each person in one part. -> (N,)
+    """A partition with these shares of each expression, as nearly as is possible if each person
+    is in one part only. y_emo (N,), people: N names -> (N,)
 
-    The people with most images come first, those with as many in drawn order; each goes where the
-    expressions in the images are furthest from their share.
+    People are placed one by one, those with the most images first (equal ones in random order).
+    Each goes to the part that still lacks most of the expressions in their images.
     """
     names, person = np.unique(people, return_inverse=True)
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression

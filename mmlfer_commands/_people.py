@@ -51,6 +51,7 @@ class Records:
         return f"record {self.names[i]}"
 
     def read(self, i, size):
+        """Image i as a (size, size, 3) array, or the reason why not."""
         try:
             with open(self.path, "rb") as file:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
@@ -60,17 +61,18 @@ class Records:
 
 
 def people_sha256(source):
-    """Of the images' names and people: what a resumed run must find again."""
+    """A digest of the images' names and people, which must be the same when a run is resumed."""
     return hashlib.sha256(source.names.tobytes() + source.labels.tobytes()).hexdigest()
 
 
 def some(names):
-    """How many, and the first three, in words."""
+    """The number of names and the first three of them, as text."""
     return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
 def read_people(folder):
-    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, and notes on what is odd."""
+    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, as Files or Records, and a list of
+    warnings."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
@@ -91,8 +93,8 @@ def read_people(folder):
 
 
 def read_folders(folder):
-    """The images of DIR/PERSON/IMAGE, and notes on what is left out; hidden files and folders, as
-    .thumbnails and ._001.jpg, are no one's."""
+    """The images of DIR/PERSON/IMAGE, and warnings of what is left out. Hidden files and folders,
+    such as ._001.jpg and .thumbnails, are passed over."""
     names, counts, empty, loose = [], [], [], 0
     for entry in visible(folder):
         if entry.is_dir():
@@ -113,12 +115,13 @@ def read_folders(folder):
 
 
 def visible(folder):
-    """A folder's entries that are not hidden, by name."""
+    """A folder's entries that are not hidden, sorted by name."""
     entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
     return sorted(entries, key=lambda entry: entry.name)
 
 
 def is_image(entry):
+    """Whether a folder's entry has the name of an image."""
     return entry.name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -176,7 +179,8 @@ def read_index(path):
 
 
 def read_label(file, offset, size):
-    """The first label of the record at an offset; nan if the file, of some size, has none there."""
+    """The first label of the record at an offset; nan if no whole record is there in a file of this
+    size."""
     file.seek(offset)
     head = file.read(36)
     if len(head) < 36:
@@ -187,9 +191,9 @@ def read_label(file, offset, size):
 
 
 def read_end(file, offset):
-    """The key before which the images of a file with this record 0 end, or None if record 0 is an
-    image itself. insightface's holds labels alone: that key, and where its records of people end.
-    """
+    """The key after the last image, as record 0 (at this offset) has it, or None if record 0 is an
+    image itself. insightface's record 0 has no image but two labels: this key, and the key after
+    its records of people."""
     try:
         labels, image = parse_record(read_record(file, offset))
     except ValueError as error:
@@ -200,7 +204,7 @@ def read_end(file, offset):
 
 
 def read_records(path):
-    """The images of a train.rec by its train.idx."""
+    """The images of a train.rec, found by its train.idx, and a list of warnings."""
     keys, offsets = read_index(path.with_suffix(".idx"))
     with open(path, "rb") as file:
         end = read_end(file, offsets[0]) if 0 in keys[:1] else None
@@ -218,11 +222,11 @@ def read_records(path):
 
 
 class Images:
-    """Some rows of a source, for a DataLoader: of each the image (3, S, S) uint8, its label, and
-    its row if it cannot be read, else -1.
+    """Some rows of a source, for a DataLoader. An item is the image (3, S, S) uint8, its label,
+    and -1, or the row's number if its image cannot be read.
 
     An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
-    broken folder is soon left. The label is -1 if none of so many tries can be read.
+    broken folder is soon left. The label is -1 if no image can be read in so many tries.
     """
 
     def __init__(self, source, rows, labels, size, tries=50):
@@ -245,18 +249,19 @@ class Images:
 
 
 def start_worker(worker):
+    """What a DataLoader's worker calls first, with its number."""
     end_with_parent()
 
 
 def read_batches(images, batch, opt, order=None):
-    """Yield batches of Images from worker processes, which leave what stops a run to this one:
-    schedulers signal a job's processes all at once, and the step is still to be finished."""
+    """Yield batches of Images from worker processes. They block the signals that stop a run, which
+    schedulers send to all processes of a job at once: this process still finishes its step."""
     loader = torch.utils.data.DataLoader(
         images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
-        batches = iter(loader)  # starts the workers, which inherit what is blocked
+        batches = iter(loader)  # starts the workers, which inherit the blocked signals
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
@@ -264,12 +269,12 @@ def read_batches(images, batch, opt, order=None):
     finally:
         del batches  # the loader asks its workers to end, and waits some seconds
         for worker in multiprocessing.active_children():
-            worker.kill()  # it hangs
+            worker.kill()  # it hangs, or it would have ended
 
 
 def draw_pairs(labels, seed, n=3000):
-    """Up to n pairs of images of one person and as many of two people, mixed, in ten folds.
-    -> (P, 2) indices, same (P,), fold (P,)"""
+    """Up to n pairs of images of one person and as many of two people, shuffled, in ten folds.
+    labels (N,) -> indices (P, 2), same (P,) bool, fold (P,) 0..9"""
     rng = np.random.default_rng([seed, Stream.PAIRS])
     order, labels = np.argsort(labels, kind="stable"), np.sort(labels)
     _, start, who, count = np.unique(labels, return_index=True, return_inverse=True,
@@ -286,7 +291,7 @@ def draw_pairs(labels, seed, n=3000):
 
 
 def read_pairs(path, root):
-    """LFW's pairs.txt. -> Files, (P, 2) indices, same (P,), fold (P,)"""
+    """LFW's pairs.txt. -> Files, indices (P, 2), same (P,) bool, fold (P,)"""
     try:
         rows = [line.split() for line in Path(path).read_text().splitlines()]
         folds, n = map(int, rows[0])
@@ -313,7 +318,7 @@ def read_pairs(path, root):
 
 
 def lfw_image(root, name, i):
-    """NAME/NAME_0001.jpg, or whichever kind of image it is there."""
+    """The path NAME/NAME_0001.jpg below root, with whichever of IMAGE_SUFFIXES is there."""
     for suffix in IMAGE_SUFFIXES:
         image = Path(name, f"{name}_{i:04d}{suffix}")
         if (root / image).exists():

@@ -1,4 +1,4 @@
-"""Worker processes, of `synth`, `bench` and `pretrain`."""
+"""Worker processes for `synth`, `bench` and `pretrain`."""
 
 import concurrent.futures
 import multiprocessing
@@ -8,13 +8,13 @@ import threading
 
 
 def end_with_parent():
-    """In a worker process: do not outlive the program, however it was ended."""
+    """In a worker process: end when the program ends, in whatever way that happens."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def in_processes(workers, function, jobs, chunk=1, **options):
-    """Yield function(job) of each job, in order, from processes that leave Ctrl-C to this one."""
+    """Yield function(job) of each job, in order, from worker processes, which ignore Ctrl-C."""
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
     try:

@@ -24,12 +24,12 @@ PAPER = {  # Acc. / Diag. by method and statistics
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
 }
 SEARCHED = ("rho", "rho_am")
-BEFORE = {"weight_max": 1.0, "augment": False, "precision": "float32"}  # they were options
-OWN = ("form", "statistics", *SEARCHED)  # differ from method to method as a matter of course
+BEFORE = {"weight_max": 1.0, "augment": False, "precision": "float32"}  # in older runs
+OWN = ("form", "statistics", *SEARCHED)  # traits that may differ from method to method
 
 
 def find_files(folder, name):
-    """The files of a name below a folder, in order; links are followed, no folder is read twice."""
+    """The files of a name below a folder, sorted; links are followed, no folder is read twice."""
     found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
@@ -43,12 +43,12 @@ def find_files(folder, name):
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """What a run's test.json says, checked."""
+    """The checked content of a run's test.json."""
 
     path: Path
     method: str
-    stats: str  # what p(AU | expression) is called, "" where the method does not use it
-    traits: dict  # what makes the method, {name: (value, value as shown)}
+    stats: str  # name of p(AU | expression), "" if the method does not use it
+    traits: dict  # what may tell it from other runs, {name: (value, value as shown)}
     seed: int
     rafce: bool
     emotions: tuple  # the K expressions
@@ -58,16 +58,17 @@ class Tested:
     rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
 
     def row(self):
-        """What the runs of one row have in common."""
+        """What runs must have in common to be in one row."""
         return self.method, frozenset((name, value) for name, (value, _) in self.traits.items())
 
 
 def digest_of_names(names):
+    """A digest of the test images' names, in order, which tells test sets apart."""
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 def stats_name(run):
-    """A test.json's statistics in a word; a file of one's own is never called wild or lab."""
+    """The name of a test.json's statistics; a file of the user is never called wild or lab."""
     if not loss_sources(run)[2]:
         return ""
     stats, form = run["stats"], run["form"]
@@ -76,8 +77,8 @@ def stats_name(run):
 
 
 def find_traits(run):
-    """What makes a test.json's method: the options that it reads, but seed, data place and device;
-    and by content its statistics and, where they are known, labels, images and backbone."""
+    """The traits of a test.json's run: the options that its method uses, except seed, data folder
+    and device; and by content its statistics and, if known, its labels, images and backbone."""
     sources, options = METHODS[run["method"]], run.get("options")
     traits = {}
     if sources[2]:
@@ -103,7 +104,8 @@ def find_traits(run):
 
 
 def shown_backbone(backbone, options):
-    """A backbone's record as text: none, imagenet, or the file's name and the digest's start."""
+    """A backbone's record as text: none, imagenet, or the file's name and the first 8 digits of the
+    digest."""
     if backbone.startswith(("none", "imagenet")):
         return backbone.replace(",", " with")
     file = f"{options['arch']}_casia.pth" if options["weights"] == "auto" else options["weights"]
@@ -111,13 +113,13 @@ def shown_backbone(backbone, options):
 
 
 def rates(numbers, emotions):
-    """Acc., Diag. and each expression's rate among a test.json's numbers, (2 + K,)."""
+    """Acc., Diag. and each expression's rate, (2 + K,), from a test.json's numbers."""
     per_class = [numbers["per_class"][emotion] for emotion in emotions]
     return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
 
 
 def packed(labels, k):
-    """Labels 0..k-1 as text, a digit (of base 36) an image; as they are where k is more."""
+    """Labels 0..k-1 as text, one base-36 digit per image; unchanged if k is above 36."""
     return "".join(np.base_repr(label, 36) for label in labels) if k <= 36 else labels
 
 
@@ -137,7 +139,7 @@ def read_run(path):
         emotions = Vocabulary.of(run).emotions
         k = len(emotions)
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
-            raise ValueError("predictions that are none")
+            raise ValueError("predictions that are not of these expressions")
         own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
         names = run["names_sha256"] if "names_sha256" in run else digest_of_names(run["names"])
         whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
@@ -199,7 +201,7 @@ def gather(runs):
         seeds[run.seed] = run
     rows = []
     for (method, _), seeds in groups.items():
-        stats = min((run.stats for run in seeds.values()),  # if one file has two names: the paper's
+        stats = min((run.stats for run in seeds.values()),  # of two names of a file, the paper's
                     key=lambda name: (f"{method} {name}" not in PAPER, name))
         traits = next(iter(seeds.values())).traits
         rows.append(Row(method, f"{method} {stats}".strip(), traits, seeds))
@@ -207,11 +209,12 @@ def gather(runs):
 
 
 def comparable(trait, row, other):
-    """Whether another row is one that a row's value of a trait can tell it from.
+    """Whether two rows are to be compared in a trait, for their titles.
 
-    Rows of one name are, in every trait: two of mtl in rho. Rows of two names are in what both
-    have, but for OWN: stl and mtl in epochs, not mtl and am in rho, which is searched for each.
-    A row of an older version, which kept no options, differs from others in that alone.
+    Two rows of the same name are compared in every trait: two of mtl in rho. Rows of different
+    names are compared in the traits that both have, except those in OWN: stl and mtl in epochs, but
+    not mtl and am in rho, which is searched for each. A row of an older version, which kept no
+    options, is compared with others in that alone.
     """
     if trait == "options" or ("options" in row.traits) != ("options" in other.traits):
         return trait == "options"
@@ -219,15 +222,15 @@ def comparable(trait, row, other):
 
 
 def tells_apart(trait, row, rows):
-    """Whether a comparable row has another value, or none: rho of the rows of mtl with rho 0.1 and
-    with rho 1."""
+    """Whether a comparable row has another value of the trait, or none. Example: rho, if there are
+    rows of mtl with rho 0.1 and with rho 1."""
     value, _ = row.traits[trait]
     return any(other.traits.get(trait, (None,))[0] != value for other in rows
                if comparable(trait, row, other))
 
 
 def title(row, rows):
-    """A row's name, and the traits that tell it from others."""
+    """A row's name, and the traits that tell it from the other rows."""
     traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
               if tells_apart(trait, row, rows)]
     return ", ".join([row.name, *traits])
@@ -241,7 +244,7 @@ def read_results(folder):
 
 
 def accuracy_on_test(ckpt, state):
-    """Of the test.json beside a checkpoint, the accuracy at its epoch; None if there is none."""
+    """The test accuracy of a checkpoint, from the test.json beside it; None if it is not known."""
     try:
         result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
         return result["accuracy"] if result["epoch"] == state["epoch"] else None

@@ -1,5 +1,5 @@
-"""Locks and places of what is written; of `train` and `pretrain` signals, kept options and
-versions; and whether a device has bf16."""
+"""What runs share: locks on outputs and their places, signals, the options of a resumed run,
+versions, and whether a device has bf16."""
 
 import contextlib
 import glob
@@ -13,25 +13,25 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import HERE, InputError, tell_once, torch, writing
+from mmlfer import HERE, InputError, tell_once, torch
 
-# what those of `train`'s options that are paths take beside paths
+# the options of `train` that are paths, and the words that they take in place of a path
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
 
-# Ctrl-C; what ends a job; a terminal that is closed; what Slurm's --signal is mostly told to send
+# Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
 def locked(out, lock):
-    """Hold a run's folder or file against other processes; the system lets go with the process."""
+    """Lock a run's folder or file for this process; the system unlocks it when the process ends."""
     import fcntl
 
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # of two processes that make it both have the one file
+        lock.touch()  # two processes that create it at once get the same file
     except OSError as error:
         raise InputError(f"{lock}: cannot be written ({error.strerror}); name another output"
                          ) from None
@@ -46,7 +46,7 @@ def locked(out, lock):
         with writing(lock):
             file.truncate(0)
             os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
-        os.register_at_fork(after_in_child=file.close)  # a worker that outlives this process
+        os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
         yield
 
 
@@ -56,7 +56,7 @@ def name_of(path):
 
 
 def check_two_outputs(**options):
-    """Refuse two options, name=path or None, that name one file; a device or a pipe takes both."""
+    """Refuse two options (name=path or None) that name one file; one device or pipe is allowed."""
     places = [os.path.realpath(path) for path in options.values() if path]
     one_file = len({*places}) < len(places)
     if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
@@ -64,8 +64,20 @@ def check_two_outputs(**options):
 
 
 @contextlib.contextmanager
+def writing(path):
+    """Add the path of an output to an error that names no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
+
+
+@contextlib.contextmanager
 def held(folder):
-    """Hold a folder while it is filled; nothing of the lock stays in it."""
+    """Lock a folder while it is filled; the lock's file is removed at the end."""
     with locked(folder, folder / LOCK):
         try:
             yield
@@ -74,8 +86,8 @@ def held(folder):
 
 
 def remove_parts(*paths):
-    """Remove what writes of these files left when they were killed; for the holder of their lock,
-    for another process may be at work on its own."""
+    """Remove the temporary files that killed writes of these paths left. Call it only with their
+    lock, because another process may be writing."""
     for path in paths:
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink(missing_ok=True)
@@ -83,12 +95,12 @@ def remove_parts(*paths):
 
 @contextlib.contextmanager
 def caught_signals():
-    """What tells a run to stop lets the step finish: a list of the numbers of those that came. A
-    hangup that `nohup` has the run ignore stays ignored."""
-    caught = []
-    before = {number: signal.signal(number, lambda number, frame: caught.append(number))
-              for number in STOPS
-              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
+    """Catch the signals that stop a run, so that its step can finish: a list, to which the number
+    of each signal that comes is added. A hangup that `nohup` ignores stays ignored."""
+    caught, before = [], {}
+    for number in STOPS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield caught
     finally:
@@ -97,8 +109,8 @@ def caught_signals():
 
 
 def versions():
-    """What a run was made with; the source's digest covers the module and every command, by names
-    and content."""
+    """The versions that a run was made with. The digest of the source covers the names and the
+    content of mmlfer.py and of every file of the commands."""
     import torchvision
 
     source = hashlib.sha256()
@@ -111,7 +123,8 @@ def versions():
 
 
 def has_bf16(device):
-    """Whether a GPU, or an x86 CPU, has instructions for bf16; of other CPUs torch does not say."""
+    """Whether a GPU or an x86 CPU has instructions for bf16. True for other CPUs, of which torch
+    does not say."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return (platform.machine().lower() not in ("x86_64", "amd64")
@@ -122,19 +135,19 @@ def tell_if_slower(precision, device):
     """Say in a line that bf16 saves nothing on this device."""
     if precision == "bf16" and not has_bf16(device):
         kind = "GPU" if device.type == "cuda" else "CPU"
-        tell_once("--precision bf16: slower here than float32, for this "
+        tell_once("--precision bf16: slower here than float32, because this "
                   f"{kind} has no bf16 instructions")
 
 
 def given_options(ctx, options):
-    """Those of a command's options that stood on its command line."""
+    """The options of a command that were given on its command line, {name: value}."""
     explicit = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in options.items()
             if ctx.get_parameter_source(name) == explicit}
 
 
 def check_kept(given, own, movable, where):
-    """Refuse given options that differ from a resumed run's own, but for those that may move."""
+    """Refuse given options that differ from a resumed run's own, except those that may change."""
     for name, value in given.items():
         if name not in movable and value != own[name]:
             raise InputError(f"{where}: its run has --{name.replace('_', '-')} {own[name]}, not "
@@ -142,6 +155,6 @@ def check_kept(given, own, movable, where):
 
 
 def stopped_line(last, command, out):
-    """What a stopped run says of how it goes on."""
+    """The line with which a stopped run says how to go on."""
     return (f"stopped; {last} is written, go on with: mmlfer {command} --out "
             f"{shlex.quote(str(out))} --resume")

@@ -1,4 +1,4 @@
-"""AU statistics (Sec. 3.2): p(AU | expression), the paper's Table 1 or one's own, as an array."""
+"""AU statistics (Sec. 3.2): p(AU | expression), the paper's Table 1 or your own, as an array."""
 
 import json
 from pathlib import Path
@@ -26,8 +26,8 @@ PAPERS = ("wild", "lab")
 def load_stats(name, vocabulary=RAFCE):
     """p(AU | expression) of "wild", "lab" (Table 1) or a YAML file. -> (K, J) float array.
 
-    AUs below 20 % count as 0; an expression without others is left out of L^AM. AUs that the
-    vocabulary does not have are dropped, such as AU 11 of the lab table for RAF-CE.
+    Values below 20 % are set to 0; an expression whose values are all 0 is left out of L^AM. AUs
+    that the vocabulary does not have are dropped, such as AU 11 of the lab table for RAF-CE.
     """
     rows = paper_rows(name, vocabulary) if name in PAPERS else read_stats(name)
     if name not in PAPERS:
@@ -46,15 +46,14 @@ def paper_rows(name, vocabulary):
     rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
     for emotion in vocabulary.emotions:
         if emotion not in rows:
-            raise InputError(f"statistics {name}: of RAF-CE's expressions, and {emotion!r} is none "
-                             "of them; --stats train counts your training rows, or give a YAML "
-                             "file as `mmlfer stats --out` writes it")
+            raise InputError(f"statistics {name}: for RAF-CE's expressions, and {emotion!r} is not "
+                             "one of them; --stats train counts your training rows, or give a "
+                             "YAML file as `mmlfer stats --out` writes it")
     return {emotion: rows[emotion] for emotion in vocabulary.emotions}
 
 
 def check_rows(path, rows, vocabulary):
-    """Refuse a file's rows that are not of a vocabulary's expressions; say which AUs are dropped.
-    """
+    """Refuse a file's rows unless they are of a vocabulary's expressions; name the dropped AUs."""
     unknown = [e for e in rows if e not in vocabulary.emotions]
     if unknown:
         raise InputError(f"{path}: unknown expression {unknown[0]!r:.40}; see stats/wild.yaml")
@@ -66,8 +65,8 @@ def check_rows(path, rows, vocabulary):
 
 
 def frequencies(faces):
-    """p(AU | expression) of the rows that are coded, NaN where none is, and how many are.
-    -> (K, J), (K, J)"""
+    """p(AU | expression) of the coded rows (K, J), NaN if there are none, and their numbers (K, J).
+    """
     y_au = [faces.y_au[faces.y_emo == k] for k in range(len(faces.vocabulary.emotions))]
     coded = np.stack([(y != NOT_CODED).sum(0) for y in y_au])
     with np.errstate(invalid="ignore"):
@@ -75,11 +74,11 @@ def frequencies(faces):
 
 
 def find_table(name, least, faces, folder):
-    """The faces in the vocabulary that --stats gives them, and the table (K, J): of "train", counts
-    of their coded training rows, where there are at least so many.
+    """The faces, in the vocabulary that --stats gives them, and the table (K, J). With "train" it
+    is counted on the coded training rows, of expressions that have at least so many.
 
-    labels.csv takes the expressions of a YAML file, in its order; and, where it codes no AU itself,
-    the AUs of the statistics. RAF-CE's own layout stays RAF-CE's.
+    Faces of a labels.csv take the expressions of other statistics, in their order, and their AUs
+    if the labels.csv names none. Faces in RAF-CE's layout keep RAF-CE's vocabulary.
     """
     vocabulary = faces.vocabulary
     if faces.files != LABEL_FILES and name != "train":
@@ -107,7 +106,7 @@ def left_out(table, vocabulary):
 
 
 def yaml_name(name):
-    """An expression's name as a key of YAML: in quotes where it would be read as something else."""
+    """An expression's name as a YAML key, in quotes if it would be read as something else."""
     try:
         plain = yaml.safe_load(f"{name}: {{}}") == {name: {}}
     except yaml.YAMLError:
@@ -127,7 +126,7 @@ class StatsLoader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = [str(key) for key in keys if keys.count(key) > 1]
         if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands there twice; keep one")
+            raise yaml.YAMLError(f"{twice[0]} is there twice; keep one")
         return super().construct_mapping(node, deep)
 
 

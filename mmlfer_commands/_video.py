@@ -14,10 +14,10 @@ from mmlfer import InputError
 from mmlfer_commands._alignment import Face, find_faces, known, look, three_of
 
 KEEP = 0.5  # seconds that a face keeps its number while it is not seen
-CUT = 30  # mean difference of two frames of 16x9 pixels, of 0..255, that is a cut
+CUT = 30  # mean difference (0..255) of two frames, shrunk to 16x9 pixels, above which it is a cut
 SHORT = 1.0  # seconds by which the frames may end before their file says
-TRIES = 8  # to read on behind what is broken in a file
-RATES = (1, 60)  # frames a second that a file's own rate is believed in
+TRIES = 8  # times to read on where a file is broken
+RATES = (1, 60)  # frames per second: a file's own rate outside of these is not believed
 DRAWN = 640  # the longer side of a drawn copy, pixels: OpenCV's VP9 is slow
 
 # ---------------------------------------------------------------- reading
@@ -34,7 +34,7 @@ class Frame:
 
 @contextlib.contextmanager
 def no_remarks():
-    """OpenCV and FFmpeg write nothing to standard error while this lasts."""
+    """Keep OpenCV and FFmpeg from writing to standard error within this context."""
     import cv2
 
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -70,11 +70,11 @@ def is_picture(path):
 
 
 class ClipError(InputError):
-    """A clip that cannot be read; the others can."""
+    """One clip cannot be read; the program goes on with the others."""
 
 
 class Clip:
-    """A video file, or a camera, with its first frame read. ClipError where it has none."""
+    """A video file, or a camera, with its first frame found. ClipError if it has none."""
 
     def __init__(self, clip):
         import cv2
@@ -112,7 +112,7 @@ class Clip:
                             "it")
 
     def grab(self):
-        """Go to the next frame that can be read; whether there is one."""
+        """Go to the next frame that can be read. -> whether there is one"""
         return any(self.capture.grab() for _ in range(TRIES if self.camera is None else 1))
 
     def now(self):
@@ -124,8 +124,8 @@ class Clip:
         return self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
 
     def frames(self, every=1, rate=None, start=0.0, end=math.inf):
-        """Yield the Frames from `start` to before `end`: every so many of the file's, or so many a
-        second; the others are not decoded further than they must be."""
+        """Yield the Frames from `start` to before `end`, seconds: of every `every` frames one, or
+        `rate` per second. The others are passed over and not made into images."""
         due = start
         while self.grabbed:
             number, now = self.read, self.now()
@@ -142,7 +142,7 @@ class Clip:
         self.ended = True
 
     def remarks(self):
-        """Yield what is wrong, a line each, where the frames have ended by themselves."""
+        """Yield a line for each thing that is wrong, if the clip was read until its end."""
         if not self.ended:
             return
         if self.camera is not None:
@@ -163,19 +163,20 @@ class Clip:
 
 @dataclasses.dataclass
 class Track:
-    """A face that is followed."""
+    """A face that is followed from frame to frame."""
 
     face: Face  # as it was seen last
-    time: float  # then
-    speed: np.ndarray  # (2,) of its middle, pixels a second
+    time: float  # when it was seen last, seconds
+    speed: np.ndarray  # (2,) of its middle, pixels per second
 
     def at(self, now):
-        """The Face where it should be at another time, if it goes on as it went."""
+        """The Face at the place where it should be at time `now`, if its speed stays the same."""
         shift = self.speed * (now - self.time)
         box = self.face.box + np.append(shift, (0, 0))
         return dataclasses.replace(self.face, box=box, points=self.face.points + shift)
 
     def seen(self, face, now):
+        """Take the Face that was found at time `now` as its last one; its speed is smoothed."""
         way = middle(face.box) - middle(self.face.box)
         if now > self.time:
             self.speed = 0.5 * self.speed + 0.5 * way / (now - self.time)
@@ -183,6 +184,7 @@ class Track:
 
 
 def middle(box):
+    """The middle (2,) of a box: left, top, width, height."""
     return box[:2] + box[2:] / 2
 
 
@@ -194,8 +196,8 @@ def overlap_share(one, other):
 
 
 def distance_of(expected, face):
-    """How unlike two findings are, by the overlap of their boxes and the distance of their middles
-    in widths of a face: 0 for the same, inf where one is too far from the other or too large."""
+    """How different two Faces are: 1 - overlap of their boxes, plus the distance of their middles
+    in widths of a face. 0 for equal boxes, inf if they are too far apart or of too unlike sizes."""
     width, other = expected.box[2], face.box[2]
     far = math.dist(middle(expected.box), middle(face.box)) / max(width, other)
     if far > 1 or not 0.5 < width / other < 2:
@@ -204,7 +206,7 @@ def distance_of(expected, face):
 
 
 def assign(costs):
-    """Pairs (row, column) of the least sum of costs (n, m); none that costs inf."""
+    """The pairs (row, column) with the least sum of costs (n, m); none of them costs inf."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(np.minimum(costs, 1e6))
@@ -212,6 +214,7 @@ def assign(costs):
 
 
 def check_scipy():
+    """InputError if scipy is not installed."""
     try:
         import scipy.optimize  # noqa: F401
     except ImportError:
@@ -219,10 +222,10 @@ def check_scipy():
 
 
 class Tracker:
-    """The faces of one frame after another, each with its number.
+    """Finds the faces of one frame after another, each with its number.
 
-    Where a face was in the frame before, it is looked for first. The whole frame is searched when
-    one is not there any more, and when the last search is `search` seconds old.
+    A face is first looked for where it was in the frame before. The whole frame is searched if a
+    face is no longer there, and if the last such search was `search` seconds ago.
     """
 
     def __init__(self, search):
@@ -243,8 +246,8 @@ class Tracker:
         return self.number(faces, now)
 
     def look_again(self, image, now):
-        """The faces that are about where those before should be now, and whether one is lost. One
-        look at each is enough: a face moves little from frame to frame."""
+        """The faces found where those of earlier frames should be now, and whether one is lost.
+        One look at each is enough, because a face moves little from frame to frame."""
         faces, lost = [], False
         for track in sorted(self.tracks.values(), key=lambda track: -track.time):
             face = look(image, three_of(track.at(now).points))
@@ -255,7 +258,7 @@ class Tracker:
         return faces, lost
 
     def is_cut(self, image):
-        """Whether this frame differs so much from the one before that it shows something else."""
+        """Whether this frame differs so much from the one before that another scene begins."""
         import cv2
 
         glance = cv2.resize(image, (16, 9), interpolation=cv2.INTER_AREA).astype(float)
@@ -263,8 +266,8 @@ class Tracker:
         return before is not None and np.abs(glance - before).mean() > CUT
 
     def number(self, faces, now):
-        """Give each face the number of the track that it continues, or a new one; of tracks that
-        fit equally that which was seen last."""
+        """Give each face the number of the track that it continues, or a new one. -> [(number,
+        Face)]. Of tracks that fit equally well, the one that was seen last is taken."""
         ids = list(self.tracks)
         costs = np.full((len(ids), len(faces)), math.inf)
         for row, i in enumerate(ids):
@@ -287,12 +290,12 @@ class Tracker:
 
 
 class Drawing:
-    """A VP9 file of frames at their own times, written at a constant rate: a frame stands until
-    the next one's time, so that it plays as fast and as long as what was read."""
+    """A VP9 file of frames at their own times. Its rate is constant: a frame is repeated until the
+    time of the next one, so that the file plays as fast and as long as the clip."""
 
     def __init__(self, path, rate):
         self.path, self.rate = path, rate
-        self.writer, self.written, self.end = None, 0, 0.0  # `end`: until when the last one stands
+        self.writer, self.written, self.end = None, 0, 0.0  # end: of the last frame, seconds
 
     def add(self, image, now):
         """Show an image (H, W, 3) from `now` on, seconds."""
@@ -301,7 +304,7 @@ class Drawing:
         if self.writer is None:
             self.begin, self.size = now, image.shape[1::-1]
             code = cv2.VideoWriter_fourcc(*"VP90")
-            with no_remarks():  # it says that a .webm has no place for this code
+            with no_remarks():  # OpenCV would say that .webm does not know this code
                 self.writer = cv2.VideoWriter(as_opencv_takes(self.path), cv2.CAP_FFMPEG, code,
                                               self.rate, self.size)
             if not self.writer.isOpened():
@@ -324,8 +327,8 @@ class Drawing:
             self.writer.release()
 
     def check(self):
-        """InputError where the last frame of the file that is closed cannot be read: OpenCV does
-        not say whether it could be written."""
+        """InputError if the last frame of the closed file cannot be read, because OpenCV does not
+        say whether it could be written."""
         import cv2
 
         with no_remarks():
@@ -338,8 +341,8 @@ class Drawing:
 
 
 def fit(image):
-    """An image with its longer side of DRAWN pixels, both sides even, and by how much it is zoomed:
-    text can be read in it."""
+    """An image resized so that its longer side has DRAWN pixels (text can be read then) and both
+    sides are even; and the factor."""
     import cv2
 
     zoom = DRAWN / max(image.shape)

@@ -34,7 +34,7 @@ BENCH = [*STEPS, *(f"{step} bf16" for step in STEPS)]
 
 
 def bench_call(name, batch_size, size, device):
-    """A call that does one of BENCH's steps on random faces, and waits for the device."""
+    """A function that does one of BENCH's steps on random faces, and waits for the device."""
     step, _, precision = name.partition(" ")
     cfg = Config(method=STEPS[step], weights="none", size=size, device=device,
                  hypergrad="jvp" if step == "jvp" else "create_graph",
@@ -59,8 +59,8 @@ def bench_call(name, batch_size, size, device):
 
 
 def bench_peak(job):
-    """Peak memory in MB of this process (of the GPU, on one) after two steps of a job
-    (name, batch_size, size, device)."""
+    """Peak memory in MB of this process, or of the GPU if the job runs on one, after two steps of a
+    job (name, batch_size, size, device)."""
     call = bench_call(*job)
     for _ in range(2):
         call()
@@ -112,6 +112,7 @@ def command(batch_size, size, rounds, as_json, device):
 
 
 def bench_table(rows, batch_size, size, device):
+    """The numbers of --json as text."""
     device, v = pick_device(device), versions()
     hardware = (torch.cuda.get_device_name(device) if device.type == "cuda" else
                 f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads")

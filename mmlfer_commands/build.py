@@ -25,10 +25,9 @@ from mmlfer import (
     read_labels,
     stem,
     write_whole,
-    writing,
 )
 from mmlfer_commands._labels import describe, split_faces
-from mmlfer_commands._runs import LOCK, held
+from mmlfer_commands._runs import LOCK, held, writing
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -38,9 +37,10 @@ COMPOUNDS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
 
 
 def name_compound(p):
-    """The compound expression of six basic probabilities, 0..13, or the reason why it is none.
+    """The compound expression 0..13 of six basic emotions' probabilities, or why there is none.
 
-    The two most probable; of ties the first pair in column order that is one of the 14.
+    It is the pair of the two most probable emotions. If several pairs tie, it is the first one in
+    column order that is one of the 14.
     """
     second = sorted(p)[-2]
     if second == 0:
@@ -54,6 +54,7 @@ def name_compound(p):
 
 
 def parse_distribution(*texts):
+    """Six probabilities 0..1, or ValueError."""
     p = tuple(map(float, texts))
     if not all(0 <= q <= 1 for q in p):
         raise ValueError(f"expected six probabilities 0..1, got {' '.join(texts)}")
@@ -61,7 +62,7 @@ def parse_distribution(*texts):
 
 
 def find_file(name, *folders, needed=True):
-    """The first of these folders' files of this name, wherever RAF-ML and RAF-AU keep labels."""
+    """The file of this name in the first folder that has it where RAF-ML and RAF-AU keep labels."""
     for folder in folders:
         for place in (folder, folder / "EmoLabel", folder / "RAF-AU"):
             if (place / name).is_file():
@@ -73,8 +74,8 @@ def find_file(name, *folders, needed=True):
 
 @contextlib.contextmanager
 def new_folder(out):
-    """A folder to fill, within the new folder `out`; its content moves up once it is complete, so
-    that a call that was stopped can be repeated. One process at a time fills it."""
+    """A folder to fill, inside the new folder `out`; its content moves up to `out` when it is
+    complete, so that a call that was stopped can be repeated. One process at a time fills it."""
     out = Path(out)
     part = out / ".part"
     check_new(out, part.name)
@@ -91,13 +92,13 @@ def new_folder(out):
 
 
 def check_new(out, part):
-    """Refuse an output that is no new folder, but for what a stopped call left there."""
+    """Refuse an output that is not a new folder; what a stopped call left there is allowed."""
     if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
         raise InputError(f"{out}: not empty; name a new folder")
 
 
 def join_labels(raf_ml, raf_au):
-    """Rows of the images in both with a compound expression. -> names, y_emo, AU strings, notes"""
+    """The images in both sets with a compound expression. -> names, y_emo, AU strings, notes"""
     ml = read_labels(find_file("distribution.txt", raf_ml), parse_distribution, 6)
     au_path = find_file("RAFAU_label.txt", raf_au)
     au = read_labels(au_path, str)
@@ -119,7 +120,7 @@ def join_labels(raf_ml, raf_au):
 
 
 def find_partition(names, y_emo, seed, *folders):
-    """The official partition, if a folder holds it, else one drawn. -> codes, where it is from"""
+    """The official partition, if a folder has it, else a drawn one. -> codes (N,), its origin"""
     official = find_file(LABEL_FILES[1], *folders, needed=False)
     if not official:
         return split_faces(y_emo, seed), f"drawn, seed {seed}"
@@ -132,8 +133,8 @@ def find_partition(names, y_emo, seed, *folders):
 
 
 def place_images(keys, index, out, copy):
-    """Link or copy images into `out`: crops into its aligned/, an original beside it, so that
-    it is not taken for a crop. -> numbers of crops, originals and images that are not there"""
+    """Link or copy images into `out`: crops into out/aligned, originals into out itself, so that
+    they are not taken for crops. -> numbers of crops, originals and missing images"""
     placed = collections.Counter(None if key not in index else is_aligned(index[key])
                                  for key in keys)
     for key in progress([key for key in keys if key in index], "images"):
@@ -150,7 +151,7 @@ def place_images(keys, index, out, copy):
 
 
 def build_rafce(raf_ml, raf_au, out, seed, copy):
-    """Make RAF-CE in `out`; returns what to say of it."""
+    """Make RAF-CE in `out`. -> lines that say what was done"""
     names, y_emo, aus, notes = join_labels(raf_ml, raf_au)
     split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
     index = image_index(raf_au, raf_ml, raf_ml / "Image")

@@ -1,4 +1,4 @@
-"""mmlfer convert: labels.csv from the layouts in which people have faces and labels."""
+"""mmlfer convert: labels.csv from other layouts of faces and labels."""
 
 import collections
 import functools
@@ -34,6 +34,7 @@ from mmlfer_commands._labels import (
     describe,
     load_faces,
     parse_place,
+    read_columns,
     read_rows,
     split_people,
 )
@@ -50,7 +51,7 @@ CODES = {1: True, 0: False, -1: None}  # whether an AU is seen
 
 
 class Face(NamedTuple):
-    """What a format says of an image."""
+    """An image and its labels, as a format gives them."""
 
     image: Path
     expression: str  # "" where it is unknown
@@ -62,7 +63,7 @@ class Face(NamedTuple):
 
 
 def read_list(path):
-    """The lines of a text file, without blanks around them."""
+    """The lines of a text file, without spaces around them."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
@@ -71,32 +72,19 @@ def read_list(path):
     return [line.strip() for line in text.rstrip().split("\n")]
 
 
-def read_columns(path, *needed):
-    """The columns of a CSV file and (row number, {column: text}) of its rows."""
-    (_, columns), *rows = list(read_rows(path)) or [(1, [])]
-    for name in needed:
-        if name not in columns:
-            raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
-    for number, cells in rows:
-        if len(cells) != len(columns):
-            raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
-                             f"the first row, got {len(cells)}; fix this row")
-    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
-
-
 def part_of(name):
-    """The part that a folder's name or a cell names: train, val, test or "", none."""
+    """The part that a folder's name or a cell stands for: train, val, test, or "" for none."""
     return PARTS.get(name.lower(), "")
 
 
 def part_in(name):
-    """The part that a word of a file's name names: train of training_set_annotations.txt."""
+    """The part that a word in a file's name stands for: train in training_set_annotations.txt."""
     found = {*map(part_of, re.split("[^A-Za-z]+", name))} - {""}
     return found.pop() if len(found) == 1 else ""
 
 
 def class_name(code, expressions, where):
-    """The expression of a class number, from 0."""
+    """The expression of a class number, which is text and counts from 0."""
     if not re.fullmatch("[0-9]{1,4}", code) or int(code) >= len(expressions):
         raise InputError(f"{where}: expected a class 0..{len(expressions) - 1}, got "
                          f"{code[:20]!r}; fix this row, or name all classes with --expressions")
@@ -115,17 +103,17 @@ def is_seen(value, au, where):
 def code_aus(columns, values, where):
     """{AU: True, False or None} of the values 1, 0 and -1 (not coded) of columns [(AU, side)].
 
-    An AU is seen where its own column or one of its sides says so. Else its own column holds, or,
-    where that is not coded, its sides if all of them are 0.
+    An AU is seen if its own column or one of its sides' says so. Otherwise its own column decides.
+    If that is not coded, the AU is not seen if all its sides are 0, and else not coded.
     """
     if len(values) != len(columns):
         raise InputError(f"{where}: {plural(len(values), 'AU value')}, expected {len(columns)}; "
                          "fix this row, or name all columns with --aus")
-    told = collections.defaultdict(dict)
+    by_au = collections.defaultdict(dict)
     for (au, side), value in zip(columns, values):
-        told[au][side] = is_seen(value, f"{side}{au}", where)
+        by_au[au][side] = is_seen(value, f"{side}{au}", where)
     aus = {}
-    for au, sides in told.items():
+    for au, sides in by_au.items():
         own = sides.pop("", None)
         if own is None and sides and None not in sides.values():
             own = False
@@ -134,8 +122,8 @@ def code_aus(columns, values, where):
 
 
 def au_labels(coded):
-    """labels.csv's columns for rows of {AU: True, False or None}: `aus` where each row is coded
-    as a whole or not at all, else a column for each AU, empty where it is not coded."""
+    """labels.csv's columns for rows of {AU: True, False or None}: `aus` if each row is coded as a
+    whole or not at all; else a column for each AU, empty where it is not coded."""
     whole = [set(row.values()) == {None} or None not in row.values() for row in coded]
     if not all(whole):
         cells = {True: "1", False: "0", None: ""}
@@ -278,8 +266,8 @@ def opengraphau(path, columns):
 def openface(path):
     """Add AUs to labels.csv from OpenFace's CSV files.
 
-    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them; of face 0 that was
-    found, the columns AU01_c, AU02_c ... are 1 where OpenFace sees the AU (AU01_r, its strength, is
+    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. Of face 0 the columns
+    AU01_c, AU02_c ... are taken, which are 1 where OpenFace sees the AU (AU01_r, its intensity, is
     not used). OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
     coders.
     """
@@ -301,7 +289,7 @@ def openface(path):
 
 
 def labels_file(out):
-    """OUT, a folder or labels.csv in it, as the file."""
+    """The path of labels.csv for OUT, which is a folder or that file itself."""
     if out.is_dir():
         return out / LABELS
     if out.name != LABELS:
@@ -323,7 +311,7 @@ def below(images, out):
 
 
 def usable(faces, skip_missing):
-    """The faces that have an expression and an image, and what to say of the others."""
+    """The faces that have an expression and an image, and lines that say what was left out."""
     notes, faces = [], list(faces)
     known = [face for face in faces if face.expression]
     there = [face for face in known if face.image.is_file()]
@@ -341,7 +329,7 @@ def usable(faces, skip_missing):
 
 
 def hold_out(faces, seed):
-    """A quarter of the training faces as validation, by expression; a person's stay together."""
+    """The faces, a quarter of the training ones now validation, by expression and by person."""
     train = [i for i, face in enumerate(faces) if face.split == "train"]
     _, y_emo = np.unique([faces[i].expression for i in train], return_inverse=True)
     people = [faces[i].labels.get("person") or f"\0{i}" for i in train]
@@ -351,9 +339,9 @@ def hold_out(faces, seed):
 
 
 def complete(faces, seed):
-    """The faces with the parts that `train` needs, and what to say of it: without a test part the
-    published validation part is tested, as papers do where no test labels are published; without
-    a validation part a quarter of the training images is."""
+    """The faces in the parts that `train` needs, and lines that say what was done. If no test part
+    is published, the validation part becomes it, as in papers on sets without test labels. If there
+    is no validation part then, a quarter of the training images becomes it."""
     parts, notes = {face.split for face in faces}, []
     if "" in parts and len(parts) > 1:
         odd = next(face.image for face in faces if not face.split)
@@ -407,8 +395,8 @@ def not_coded_rows(out):
 
 
 def add_aus(out, found, parts=()):
-    """Put {image: {AU: True, False or None}} into the rows of labels.csv, and {image: train, val
-    or test}, if there are such. Returns for how many images there were AUs."""
+    """Put {image: {AU: True, False or None}} into the rows of labels.csv, and, if they are given,
+    the parts, {image: train, val or test}. Returns a line that says how many images have AUs."""
     columns, faces = not_coded_rows(out)
     labels = dict(zip(found, au_labels(list(found.values()))))
     names = {name: "?" if name == "aus" else "" for row in labels.values() for name in row}
@@ -428,8 +416,8 @@ def add_aus(out, found, parts=()):
 
 
 def match_by_name(paths, images):
-    """{image: OpenFace's file} by the name without its suffix; of several images of one name the
-    one whose folder is called as the file's."""
+    """{image: OpenFace's file}, matched by the name without its suffix. If several images have one
+    name, it is the image whose folder has the name of the file's folder."""
     of_name, matched = collections.defaultdict(list), {}
     for image in images:
         of_name[Path(image).stem].append(image)
@@ -479,14 +467,14 @@ missing_option = click.option("--skip-missing", is_flag=True, help="Leave out ro
 
 
 def writes_faces(function):
-    """OUT and the options of a format that has expressions."""
+    """Add the argument OUT and the options of a format that has expressions to a command."""
     for option in (missing_option, seed_option, published_option, click.argument("out", type=PATH)):
         function = option(function)
     return function
 
 
 def convert(faces, out, as_published, seed, skip_missing):
-    """Write labels.csv of faces to OUT, and say what it has."""
+    """Write labels.csv of these faces to OUT, and print what it has."""
     out = labels_file(out)
     if out.exists():
         raise InputError(f"{out}: is there already; move it away first")
@@ -497,12 +485,12 @@ def convert(faces, out, as_published, seed, skip_missing):
 
 
 def tell(out, notes):
-    """Say what was done, and what labels.csv has, as `train` reads it."""
+    """Print these lines, and what labels.csv has, as `train` reads it."""
     click.echo("\n".join([*notes, describe(load_faces(out.parent), out.parent)]))
 
 
 class Formats(click.Group):
-    format_commands = Program.format_commands  # a whole sentence each
+    format_commands = Program.format_commands  # one whole sentence for each format
 
     def list_commands(self, ctx):  # in the order below
         return list(self.commands)
@@ -576,7 +564,7 @@ def opengraphau_command(paths, out, as_published, seed, images, aus):
     faces = [Face(image, row["expression"], parts.get(image, ""), row)
              for image, row in rows.items()]
     if {*COLUMNS["split"]} & {*columns} or not all(face.split for face in faces):
-        faces = []  # the parts of labels.csv stay, and those of some images are none
+        faces = []  # parts in labels.csv stay; and parts of only some images are not used
     elif not as_published:
         faces, notes = complete(faces, seed)
     parts = {face.image: face.split for face in faces if face.split}
@@ -589,12 +577,14 @@ def opengraphau_command(paths, out, as_published, seed, images, aus):
 def openface_command(paths, out):
     out = labels_file(out)
     _, faces = not_coded_rows(out)
-    files = [f for p in paths for f in (sorted(p.rglob("*.csv")) if p.is_dir() else [p])]
+    files = []
+    for path in paths:
+        files += sorted(path.rglob("*.csv")) if path.is_dir() else [path]
     matched = match_by_name(files, faces)
     found = {name: openface(path) for name, path in matched.items()}
     notes = [add_aus(out, {name: aus for name, aus in found.items() if aus})]
     for n, reason in ((list(found.values()).count({}), "in which OpenFace found no face"),
-                      (len(files) - len(matched), "that no image is called as")):
+                      (len(files) - len(matched), "without an image of that name")):
         if n:
             notes.append(f"{plural(n, 'file')} {reason}")
     tell(out, notes)

@@ -20,10 +20,9 @@ from mmlfer import (
     progress,
     try_read,
     write_whole,
-    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._runs import LOCK, held
+from mmlfer_commands._runs import LOCK, held, writing
 
 # ---------------------------------------------------------------- photographs
 
@@ -57,8 +56,8 @@ def list_images(paths):
 
 
 def output_names(paths):
-    """A name for what is made of each path: its stem, in UTF-8, made unique by a number, and cut
-    where a file could not have so long a name."""
+    """A name for the output of each path: its stem in UTF-8, cut to what a file's name can hold,
+    and made unique by a number."""
     names, taken = [], set()
     for path in paths:
         text = os.fsencode(path.stem).decode(errors="replace")
@@ -73,7 +72,7 @@ def output_names(paths):
 
 
 def check_pictures_folder(folder, *inputs):
-    """Refuse a folder to write pictures to that is one of the inputs' or lies in one of them."""
+    """Refuse to write images to the folder of an input, or to one inside an input folder."""
     place = folder.resolve()
     for source in map(Path, inputs):
         own = (source if source.is_dir() else source.parent).resolve()
@@ -84,7 +83,7 @@ def check_pictures_folder(folder, *inputs):
 
 
 def check_empty(folder):
-    """Refuse a folder to write to that is there and holds something: nothing is written over."""
+    """Refuse to write to a folder that is not empty, so that nothing is overwritten."""
     if (folder / "faces.csv").is_file():
         raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
                          "and start again, or name a new folder")
@@ -112,32 +111,34 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
 
 
 def say(line, err=True):
-    """Print a line to standard error, or to standard output, above the bar; what in a name would
-    end it, or tell the terminal something, is shown as ?."""
+    """Print a line to standard error, or to standard output, above the progress bar. Control
+    characters, which a file's name may have, are shown as ?."""
     with tqdm.external_write_mode():
         click.echo(CONTROL.sub("?", line), err=err)
 
 
 def shown(path):
-    """A path as it can be printed and written, whatever its bytes; no spreadsheet takes it for a
-    formula, as it would `=1.jpg`."""
+    """A path as text that can be printed and written, whatever its bytes. A name such as `=1.jpg`,
+    which a spreadsheet would take for a formula, gets ./ in front."""
     text = str(path).encode(errors="replace").decode()
     return f"./{text}" if text.startswith(FORMULA) else text
 
 
 def write_png(image, path):
+    """Write an image (H, W, 3) as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     write_whole(path, buffer.getvalue())
 
 
 like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of aligned faces, "
-                           "laid out like RAF-CE, whose alignment is measured and taken.")
+                           "laid out like RAF-CE, whose alignment is measured and used.")
 
 
 def crop_photos(photos, template, size, out):
-    """Write the faces of photographs to out/aligned and, after each, its row of out/faces.csv: if
-    this is interrupted, the rows are of the crops. -> faces, images without one, unreadable ones"""
+    """Write the faces of photographs to out/aligned and, after each crop, its row to out/faces.csv,
+    so that every row has a crop if this is interrupted. -> numbers of faces, of images without a
+    face, of images that cannot be read"""
     count, bad, without = 0, 0, 0
     columns = ["image", "face", "file", *FACE_COLUMNS[1:]]
     with open(out / "faces.csv", "w", 1, "utf-8", newline="") as file:  # 1: each line at once

@@ -1,4 +1,4 @@
-"""mmlfer demo: the whole of it on stand-in faces, in minutes."""
+"""mmlfer demo: everything, end to end, on drawn faces, in minutes."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""mmlfer eval: a checkpoint's numbers on a part of the data."""
+"""mmlfer eval: a checkpoint's metrics on a part of the data."""
 
 import json
 
@@ -25,7 +25,7 @@ from mmlfer_commands._runs import tell_if_slower
 
 
 def report(numbers):
-    """The numbers as text: Table 2's row on end, AU F1, the confusion matrix."""
+    """The metrics of `evaluate` as text: those of Table 2, AU F1, the confusion matrix."""
     confusion = np.array(numbers["confusion"])
     lines = [f"{'expression':24}{'images':>7}{'right %':>9}{'F1 %':>9}"]
     rows = zip(numbers["per_class"].items(), confusion.sum(1), expression_f1(confusion))

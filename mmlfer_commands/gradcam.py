@@ -27,7 +27,7 @@ def gradcam(net, x, k=None):
     """Grad-CAM of the last residual stage for expression k, (B,), or the predicted one.
 
     a_c = mean over space of d z_k / d A_c, map = ReLU(sum_c a_c A_c), scaled to a maximum of 1.
-    x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J). Hooks are taken off again.
+    x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J). The net keeps no hook.
     """
     stage = []
     hook = net.backbone.layer4.register_forward_hook(lambda m, i, output: stage.append(output))
@@ -46,7 +46,7 @@ def gradcam(net, x, k=None):
 
 
 def known_truths(paths, data):
-    """The labelled expression of each image that lies in the data set, else None."""
+    """The labelled expression of each image, None for those that are not in the data set."""
     try:
         faces = load_faces(data)
     except InputError:
@@ -57,7 +57,7 @@ def known_truths(paths, data):
 
 
 def read_all(paths, size):
-    """The images as arrays (S, S, 3); the first that cannot be read is an error."""
+    """The images as arrays (S, S, 3); InputError for the first that cannot be read."""
     images = list(decode(paths, size))
     for image in images:
         if isinstance(image, str):
@@ -74,15 +74,15 @@ def explain(net, images, batch=16):
 
 
 def prediction_lines(state, p_emo, p_au):
-    """What a checkpoint's net says of one face, from p_emo (K,) and p_au (J,): two lines."""
+    """A checkpoint's prediction for one face, from p_emo (K,) and p_au (J,), in two lines."""
     aus = " ".join(str(au) for au, p in zip(state["aus"], p_au) if p > 0.5) or "none"
     return [f"{state['emotions'][int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
             f"AUs: {aus if trains_aus(state['config']) else 'not trained'}"]
 
 
 def compute_columns(ckpts, paths, device):
-    """A column for each checkpoint: its images, maps (N, S, S), what it says of each face, and
-    each face's truth by the data that it was trained on."""
+    """A column for each checkpoint: a dict of its images, maps (N, S, S), prediction for each face,
+    and each face's label in the data set that it was trained on."""
     read = functools.cache(functools.partial(read_all, paths))  # once for each size
     find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
     columns = []
@@ -94,9 +94,9 @@ def compute_columns(ckpts, paths, device):
         if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
             raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
                              "another checkpoint")
-        say = functools.partial(prediction_lines, state)
+        said = [prediction_lines(state, *p) for p in zip(p_emo, p_au)]
         columns.append({"head": f"{config['method']} ({ckpt})", "images": images, "maps": maps,
-                        "said": list(map(say, p_emo, p_au)),
+                        "said": said,
                         "truths": find_truths(config["data"])})
     return columns
 
@@ -109,13 +109,13 @@ def set_title(axis, lines):
 
 
 def draw_columns(columns, paths, out):
-    """Figure 4: a row an image; the face, then each checkpoint's attention, prediction and AUs."""
+    """Figure 4: one row per image; the face, then each checkpoint's map, prediction and AUs."""
     plt = pyplot()
     figure, axes = plt.subplots(len(paths), 1 + len(columns), squeeze=False, layout="constrained",
                                 figsize=(2.9 * (1 + len(columns)), 3.3 * len(paths)))
     for row, path in enumerate(paths):
         truths = {column["truths"][row] for column in columns} - {None}
-        own = len(truths) > 1  # data sets that differ: each checkpoint has its own truth
+        own = len(truths) > 1  # the data sets have different labels: each checkpoint shows its own
         lines = [path.name]
         if not own:
             lines.append(f"true: {''.join(truths) or 'unknown'}")

@@ -1,4 +1,5 @@
-"""mmlfer plot: the curves of a run (Fig. 5) or of several methods, a confusion matrix; a video."""
+"""mmlfer plot: a run's curves (Fig. 5) and confusion matrix, several methods' curves, or a video's
+probabilities over time."""
 
 import csv
 import io
@@ -55,7 +56,7 @@ WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 def plot_curves(log, steps, path):
     """Figure 5: accuracy over iterations, and the mean weights of each epoch.
 
-    log: {column of log.csv: a number an epoch}; steps of an epoch.
+    log: {column of log.csv: one number per epoch}; steps: iterations of an epoch.
     """
     plt, figure, (left, right) = two_axes(12)
     x = steps * log["epoch"]
@@ -92,7 +93,7 @@ def save_curves(plt, figure, path):
 
 def plot_methods(rows, path):
     """Figure 5 of several methods, each the mean of its seeds: validation accuracy, and the weights
-    that a meta net learned. rows: those of `table`."""
+    that a meta net learned. rows: Rows of read_results."""
     plt, figure, (left, right) = two_axes(14)
     for i, row in enumerate(rows, 1):
         folders = [run.path.parent for run in row.seeds.values()]
@@ -113,7 +114,7 @@ def plot_methods(rows, path):
 
 
 def check_lengths(folders, logs):
-    """Refuse logs of one method's seeds of other numbers of epochs: they have no mean."""
+    """Refuse seeds of one method whose logs differ in length: they have no mean."""
     lengths = [len(log["epoch"]) for log in logs]
     longest = lengths.index(max(lengths))
     for folder, n in zip(folders, lengths):
@@ -149,8 +150,8 @@ def plot_confusion(numbers, path):
 
 
 def read_part(path, parse, command="train", wanted="the folder of a run of `train`"):
-    """What parse makes of a file that a command wrote; any error becomes one line that names the
-    file."""
+    """The result of `parse` for the text of a file that a command wrote; any error becomes one line
+    that names the file."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -173,6 +174,7 @@ def parse_log(text):
 
 
 def parse_steps(text):
+    """The steps of an epoch, from config.yaml."""
     steps = yaml.safe_load(text)["steps_per_epoch"]
     if type(steps) is not int or not 0 < steps < 2**31:
         raise ValueError("steps_per_epoch is no count")
@@ -195,7 +197,7 @@ def parse_numbers(text):
 
 # ---------------------------------------------------------------- a table of `video`
 
-PANELS, COLUMNS = 5, 1000  # faces of one picture; its columns, each the mean of equally many frames
+PANELS, COLUMNS = 5, 1000  # most faces of one figure, and most columns; one is a mean over frames
 
 
 def parse_table(text):
@@ -221,8 +223,8 @@ def parse_table(text):
 
 
 def column_means(index, rows, n, wide):
-    """The mean of the rows (frames, names) in each of a picture's columns, which have `wide` of n
-    frames; nan where there is none. -> (names, columns)"""
+    """The mean of the rows (frames, names) in each column of a figure, which takes `wide` of the n
+    frames; nan if no row is in it. index: the rows' frames. -> (names, columns)"""
     columns = -(-n // wide)
     sums, counts = np.zeros((columns, rows.shape[1])), np.zeros((columns, 1))
     np.add.at(sums, index // wide, rows)
@@ -230,17 +232,27 @@ def column_means(index, rows, n, wide):
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).T
 
 
-def label_of(name):
-    """p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
+def band_label(name):
+    """The label of a band: p_happily_sad -> happily sad; AU12_p -> 12 lip corner puller."""
     if name.startswith("p_"):
         return name[2:].replace("_", " ")
     au = int(name[2:-2])
     return f"{au} {AU_NAMES.get(au, '')}"
 
 
+def draw_bands(axis, edges, values, labels):
+    """Draw probabilities (bands, columns) as bands of colour, the first on top. -> the mesh"""
+    mesh = axis.pcolormesh(edges, np.arange(len(values) + 1), values, vmin=0, vmax=1,
+                           cmap="magma_r", rasterized=True)
+    axis.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7, parse_math=False)
+    axis.tick_params(length=0)
+    axis.invert_yaxis()
+    return mesh
+
+
 def plot_table(times, names, faces, path):
-    """A band of colour for the probability of each expression, above, and of each AU, over time;
-    a panel for each of the faces seen longest."""
+    """Probabilities over time as bands of colour, those of expressions above those of AUs; a panel
+    for each of the faces that are seen longest."""
     plt, n = pyplot(), len(times)
     wide = -(-n // COLUMNS)
     step = times[-1] - times[-2] if n > 1 else 1
@@ -258,16 +270,12 @@ def plot_table(times, names, faces, path):
         values = column_means(*faces[i], n, wide)
         for part in parts:
             axis = next(places)
-            picture = axis.pcolormesh(edges, np.arange(len(part) + 1), values[part], vmin=0, vmax=1,
-                                      cmap="magma_r", rasterized=True)
-            axis.set_yticks(np.arange(len(part)) + 0.5, [label_of(names[k]) for k in part],
-                            fontsize=7, parse_math=False)
-            axis.tick_params(length=0)
-            axis.invert_yaxis()
+            labels = [band_label(names[k]) for k in part]
+            mesh = draw_bands(axis, edges, values[part], labels)
             if part is parts[0]:
                 axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
     axis.set_xlabel("seconds")
-    figure.colorbar(picture, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
+    figure.colorbar(mesh, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
                     aspect=30)
     if len(faces) > len(chosen):
         figure.suptitle(f"{len(chosen)} of {len(faces)} faces, those seen longest", fontsize=9)
@@ -293,7 +301,7 @@ def command(run):
 
     Writes RUN/curves.png and RUN/confusion.png; of a run that is not finished the curves alone,
     and of a folder of finished runs one curves.png, a line for each method. Of a table NAME.csv
-    that `mmlfer video` wrote, NAME.png: expressions and AUs over time, a panel a face.
+    that `mmlfer video` wrote, NAME.png: expressions and AUs over time, one panel per face.
     """
     if run.suffix == ".csv" and not run.is_dir():
         table = read_part(run, parse_table, "video", "a table that `video` wrote")

@@ -1,4 +1,4 @@
-"""mmlfer predict: expressions and AUs of one's own faces, or of the faces in photographs."""
+"""mmlfer predict: expressions and AUs of aligned faces, or of the faces in photographs."""
 
 import collections
 import concurrent.futures
@@ -36,11 +36,10 @@ from mmlfer import (
     predict_faces,
     try_read,
     write_whole,
-    writing,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
-from mmlfer_commands._runs import check_two_outputs, tell_if_slower
+from mmlfer_commands._runs import check_two_outputs, tell_if_slower, writing
 from mmlfer_commands.crop import (
     check_empty,
     check_pictures_folder,
@@ -54,16 +53,16 @@ from mmlfer_commands.crop import (
 )
 
 # ---------------------------------------------------------------- predicting
-# Everything here is an iterator: of a hundred thousand images some hundred lie in memory.
+# These are all iterators, so that of a hundred thousand images only some hundred are in memory.
 
 
 @dataclasses.dataclass
 class Item:
     """A face on its way through the net, or an image that has none."""
 
-    number: int  # of its path
-    crop: np.ndarray | str | None  # (S, S, 3), the reason why there is none, or None: no face
-    told: dict = dataclasses.field(default_factory=dict)  # what is told of the face found
+    number: int  # index of its path
+    crop: np.ndarray | str | None  # (S, S, 3); why it cannot be read; or None: no face
+    details: dict = dataclasses.field(default_factory=dict)  # of the face: number, box, points ...
     answer: tuple | None = None  # p_emo (K,), p_au (J,)
 
 
@@ -87,12 +86,12 @@ def items_of_photos(paths, size, template):
 def items_of_photo(i, image, faces, template, size):
     """Yield the Item of each face that was found in a photograph (H, W, 3)."""
     for number, face in enumerate(faces):
-        told = {"face": number, **face.described()}
-        yield Item(i, align(image, face, template, size), told)
+        details = {"face": number, **face.described()}
+        yield Item(i, align(image, face, template, size), details)
 
 
 def ahead(items, n=1):
-    """The same items; while one is used the next n are made, in a thread."""
+    """Yield the same items; while one is used, a thread makes the next n."""
     items, pool = iter(items), concurrent.futures.ThreadPoolExecutor(1)
     try:
         coming = collections.deque(pool.submit(next, items, None) for _ in range(n))
@@ -104,12 +103,14 @@ def ahead(items, n=1):
 
 
 def chunks(items, n):
+    """Yield the items in lists of n; the last list may be shorter."""
     items = iter(items)
-    return iter(lambda: list(itertools.islice(items, n)), [])
+    while chunk := list(itertools.islice(items, n)):
+        yield chunk
 
 
 def predict_crops(net, items, batch=64):
-    """Yield the Items, those that have a crop with their answers."""
+    """Yield the same Items; those with a crop now have their answers."""
     for chunk in ahead(chunks(items, batch)):
         crops = [item.crop for item in chunk if isinstance(item.crop, np.ndarray)]
         answers = zip(*predict_faces(net, as_batch(crops))) if crops else iter(())
@@ -119,13 +120,13 @@ def predict_crops(net, items, batch=64):
 
 
 def predict_images(net, state, items, paths, top):
-    """Yield (number of the path, the predictions for its faces, or the reason why not)."""
+    """Yield (index of the path, a list of its faces' predictions or why it cannot be read)."""
     for i, faces in itertools.groupby(predict_crops(net, items), lambda item: item.number):
         faces = list(faces)
         if isinstance(faces[0].crop, str):
             yield i, faces[0].crop
         else:
-            yield i, [{"image": shown(paths[i]), **face.told, **answer(state, *face.answer, top)}
+            yield i, [{"image": shown(paths[i]), **face.details, **answer(state, *face.answer, top)}
                       for face in faces if face.answer]
 
 
@@ -133,13 +134,15 @@ def predict_images(net, state, items, paths, top):
 
 
 def active_aus(result, text, between):
-    """The AUs seen, each as `text` has it; told apart: none of them, and no AUs trained."""
+    """The AUs that are present, each formatted by `text`, as one string; "none" if there are none,
+    and "not trained" if the net's AUs are not."""
     if result["aus"] is None:
         return "not trained"
     return between.join(text.format(**au) for au in result["aus"]) or "none"
 
 
 def prediction_line(result):
+    """A face's prediction as one line of text."""
     face = f", face {result['face']}" if "face" in result else ""
     if result.get("small"):
         face += " (small)"
@@ -148,6 +151,7 @@ def prediction_line(result):
 
 
 def csv_row(result):
+    """A face's prediction as a row of --csv."""
     row = {"image": result["image"]}
     if "drawing" in result:
         row["drawing"] = result["drawing"]
@@ -160,8 +164,8 @@ def csv_row(result):
 
 @contextlib.contextmanager
 def lines_to(path):
-    """A text file for lines as they come. Standard output ("-"), devices and pipes get them at
-    once; any other file is there when all have come: there is never half a file."""
+    """A text file to which lines are written as they come. Standard output ("-"), devices and pipes
+    get each at once. Any other file appears when all are written: there is never half a file."""
     if str(path) == "-":
         if not sys.stdout:
             raise InputError("standard output is closed; name a file in place of -")
@@ -173,14 +177,15 @@ def lines_to(path):
     else:
         folder = Path(os.path.realpath(path)).parent
         with writing(path), contextlib.ExitStack() as stack:
-            try:  # where there is room for the file, and the right to write it
-                folder.mkdir(parents=True, exist_ok=True)  # nameless: none stays after a kill
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # on the disk of the file itself; without a name, so that a kill leaves nothing
                 raw = stack.enter_context(tempfile.TemporaryFile(dir=folder))
             except OSError as error:
                 raise InputError(f"{path}: cannot be written ({error.strerror})") from None
             with io.TextIOWrapper(raw, "utf-8", newline="") as file:
                 yield file
-                file.flush()  # and mapped: a file of any length takes no memory
+                file.flush()  # then mapped, because a long file need not fit in memory
                 content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) if raw.tell() else b""
                 write_whole(path, content)
 
@@ -199,7 +204,8 @@ def table_columns(state, top, photos, draw=False):
 
 
 def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
-    """Functions that write a prediction to these files, which an ExitStack closes."""
+    """Functions that each write a prediction to one of these files; the ExitStack `files` closes
+    them."""
     writers = []
     if jsonl_path:
         jsonl = files.enter_context(lines_to(jsonl_path))
@@ -217,7 +223,7 @@ def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
 
 
 def label_of(result, wide):
-    """The first expression with its probability, and the AUs, in lines of some `wide` letters."""
+    """The first expression with its probability, and the AUs, in lines of up to `wide` letters."""
     first = result["expressions"][0]
     aus = active_aus(result, "{au}", " ")
     texts = (f"{first['name']} {100 * first['p']:.0f} %", f"AUs: {aus}")
@@ -232,8 +238,9 @@ def overlap(one, other):
 
 
 def place_label(box, size, picture, taken):
-    """Where a label of this (width, height) goes: of the places above, below, beside and in a
-    face's box the first that covers least of what is taken. Boxes are left, top, right, bottom."""
+    """A box for a label of this (width, height). Of the places above, below, beside and in a
+    face's box, it is the first that covers the least area of the boxes in `taken`. All boxes are
+    (left, top, right, bottom)."""
     (left, top, right, bottom), (w, h) = box, size
     rows = (top - h, bottom, top - 2 * h, bottom + h)
     places = [(x, y) for y in rows for x in (left, right - w)]
@@ -245,7 +252,7 @@ def place_label(box, size, picture, taken):
 
 
 def draw_predictions(image, results):
-    """A copy of a photograph (H, W, 3), a small one enlarged, with a box and a label a face."""
+    """A copy of a photograph (H, W, 3), enlarged if small, with a box and a label for each face."""
     picture = Image.fromarray(image)
     zoom = max(1.0, 640 / max(picture.size))
     if zoom > 1:
@@ -272,7 +279,21 @@ def draw_predictions(image, results):
     return picture
 
 
+def draw_photo(path, results, drawing):
+    """Write the drawing of a photograph, and put its path in the photograph's predictions. ->
+    whether the photograph, which is not kept in memory, can still be read"""
+    image = try_read(path, None)
+    if isinstance(image, str):
+        say(f"Warning: no drawing: {image}")
+        return False
+    write_jpeg(draw_predictions(image, results), drawing)
+    for result in results:
+        result["drawing"] = shown(drawing)
+    return True
+
+
 def write_jpeg(picture, path):
+    """Write an image of Pillow as a JPEG file."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     write_whole(path, buffer.getvalue())
@@ -282,7 +303,7 @@ def write_jpeg(picture, path):
 
 
 def check_standard_output(as_json, csv_path, jsonl_path):
-    """Whether standard output is taken, by one of these three at most."""
+    """Whether one of these three options writes to standard output; UsageError if two do."""
     taken = [bool(as_json), str(csv_path) == "-", str(jsonl_path) == "-"]
     if sum(taken) > 1:
         raise click.UsageError("standard output takes one of --json, --csv - and --jsonl -.")
@@ -295,8 +316,8 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")
 @like_option
-@click.option("--draw", type=PATH, metavar="DIR", help="With --photos: a copy of each photograph "
-              "with what is predicted, to this new folder; the tables name it.")
+@click.option("--draw", type=PATH, metavar="DIR", help="With --photos: write a copy of each "
+              "photograph with its predictions to this new folder; tables name the copy.")
 @click.option("--top", default=3, type=COUNT, help="Expressions to name for each face, of "
               "those that there are.")
 @json_option
@@ -324,7 +345,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         check_output(output, ckpt, *paths)
     check_two_outputs(csv=csv_path, jsonl=jsonl_path)
     images = list_images(paths)
-    if draw:  # nor where links lead
+    if draw:  # links may lead to images elsewhere, which must not be overwritten either
         check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
         check_empty(draw)
     net, state = load_net(ckpt, device, precision)
@@ -351,16 +372,8 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
             if not results:
                 without += 1
                 say(f"no face: {shown(images[i])}")
-            if draw:
-                image = try_read(images[i], None)  # again, for none is kept: it may have changed
-                if isinstance(image, str):
-                    bad += 1
-                    say(f"Warning: no drawing: {image}")
-                else:
-                    drawing = draw / f"{names[i]}.jpg"
-                    write_jpeg(draw_predictions(image, results), drawing)
-                    for result in results:
-                        result["drawing"] = shown(drawing)
+            if draw and not draw_photo(images[i], results, draw / f"{names[i]}.jpg"):
+                bad += 1
             for write in writers:
                 for result in results:
                     write(result)

@@ -1,7 +1,7 @@
-"""mmlfer pretrain: a backbone of one's own, a ResNet that tells people apart.
+"""mmlfer pretrain: your own backbone, a ResNet that tells people apart.
 
-Softmax over the cosines to a centre for each person; after a warm-up with CosFace's or ArcFace's
-margin. Under torchrun each process takes its share of every batch, and the first one writes.
+Softmax over the cosines to one centre per person; after a warm-up with the margin of CosFace or
+ArcFace. Under torchrun each process takes its share of every batch, and the first one writes.
 """
 
 import contextlib
@@ -65,7 +65,8 @@ from mmlfer_commands._runs import (
 
 
 def note_bad(bad, source, opt, known):
-    """Images that a batch could not read, (B,) rows or -1: an error, or a warning once each."""
+    """Report images that a batch could not read; `bad` (B,) has their rows, else -1. InputError,
+    or with --skip-bad-images one warning for each image that is not yet `known`."""
     for row in sorted(set(bad[bad >= 0].tolist()) - known):
         reason = source.read(row, opt.size)
         if not opt.skip_bad_images:
@@ -88,7 +89,8 @@ def people_net_class():
 
         def __init__(self, arch, people, bf16):
             super().__init__()
-            self.bf16, (self.mean, self.std) = bf16, (NORMS["half"][i][0] for i in (0, 1))
+            self.bf16 = bf16
+            self.mean, self.std = (values[0] for values in NORMS["half"])  # the same for R, G, B
             self.backbone = make_backbone(arch)
             self.neck = torch.nn.BatchNorm1d(FEATURES[arch])  # f is never negative: centre it
             self.centres = torch.nn.Parameter(torch.randn(people, FEATURES[arch]) * 0.01)
@@ -106,9 +108,9 @@ def people_net_class():
 
 
 def with_margin(cosines, y, loss, margin):
-    """The cosines with that of the right person made worse by the margin. (B, people), (B,)
+    """The cosines, with that of the right person reduced by the margin. (B, people), y (B,)
 
-    CosFace: cos t - m. ArcFace: cos(t + m), and on downwards where t + m is beyond pi.
+    CosFace: cos t - m. ArcFace: cos(t + m), continued downwards where t + m is above pi.
     """
     right = cosines.gather(1, y[:, None])
     if loss == "cosface":
@@ -123,7 +125,8 @@ def with_margin(cosines, y, loss, margin):
 
 
 def best_threshold(similarity, same):
-    """The similarity from which on pairs are called the same, with the most pairs right."""
+    """The threshold that judges most pairs rightly, if pairs with at least this similarity are
+    called the same. similarity (P,), same (P,) bool"""
     order = np.argsort(-similarity, kind="stable")
     s, right = similarity[order], np.cumsum(np.where(same[order], 1, -1))
     ends = np.append(s[1:] < s[:-1], True)  # a threshold cannot part equal similarities
@@ -132,7 +135,7 @@ def best_threshold(similarity, same):
 
 
 def fold_accuracies(similarity, same, fold):
-    """Of each fold, with the best threshold of the others. (P,), (P,), (P,) -> (folds,)"""
+    """Each fold's accuracy, with the best threshold of the other folds. All (P,) -> (folds,)"""
     accuracies = []
     for one in np.unique(fold):
         here = fold == one
@@ -142,7 +145,8 @@ def fold_accuracies(similarity, same, fold):
 
 
 def embed(net, images, opt, known):
-    """e (N, F) of a face and its mirror image together, of length 1, and which are unreadable."""
+    """Embeddings e (N, F) of length 1, each of a face and its mirror image together, and a mask
+    (N,) of the images that cannot be read."""
     device, parts, bad = next(net.parameters()).device, [], []
     net.eval()
     with torch.no_grad():
@@ -157,7 +161,7 @@ def embed(net, images, opt, known):
 
 
 def verify(net, test, opt, known):
-    """Accuracy and deviation over the folds of (source, pairs, same, fold)."""
+    """Mean and standard deviation of the folds' accuracies; test: (source, pairs, same, fold)."""
     source, pairs, same, fold = test
     rows, index = np.unique(pairs, return_inverse=True)
     e, bad = embed(net, Images(source, rows, rows, opt.size, tries=1), opt, known)
@@ -175,18 +179,20 @@ def verify(net, test, opt, known):
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process among those that torchrun started; one alone without it."""
+    """This process's number among the processes that torchrun started; without it there is one."""
 
     rank: int
     size: int
     device: object
 
     def say(self, text, **options):
+        """Print a line, in the first process alone."""
         if self.rank == 0:
             click.echo(text, **options)
 
 
 def join_world(device):
+    """The World of this process, in contact with the others."""
     rank, size, local = (int(os.environ.get(name, default)) for name, default in
                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     device = pick_device(device)
@@ -218,7 +224,7 @@ def one_voice():
 
 
 class Pretraining:
-    """What pretraining moves, and where it stands."""
+    """The state of pre-training: the net, its optimiser, the schedule, and how far it is."""
 
     def __init__(self, opt, people, images, world):
         self.opt, self.world, self.people = opt, world, people
@@ -244,6 +250,7 @@ class Pretraining:
         self.known_bad = set()
 
     def state(self, source_digest):
+        """The content of a checkpoint: all that a resumed run needs, and a digest of its images."""
         numbers = {name: getattr(self, name) for name in
                    ("people", "steps", "epoch", "step", "elapsed", "log", "totals")}
         return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": source_digest,
@@ -272,8 +279,8 @@ def epoch_batches(run, images):
 
 
 def pretrain_step(run, x, y, flip):
-    """One step of SGD. -> (3,), of this process's share of the batch: the mean loss, the share of
-    right answers; the gradient norm of the whole batch."""
+    """One step of SGD. -> (3,): mean loss and accuracy on this process's share of the batch, and
+    the norm of the whole batch's gradient."""
     opt, device = run.opt, run.world.device
     x, y, flip = (t.to(device, non_blocking=True) for t in (x, y, flip))
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
@@ -309,6 +316,7 @@ def add_up(run):
 
 
 def check_numbers(run, what, *tensors):
+    """InputError if a number in these tensors is not finite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The "
                          "checkpoint from before is kept; start again (--overwrite) with a lower "
@@ -316,8 +324,8 @@ def check_numbers(run, what, *tensors):
 
 
 def pretrain_epoch(run, images, caught):
-    """The rest of one epoch, or a part of it; whether a signal to one of the processes ends it."""
-    every = 1 if run.world.device.type == "cpu" else 50  # each look waits for the device
+    """Train to the end of the epoch, or until a signal. -> whether one came to any process"""
+    every = 1 if run.world.device.type == "cpu" else 50  # steps: each check waits for the device
     start = time.perf_counter() - run.elapsed
     bar = progress(total=run.steps, initial=run.step, unit=" steps",
                    desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
@@ -376,6 +384,7 @@ def end_pretraining_epoch(run, tests, paths, source_digest):
 
 
 def pretrain_epochs(run, images, tests, paths, source_digest):
+    """All epochs still to do; a signal ends the program after a checkpoint."""
     with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
             stop = pretrain_epoch(run, images, caught)
@@ -393,7 +402,7 @@ def pretrain_epochs(run, images, tests, paths, source_digest):
 
 
 def hold_out_people(labels, holdout, seed):
-    """Rows to train on and rows of the people held out, of whom each has two images at least."""
+    """The rows to train on, and those of the held-out people, who have at least two images each."""
     people, counts = np.unique(labels, return_counts=True)
     n = max(2, round(holdout * len(people))) if holdout else 0
     able = people[counts > 1]
@@ -406,7 +415,7 @@ def hold_out_people(labels, holdout, seed):
 
 
 def prepare(opt, world):
-    """The images to train on, the tests of verification, and the digest of all."""
+    """The images to train on, how many people they show, the verification tests, and a digest."""
     source, notes = read_people(opt.faces)
     train, held = hold_out_people(source.labels, opt.holdout, opt.seed)
     people, labels = np.unique(source.labels[train], return_inverse=True)
@@ -430,13 +439,14 @@ def prepare(opt, world):
 
 
 def run_paths(out):
+    """The paths of a run's files: the weights, the log beside it, the checkpoint."""
     if out.suffix not in (".pth", ".pt") or out.is_dir():
         raise InputError(f"{out}: expected a file name that ends in .pth or .pt")
     return {"out": out, "csv": out.with_suffix(".csv"), "last": out.with_suffix(".last.pt")}
 
 
 def new_options(paths, options, overwrite):
-    """The options of a new run, whose files may stand only if they are to be replaced."""
+    """The options of a new run. InputError if its files exist and are not to be replaced."""
     for path in paths.values():
         check_output(path, options["faces"])
         if path.exists() and not overwrite:
@@ -476,11 +486,11 @@ def options_of(state):
     return {**state["options"], "precision": "float32" if precision == "fp32" else precision}
 
 
-MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")
+MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
 
 
 def check_same_place(run, paths):
-    """Refuse processes that stand at different places: one of the machines lacks the checkpoint."""
+    """InputError if processes are at different steps: one of the machines lacks the checkpoint."""
     places = [(run.epoch, run.step)] * run.world.size
     if run.world.size > 1:
         torch.distributed.all_gather_object(places, places[0])

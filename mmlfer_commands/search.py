@@ -11,13 +11,13 @@ import yaml
 from mmlfer import PATH, Config, InputError
 from mmlfer_commands._results import find_files, read_run
 
+# the traits of a run that change with an option
 FOLLOW = {"stats": {"statistics", "form"}, "size": {"images"}, "data": {"data", "images"},
           "weights": {"backbone"}, "weights_bgr": {"backbone"}, "weights_norm": {"backbone"}}
-# the traits of a run that follow from a searched option
 
 
 def validation_accuracy(run):
-    """The highest of a finished run's epochs, which chose its best.pt."""
+    """The highest validation accuracy of a finished run, which is that of its best.pt."""
     if not (run / "test.json").exists():
         raise InputError(f"{run}: not finished; go on with: mmlfer train --out "
                          f"{shlex.quote(str(run))} --resume")
@@ -42,8 +42,8 @@ def check_alike(one, other, names):
 
 
 def best_options(folder, names):
-    """Options of the run below a folder with the highest validation accuracy, as `train` takes
-    them; of equals the first in order of the paths."""
+    """The named options of the run below a folder with the highest validation accuracy, as `train`
+    takes them; of equally good runs, those of the first by path."""
     known = [field.name.replace("_", "-") for field in dataclasses.fields(Config)]
     for name in names:
         if name not in known:
@@ -77,8 +77,8 @@ def as_given(name, value):
 
 
 def warn_of_edge(folder, name, value, tried):
-    """Say that a search ended at its grid's edge: a method with a badly searched weight is no
-    baseline."""
+    """Warn if the best value is at the edge of those tried: a method whose weight was searched too
+    narrowly is no fair baseline."""
     if all(type(v) in (int, float) for v in tried) and min(tried) < max(tried):
         for edge, most, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
             if value == edge(tried):

@@ -1,4 +1,4 @@
-"""mmlfer serve: a page and an interface for programs, on one's own machine."""
+"""mmlfer serve: a page, and an interface for programs, on your own machine."""
 
 import asyncio
 import base64
@@ -44,24 +44,24 @@ from mmlfer_commands.predict import csv_row, items_of_photo, predict_images, tab
 from mmlfer_commands.synth import draw_face, strengths
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of a picture
-KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # no reader of these starts a program
-NEAR = 20  # faces that a request may say to look for where they were
-PLACES = 32  # pictures that are received or wait at a time
-WAIT, RECEIVE = 30, 60  # seconds that a picture waits for its turn, and may take to arrive
-GRACE = 0.3  # seconds that answers on their way have at the end
-SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # drawn: AUs, seed
+KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads these without other programs
+NEAR = 20  # most faces that a request may name the places of
+PLACES = 32  # most pictures that are received or wait at a time
+WAIT, RECEIVE = 30, 60  # most seconds that a picture waits for its turn, and takes to arrive
+GRACE = 0.3  # seconds for answers that are being sent when the server ends
+SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # AUs and seed of each
 PAGE = Path(__file__).parent / "page.html"
 
 
 class Refused(Exception):
-    """A request that gets a status and a sentence in place of an answer."""
+    """A request is answered with this status and sentence, which says why it is refused."""
 
     def __init__(self, status, sentence):
         self.status, self.sentence = status, sentence
 
 
 class Upload(io.BytesIO):
-    """A picture's bytes, which Pillow's errors call by its name, as they do a file."""
+    """A picture's bytes, with its name, so that Pillow's errors name it as they name a file."""
 
     def __init__(self, content, name):
         super().__init__(content)
@@ -72,7 +72,7 @@ class Upload(io.BytesIO):
 
 
 def read_picture(content, name, size=None):
-    """`read_image` of a picture's bytes, or Refused in the words of the command line."""
+    """`read_image` of a picture's bytes, or Refused, in the words of the command line."""
     try:
         with Image.open(Upload(content, name), formats=KINDS) as image:
             n = image.width * image.height
@@ -98,13 +98,14 @@ def heat_picture(image, heat):
 
 
 def png(image):
+    """An image (H, W, 3) as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def draw_sample(aus, seed):
-    """A drawn face for who has no picture at hand, as JPEG."""
+    """A drawn face, as JPEG, to try the page without a picture."""
     rng, buffer = np.random.default_rng([22, seed]), io.BytesIO()
     draw_face(strengths(parse_aus(aus), rng), rng, 256).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
@@ -120,16 +121,16 @@ class Model:
         self.accuracy = accuracy_on_test(ckpt, self.state)
 
     def predict(self, content, name, top, crops, near):
-        """What `predict --photos --json` prints of a picture; and each face's aligned crop as a
-        PNG in a data address, if wanted. Of a camera's picture it is searched only where a face is
-        lost of those that were `near` these points, (n, 5, 2)."""
+        """What `predict --photos --json` prints of a picture; if `crops` is set, with each face's
+        aligned crop, a PNG in a data address. If faces are still near these points (n, 5, 2), as
+        in a camera's next frame, the picture is not searched for others."""
         image = read_picture(content, name)
         faces = find_again(image, map(three_of, near))
         if not faces or len(faces) < len(near):
             faces = find_faces(image, faces)
         items = list(items_of_photo(0, image, faces, self.template, self.size))
         answers = dict(predict_images(self.net, self.state, items, [name], top))
-        results = answers.get(0, [])  # none of a picture without a face
+        results = answers.get(0, [])  # a picture without a face has no answer
         for item, result in zip(items if crops else (), results):
             coded = base64.b64encode(png(item.crop)).decode()
             result["crop"] = f"data:image/png;base64,{coded}"
@@ -144,7 +145,7 @@ class Model:
         return png(heat_picture(image, maps[0]))
 
     def facts(self):
-        """What is told of the checkpoint; nothing in it is a place on this machine."""
+        """What the page says of the checkpoint; it holds no path of this machine."""
         config = self.state["config"]
         return {
             "status": "ok", "version": __version__, "method": config["method"],
@@ -170,8 +171,8 @@ def as_csv(results, state, top):
 
 
 class Service:
-    """The answers to requests: (content, media type) each. Pictures are read one at a time, in a
-    thread; the others wait, PLACES at most, and WAIT seconds at most."""
+    """The answers to requests, each (content, media type). Pictures are predicted one at a time, in
+    a thread; up to PLACES others wait, each up to WAIT seconds."""
 
     def __init__(self, model):
         self.model, self.facts = model, model.facts()
@@ -203,7 +204,7 @@ class Service:
         return await self.of_picture(request, self.model.gradcam, "face"), "image/png"
 
     async def of_picture(self, request, function, *args):
-        """function(bytes of the request's body, *args), when it is this request's turn."""
+        """function(bytes of the request's body, *args), called when it is this request's turn."""
         if self.taken >= PLACES:
             raise Refused(503, f"{PLACES} pictures are waiting; try again in a few seconds")
         self.taken += 1
@@ -222,7 +223,7 @@ class Service:
 
 
 async def before(seconds, awaited, status, sentence):
-    """What is awaited, or Refused after so many seconds."""
+    """The result of `awaited`, or Refused after so many seconds."""
     try:
         return await asyncio.wait_for(awaited, seconds)
     except asyncio.TimeoutError:
@@ -230,8 +231,8 @@ async def before(seconds, awaited, status, sentence):
 
 
 async def receive(request):
-    """A request's body. Of one that is too large up to five times as much is read and dropped, for
-    a browser reads the answer only when all is sent."""
+    """A request's body, or Refused. If it is too large, up to five times as much is read and
+    dropped, because a browser reads the answer only after it has sent everything."""
     content, size = bytearray(), 0
     async for part in request.stream():
         size += len(part)
@@ -249,7 +250,7 @@ async def receive(request):
 
 
 def read_parameters(given, expressions):
-    """name, top, format, crops and near of an address's ?name=value&..., checked."""
+    """The parameters name, top, format, crops and near of an address (?name=value&...), checked."""
     known = {"name": "image", "top": "3", "format": "json", "crops": "0", "near": "[]"}
     for key in given:
         if key not in known:
@@ -278,7 +279,7 @@ def parse_points(text):
 
 
 def policy(page):
-    """The Content-Security-Policy of a page: nothing from elsewhere; inline parts by their hash."""
+    """A page's Content-Security-Policy: nothing from elsewhere, and only its own inline parts."""
     allowed = {}
     for tag in ("script", "style"):
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
@@ -293,8 +294,8 @@ def policy(page):
 class Place:
     """Where the server listens."""
 
-    host: str  # as it was given
-    bound: object  # the address that this is
+    host: str  # as the user gave it
+    bound: object  # its IP address
     port: int
 
     @property
@@ -303,10 +304,10 @@ class Place:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def is_called(self, name):
-        """Whether a Host header's name, without port, means this machine.
+        """Whether the name in a Host header (without port) is this machine's.
 
-        A page elsewhere may give its own name the address of this machine, but it cannot make a
-        browser ask for that address itself, or for this machine's own name, on its behalf.
+        A page elsewhere may let its own name resolve to this machine's address, to read what is
+        here. The Host header of its requests then has that name, and they are refused.
         """
         if self.bound.is_loopback and name in ("localhost", "127.0.0.1", "[::1]"):
             return True
@@ -317,7 +318,7 @@ class Place:
         return name.strip("[]") in (self.host.lower(), str(self.bound))
 
     def refusal(self, headers):
-        """Why a request with these headers is none of this server's, or None."""
+        """Why a request with these headers is refused, or None."""
         target, origin = headers.get("host", "").lower(), headers.get("origin")
         name, _, number = target.rpartition(":")
         if self.port == 80 and not number.isdigit():
@@ -381,7 +382,7 @@ def build_app(service, place):
 
 
 def listen(host, port):
-    """A listening socket; a port that is taken is named, with the way to another."""
+    """A listening socket; InputError if the port is in use or the address cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -394,8 +395,8 @@ def listen(host, port):
 
 
 def run_server(service, listener, place):
-    """Answer until Ctrl-C, which then ends the process at once: nobody waits any more for a picture
-    that is being read, and nothing is left to be written."""
+    """Answer until Ctrl-C, which ends the process at once, even while a picture is read: nothing
+    is left to be written."""
     import uvicorn
 
     config = uvicorn.Config(build_app(service, place), http="h11", ws="none", lifespan="off",

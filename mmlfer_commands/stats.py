@@ -47,12 +47,13 @@ def table_1(p, n, reference, vocabulary):
 
 
 def observed_aus(p, aus):
-    """The numbers of the AUs that any expression shows, and of how many expressions show each."""
+    """{AU number: in how many expressions it is observed} of the AUs that are observed in any."""
     shown = (p >= OBSERVED).sum(0)
     return {au: int(k) for au, k in zip(aus, shown) if k}
 
 
 def observation(name, p, aus):
+    """The paper's three observations (Sec. 3.2) for one table p (K, J), as a line."""
     aus = observed_aus(p, aus)
     sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
     return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
@@ -60,7 +61,7 @@ def observation(name, p, aus):
 
 
 def observations(p, n, reference, vocabulary):
-    """The paper's three observations as numbers, of p (K, J) here and of a reference there."""
+    """The paper's three observations as numbers, of p (K, J), "here", and a reference, "there"."""
     emotions, numbers = vocabulary.emotions, vocabulary.aus
     lines = [observation("here", p, numbers)]
     if reference is not None:
@@ -101,7 +102,7 @@ def plot_stats(tables, aus, path):
         axis.set_yticks(range(len(names)), names, parse_math=False)
         axis.set_title(f"{title}: observed AUs (20 % or more)", parse_math=False)
         for (k, j), value in np.ndenumerate(shown):
-            if value == value:
+            if not np.isnan(value):
                 axis.text(j, k, f"{value:.0f}", ha="center", va="center", fontsize=7,
                           color="black" if value > 60 else "white")
         figure.colorbar(picture, ax=axis, label="p(AU | expression), %")

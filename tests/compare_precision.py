@@ -30,10 +30,10 @@ def gradient(run, batch, val, form):
 
 
 def in_float64(run):
-    """The same run once more, in float64."""
+    """A copy of a run in float64."""
     other = copy.copy(run)
     other.net = copy.deepcopy(run.net).double()
-    other.called = mmlfer.called_for(run.table.double(), run.form)
+    other.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
     other.meta = copy.deepcopy(run.meta).double()
     other.opt = mmlfer.theta_optimizer(other.net, run.cfg, run.steps)[0]
     for group, own in zip(other.opt.param_groups, run.opt.param_groups):
@@ -59,7 +59,7 @@ def compare(run, pairs):
 
 
 def compare_on(folder, steps, size, batch_size, ckpt=None):
-    """The same, on so many first batches of a folder's faces."""
+    """`compare`, on the first batches of a folder's faces, for this number of steps."""
     cfg = mmlfer.Config(data=str(folder), arch="resnet18", size=size, batch_size=batch_size,
                         weights="none", device="cpu")
     faces = mmlfer.load_labels(folder)

@@ -4,11 +4,13 @@ import signal
 import subprocess
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # one thread a worker, this process and those it starts
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread in this process and in those that it starts
 
 import numpy as np
 import pytest
+import thin
 import torch
+import torchvision
 from click.testing import CliRunner
 from forks import python
 from PIL import Image
@@ -26,22 +28,31 @@ LONG = ("run_sh", "train", "processes", "page", "serve", "readme", "own_data", "
 
 
 def pytest_collection_modifyitems(items):
-    """The files that take longest first, so that no process is left with one when all others are done."""
+    """Run the files that take longest first, so that no process still has one when the others are done."""
     items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick():
-    """`train` measures the eyes and mouths of 8 faces, not of 100, and no write waits for the disk;
-    test_crop.py and test_files.py test both as they are."""
+    """`train` measures the eyes and mouths of 8 faces instead of 100, and no write waits for the disk.
+    test_crop.py and test_files.py test both without these changes. ResNet-18 is thin, see thin.py."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(thin.MODELS, "resnet18", thin.thin_resnet)
         patch.setattr(_alignment, "MEASURED", 8)
         patch.setattr(os, "fsync", lambda number: None)
         yield
 
 
+@pytest.fixture(scope="module")
+def real_resnet18():
+    """The real ResNet-18, for all tests of a file, in the tests' own process; see thin.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(thin.MODELS, "resnet18", torchvision.models.resnet18)
+        yield
+
+
 def end_at_the_third_step(monkeypatch):
-    """SIGTERM comes at the third step that is taken from here on."""
+    """Send SIGTERM to this process at the third training step from now on."""
     step, taken = mmlfer.train_step, []
 
     def interrupted(*args):
@@ -54,17 +65,17 @@ def end_at_the_third_step(monkeypatch):
 
 
 def invoke(*args):
-    """The command line, in this process; standard output and error apart in the result."""
+    """Run the command line in this process; the result has standard output and error separately."""
     return CliRunner().invoke(mmlfer.main, [str(a) for a in args])
 
 
 def run_program(*args, cwd=ROOT, **options):
-    """The command line, as its own process."""
+    """Run the command line as its own process."""
     return subprocess.run(command_line(*args), cwd=cwd, capture_output=True, text=True, **options)
 
 
 def command_line(*args):
-    """The words of a command line that is its own process, forked where torch is loaded already."""
+    """The words of a command line that runs as its own process, forked from one that has loaded torch."""
     return [python(), str(ROOT / "mmlfer.py"), *map(str, args)]
 
 
@@ -86,7 +97,7 @@ def people(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(faces_folder, tmp_path_factory):
-    """A run of two epochs of mml on them: its folder and what it printed."""
+    """A run of two epochs of mml on faces_folder: its folder and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "mml"
     result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 2, *SMALL)
     assert result.exit_code == 0, result.output
@@ -95,7 +106,7 @@ def trained(faces_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pretrained(people, tmp_path_factory):
-    """A run of `pretrain` of four epochs on them: its weights' path and what was printed."""
+    """A run of `pretrain` of four epochs on `people`: the path of its weights, and click's result."""
     out = tmp_path_factory.mktemp("weights") / "resnet18_people.pth"
     result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL_PRETRAINING)
     assert result.exit_code == 0, result.output
@@ -104,7 +115,7 @@ def pretrained(people, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sketch(faces_folder, tmp_path_factory):
-    """A checkpoint of random weights whose answers differ from face to face; no training."""
+    """A checkpoint of random weights whose predictions differ from face to face; it is not trained."""
     cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
     run = run_of(cfg, 1)
     for module in run.net.modules():
@@ -122,7 +133,7 @@ def sketch(faces_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def templated(sketch, tmp_path_factory):
-    """The same with a template of aligned faces, as `train` keeps it."""
+    """`sketch` with a template of aligned faces, as `train` keeps it."""
     path = tmp_path_factory.mktemp("templated") / "best.pt"
     torch.save({**torch.load(sketch, weights_only=True), "template": [[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]]}, path)
     return path
@@ -130,7 +141,7 @@ def templated(sketch, tmp_path_factory):
 
 @pytest.fixture
 def nobody(monkeypatch):
-    """No face is found, and the frames that were searched are kept."""
+    """In videos no face is found; gives the list of the frames that were searched."""
     seen = []
     monkeypatch.setattr(_video, "find_faces", lambda image, found=(): seen.append(image) or [])
     return seen
@@ -138,7 +149,7 @@ def nobody(monkeypatch):
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """One and the same face is found in every frame."""
+    """In videos the same face is found in every frame; gives this Face."""
     face = _alignment.Face(np.array([10.0, 10, 30, 30]), np.array([[18.0, 20], [32, 20], [25, 28], [20, 34], [30, 34]]), 0.9)
     monkeypatch.setattr(_video, "find_faces", lambda image, found=(): [face])
     monkeypatch.setattr(_video, "look", lambda image, three: face)
@@ -146,24 +157,24 @@ def everywhere(monkeypatch):
 
 
 def run_of(cfg, steps=1):
-    """A new run of a Config, its net at its start."""
+    """A new run of a Config, with the net as it is at the start."""
     return train.new_run(cfg, steps, _stats.load_stats(cfg.stats), mmlfer.RAFCE)[0]
 
 
 def load(path):
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
     return torch.load(path, weights_only=True)
 
 
 def assert_same_run(one, other):
-    """Two folders of finished runs hold the same, but for times."""
+    """Check that two folders of finished runs hold the same, except times."""
     for name in ("last.pt", "best.pt"):
         assert same(load(one / name), load(other / name), TIMES), name
     assert (one / "test.json").read_text() == (other / "test.json").read_text()
 
 
 def same(a, b, but=()):
-    """Whether two checkpoints' contents are equal bit for bit, entries of these names aside."""
+    """Whether two checkpoints' contents are equal bit for bit, except entries named in `but`."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -174,7 +185,7 @@ def same(a, b, but=()):
 
 
 def assert_same_pretraining(one, other):
-    """Two runs' checkpoints and weights are equal bit for bit, but for the times in them."""
+    """Check that two runs' checkpoints and weights are equal bit for bit, except times."""
     for name in ("net", "sgd", "schedule", "log", "totals", "state_dict"):
         for path in (".pth", ".last.pt"):
             a, b = (load(out.with_suffix(path)).get(name) for out in (one, other))
@@ -182,6 +193,7 @@ def assert_same_pretraining(one, other):
 
 
 def random_batch(n, size=32, seed=0, dtype=torch.float64):
+    """x (n, 3, size, size) uint8, y_emo (n,), y_au (n, 32) of a type."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), np.uint8))
     y_emo = torch.from_numpy(rng.integers(0, 14, n))
@@ -189,12 +201,13 @@ def random_batch(n, size=32, seed=0, dtype=torch.float64):
 
 
 def resident_mb():
+    """The memory of this process, MB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
 def write_lfw(root):
-    """LFW's layout: four people of two pictures, and pairs.txt of two folds; its path."""
+    """Write LFW's layout: two images of each of four people, and pairs.txt with two folds. -> its path"""
     rows = ["2\t2"]
     for fold in ("ab", "cd"):
         for name in fold:
@@ -208,14 +221,14 @@ def write_lfw(root):
 
 
 def write_labels_as(folder, emo, partition, au):
-    """The three label files with just this content, text or bytes."""
+    """Write the three label files with exactly this content, text or bytes."""
     for name, content in zip(mmlfer.LABEL_FILES, (emo, partition, au)):
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @pytest.fixture(scope="session")
 def noise_folder(tmp_path_factory):
-    """22 pictures of noise, 32x32, and their label files, each in another order: 11 to train, 7 to
+    """22 images of noise, 32x32, and their label files, each in another order: 11 to train, 7 to
     validate, 4 to test."""
     folder, rng = tmp_path_factory.mktemp("reference") / "faces", np.random.default_rng(5)
     (folder / "aligned").mkdir(parents=True)

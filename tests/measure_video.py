@@ -1,9 +1,9 @@
-"""How `video` fares on a drawn clip, and how fast it is; the pages quote what this prints.
+"""How well `video` does on a drawn clip, and how fast it is; the READMEs quote what this prints.
 
     python tests/measure_video.py BEST.PT FOLDER [--seconds S] [--rate F]
 
-FOLDER gets person.mp4: 1280x720, one drawn person whose expression changes every four seconds,
-whose head turns, before a camera's noise; then the program's table and drawn copy of it.
+FOLDER gets person.mp4: 1280x720, one drawn person whose expression changes every four seconds and
+whose head turns, with a camera's noise; then the table that the program writes for it.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def mixed(one, other, share):
 
 
 def face_at(now, side, seed=2):
-    """The person's face (side, side, 3) at a time: still, from the front, as a training face."""
+    """The person's face (side, side, 3) at time `now`: still, from the front, like a training face."""
     k, share = int(now // LASTS), min(1.0, (now % LASTS) / 0.6)
     before, after = (strengths(SHOWN[i % len(SHOWN)]) for i in (max(k - 1, 0), k))
     face = synth.draw_face(mixed(before, after, share), np.random.default_rng(seed), side, np.random.default_rng(seed))
@@ -80,7 +80,7 @@ def first(net, state, crops):
 
 
 def agreement(ckpt, stills, clip, table):
-    """What the table of a clip says beside the still faces, and beside every tenth frame taken as a photograph."""
+    """How the table of a clip agrees with the predictions for the still faces, and for every tenth frame as a photograph."""
     net, state = mmlfer.load_net(ckpt, "cpu")
     template, size = np.array(state["template"]), state["config"]["size"]
     still = first(net, state, [np.asarray(Image.fromarray(face).resize((size, size), Image.BILINEAR)) for face in stills])
@@ -99,7 +99,7 @@ def agreement(ckpt, stills, clip, table):
 
 
 def time_of(work, n, times=3):
-    """The medians of some runs of work, which takes n frames: frames a second, and a processor's milliseconds a frame."""
+    """Medians over some runs of `work`, which takes n frames: frames per second, and processor milliseconds per frame."""
     wall, processor = [], []
     for _ in range(times):
         start, used = time.perf_counter(), time.process_time()
@@ -110,7 +110,7 @@ def time_of(work, n, times=3):
 
 
 def speeds(ckpt, clip, out, n=50):
-    """How fast each part is alone, and the whole, over n frames; every frame taken as a photograph for comparison."""
+    """Print how fast each part is alone, and the whole, over n frames; for comparison also each frame as a photograph."""
     net, state = mmlfer.load_net(ckpt, "cpu")
     frames = list(itertools.islice(_video.Clip(str(clip)).frames(), n))
     template, size = np.array(state["template"]), state["config"]["size"]

@@ -1,12 +1,12 @@
-"""Put plausible faults into a copy of the tree, one at a time, and see whether the tests notice.
+"""Put plausible faults into a copy of the source, one at a time, and see whether the tests notice.
 
     python tests/mutate.py [NAME ...] [-j N] [--list]
 
-A NAME selects the faults of tests/faults/ whose name begins with it; without one, all run. For
-each fault the tests that must fail are run in a copy of the checkout's files, in a child process
-that has torch already. Two controls run every time: one that changes nothing must survive, one
-that breaks the program must be killed. Exit code 1 if either does not, or if a fault survives that
-is not explained as equivalent. For Linux and macOS.
+A NAME selects the faults of tests/faults/ whose names begin with it; without one, all run. For
+each fault, the tests that must fail are run in a copy of the checkout's files, in a child process
+that has loaded torch already. Two controls run every time: one changes nothing and must survive,
+one breaks the program and must be killed. The exit code is 1 if a control goes wrong, or if a fault
+survives that is not explained as equivalent. For Linux and macOS.
 """
 
 import argparse
@@ -35,7 +35,7 @@ EXPECTED = {"killed", "timed out", "equivalent"}
 
 
 def snapshot(folder):
-    """Copy the checkout's files, as they are now, but for what git ignores: data, runs, weights."""
+    """Copy the checkout's files as they are now, except those that git ignores: data, runs, weights."""
     command = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -45,7 +45,8 @@ def snapshot(folder):
 
 
 def run_tests(fault, folder):
-    """pytest's exit code for a fault's tests, in the tree that has it; for a child process."""
+    """pytest's exit code for a fault's tests, in the folder that has the fault. For a child process:
+    it changes this one's folder, output and import path."""
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ.update(PYTHONPATH=str(folder), TMPDIR=str(folder))
@@ -54,7 +55,7 @@ def run_tests(fault, folder):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     if fault.file.endswith(".py"):
-        ast.parse(Path(fault.file).read_text())  # what Python cannot read tells nothing of the tests
+        ast.parse(Path(fault.file).read_text())  # a syntax error would say nothing about the tests
     options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
     return int(pytest.main([*options, *paths_of(fault.tests)]))
 
@@ -72,7 +73,7 @@ class Trial:
         self.child = os.fork()
         if self.child == 0:
             self.run_child()
-        os.setpgid(self.child, self.child)  # what the tests start ends with them
+        os.setpgid(self.child, self.child)  # so that what the tests start can be ended with them
 
     def run_child(self):
         code = CRASHED
@@ -89,7 +90,7 @@ class Trial:
         return time.perf_counter() - self.start
 
     def ended(self, limit):
-        """Whether the tests have ended, or taken too long; then the code and output are known."""
+        """Whether the tests have ended or taken too long; if so, sets the code and the output."""
         child, status = os.waitpid(self.child, os.WNOHANG)
         if not child and self.seconds() < limit:
             return False
@@ -113,7 +114,7 @@ class Trial:
 
 
 def run_trials(tree, faults, jobs, limit):
-    """Yield the trial of each fault when it has ended; so many run at a time."""
+    """Yield the Trial of each fault when it has ended; `jobs` of them run at a time."""
     waiting, running = list(faults), []
     try:
         while waiting or running:
@@ -129,7 +130,7 @@ def run_trials(tree, faults, jobs, limit):
 
 
 def run_without_a_fault(tree, faults):
-    """The seconds that all tests of these faults take where nothing is changed."""
+    """The seconds that all tests of these faults take if nothing is changed."""
     tests = sorted({test for fault in [*CONTROLS, *faults] for test in fault.tests.split(", ")})
     every = UNCHANGED._replace(tests=", ".join(tests))
     trial = next(run_trials(tree, [every], 1, float("inf")))
@@ -140,7 +141,7 @@ def run_without_a_fault(tree, faults):
 
 
 def run_faults(tree, faults, jobs):
-    """Print and count the verdicts; end at a control that goes wrong."""
+    """Print and count the verdicts; exit if a control goes wrong."""
     limit, found = max(LIMIT, run_without_a_fault(tree, faults)), Counter()
     for trial in run_trials(tree, [*CONTROLS, *faults], jobs, limit):
         fault, verdict = trial.fault, trial.verdict()

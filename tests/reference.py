@@ -1,4 +1,4 @@
-"""RAF-CE's names, its folder and the base net once more, with nothing of mmlfer."""
+"""RAF-CE's names, a reader of its folder and the base net, written again without using mmlfer."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Scenes of stand-in faces, pasted turned, scaled and shifted; with Pillow alone."""
+"""Scenes with stand-in faces, rotated, scaled and pasted by Pillow alone."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -7,8 +7,8 @@ EYES = 0.32  # the distance between a drawn face's eyes, in parts of its side
 
 
 def paste(scene, face, centre, eyes, angle):
-    """A face (S, S, 3) into a scene, its middle at `centre`, `eyes` pixels between its eyes, turned
-    by `angle` degrees, counter-clockwise; soft at its border."""
+    """Paste a face (S, S, 3) into a scene, with a soft border: its middle at `centre`, `eyes` pixels
+    between its eyes, rotated by `angle` degrees counter-clockwise."""
     side = round(eyes / EYES)
     mask = Image.new("L", (side, side), 0)
     ImageDraw.Draw(mask).ellipse((0.02 * side, -0.1 * side, 0.98 * side, 1.1 * side), fill=255)
@@ -19,14 +19,14 @@ def paste(scene, face, centre, eyes, angle):
 
 
 def backdrop(width, height, rng):
-    """Soft coloured blotches."""
+    """An image of soft coloured blotches."""
     small = rng.integers(60, 200, (6, 8, 3)).astype(np.uint8)
     return Image.fromarray(small).resize((width, height), Image.BICUBIC)
 
 
 def two_face_scene(faces, rng, least=20, most=200):
-    """Two faces beside each other, the first on the left: the scene, and of each face
-    (centre, distance between the eyes, angle)."""
+    """Two faces beside each other, the first on the left. -> the scene, and for each face (centre,
+    pixels between the eyes, angle in degrees)"""
     placed, left = [], 0
     for _ in faces:
         eyes, angle = float(np.exp(rng.uniform(np.log(least), np.log(most)))), rng.uniform(-30, 30)

@@ -15,7 +15,7 @@ Server = namedtuple("Server", "process url folder")
 
 @contextlib.contextmanager
 def serving(ckpt, folder, program=sys.executable):
-    """Start it at a free port, with a folder of its own for temporary files, and another to be in."""
+    """Start it at a free port, with its own folder for temporary files, and another as its current folder."""
     for name in ("tmp", "cwd"):
         (folder / name).mkdir()
     command = [program, str(ROOT / "mmlfer.py"), "serve", "--ckpt", str(ckpt), "--port", "0"]

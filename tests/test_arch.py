@@ -12,13 +12,15 @@ import mmlfer
 
 ARCHS = ["resnet18", "resnet34", "resnet50"]
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 def make_run(arch, hypergrad="create_graph", method="mml"):
     """A run in float64 whose meta net is away from its zeros."""
     run = run_of(mmlfer.Config(data="-", arch=arch, method=method, size=32, batch_size=4, weights="none",
                                    device="cpu", hypergrad=hypergrad), 1)
     run.net.double()
-    run.called = mmlfer.called_for(run.table.double(), run.form)
+    run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
     run.meta.double()
     for p in run.meta.parameters():
         torch.nn.init.normal_(p, 0, 0.02, generator=torch.Generator().manual_seed(3))
@@ -30,11 +32,11 @@ def grad_psi(run, batch, val):
 
 
 def val_loss_after_look_ahead(run, batch, val, psi):
-    """L^val(theta*(psi)) by a backward pass and a plain step, and theta as it was before."""
+    """L^val(theta*(psi)) by a backward pass and a plain step; theta is put back afterwards."""
     before = {k: v.clone() for k, v in run.net.state_dict().items()}
     torch.nn.utils.vector_to_parameters(psi, run.meta.parameters())
     f, z_emo, z_au = run.net(batch[0])
-    losses = mmlfer.all_losses(z_emo, z_au, batch[1], batch[2], run.called)
+    losses = mmlfer.all_losses(z_emo, z_au, batch[1], batch[2], run.statistics)
     omega = mmlfer.loss_weights(run.meta, f, run.cfg).detach()
     run.net.zero_grad()
     (omega * losses).sum(1).mean().backward()
@@ -63,7 +65,7 @@ def test_both_hypergradients_agree_and_match_finite_differences(arch):
 @pytest.mark.parametrize("arch,features,tensors", [("resnet18", 512, 120), ("resnet34", 512, 216),
                                                    ("resnet50", 2048, 318)])
 def test_features_and_tensors_of_each_size(arch, features, tensors):
-    """The base net's features are those of torchvision's net of the name, its last layer off."""
+    """The base net's features are those of torchvision's net of this name without its last layer."""
     import torchvision
 
     torch.manual_seed(1)

@@ -43,7 +43,7 @@ def test_an_image_is_moved_as_a_naive_resampling_does(moves):
 
 @pytest.fixture(scope="module")
 def batches(faces_folder):
-    """Batches without and with --augment, and with it of another seed."""
+    """Batches without --augment, with it, and with it and another seed."""
     faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
     cfg = mmlfer.Config(batch_size=4, seed=3)
     options = {}, {"augment": True}, {"augment": True, "seed": 4}

@@ -15,7 +15,7 @@ from mmlfer_commands import bench
 
 
 def in_forks(workers, function, jobs, **options):
-    """bench.in_processes, a fork for each job in place of a process that loads torch."""
+    """bench.in_processes with a fork for each job, instead of a new process that loads torch."""
     for job in jobs:
         code = f"from mmlfer_commands import bench; print(bench.{function.__name__}({job!r}))"
         yield float(subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
@@ -86,7 +86,7 @@ def test_peak_memory_is_in_the_systems_own_unit(monkeypatch, platform, unit):
     assert calls == [("plain", 2, 32, "cpu")] * 2
 
 
-def test_too_large_a_step_is_said_in_a_line(monkeypatch):
+def test_a_step_too_large_for_memory_is_one_line(monkeypatch):
     def run_out(*args, **options):
         raise RuntimeError("can't allocate memory:\nyou tried 8 TB")
         yield

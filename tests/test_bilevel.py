@@ -1,4 +1,6 @@
-"""The step of Sec. 4.2 on the whole ResNet-34, in float64; what takes several steps, on ResNet-18."""
+"""The step of Sec. 4.2 on the whole ResNet-34 in float64; tests of several steps use the thin ResNet.
+
+test_arch.py has both forms on ResNet-18 and ResNet-50."""
 
 import dataclasses
 import re
@@ -29,7 +31,7 @@ def make_run(method="mml", hypergrad="create_graph", batchnorm=True, arch="resne
         backbone = list(run.net.backbone.parameters())
         run.opt.param_groups[0]["params"] = backbone
     run.net.double()
-    run.called = mmlfer.called_for(run.table.double(), run.form)
+    run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
     if run.meta:
         run.meta.double()
         for p in run.meta.parameters():
@@ -41,7 +43,7 @@ def leave_out(run, expressions):
     """The run's statistics have nothing of these expressions."""
     table = run.table.double()
     table[expressions] = 0
-    run.called = mmlfer.called_for(table, run.form)
+    run.statistics = mmlfer.Statistics.of(table, run.form)
 
 
 def grad_psi(run, batch, val):
@@ -65,7 +67,7 @@ def val_loss_after_look_ahead(run, batch, val):
     net = make_run()
     net.net.load_state_dict(run.net.state_dict())
     outputs = net.net(batch[0])
-    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.called)
+    losses = mmlfer.all_losses(*outputs[1:], *batch[1:], run.statistics)
     (mmlfer.loss_weights(run.meta, outputs[0], run.cfg).detach() * losses).sum(1).mean().backward()
     with torch.no_grad():
         for name, p in net.net.named_parameters():
@@ -118,7 +120,7 @@ def test_psi_starts_at_weights_of_one_half(method):
 
 @pytest.mark.parametrize("method", ["mal", "mal2", "mml"])
 def test_learned_weights_lie_between_0_and_their_largest(method):
-    """W / 2 at the start, W times the sigmoid of what the layer says after; constants stay."""
+    """W / 2 at the start, later W times the sigmoid of the layer's output; constants stay as they are."""
     meta, cfg = mmlfer.make_meta_net(method), dataclasses.replace(CFG, method=method, weight_max=4.0)
     f, is_meta = torch.randn(3, 512), mmlfer.loss_weights(meta, torch.zeros(1, 512), cfg)[0] == 2
     assert int(is_meta.sum()) == len(meta.bias)
@@ -148,15 +150,15 @@ def test_weights_are_no_path_back_to_the_backbone():
 def forward_over_reverse(run, batch, val):
     """The hypergradient by forward-over-reverse differentiation (MixFlow-MG), by torch's own forward mode.
 
-    d L^MTL / d omega is losses / B, which no reverse pass is needed for: its derivative along alpha v,
-    v = grad L^val at theta*, is one forward pass; d L^val / d omega is minus that.
+    d L^MTL / d omega is losses / B, so no reverse pass is needed for it. Its derivative along alpha v,
+    with v = grad L^val at theta*, takes one forward pass; d L^val / d omega is minus that.
     """
     theta = {n: p.detach() for n, p in run.net.named_parameters()}
     alpha = mmlfer.learning_rates(run.net, run.opt)
 
     def d_omega(theta):
         outputs = torch.func.functional_call(run.net, (theta, mmlfer.spare_buffers(run.net)), (batch[0],))
-        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.called) / len(batch[0])
+        return mmlfer.all_losses(*outputs[1:], *batch[1:], run.statistics) / len(batch[0])
 
     def l_mtl(theta, omega):
         return (omega * d_omega(theta)).sum()
@@ -225,7 +227,7 @@ def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, metho
 
 
 def small_net(*layers):
-    """A base net whose backbone is these layers and a mean over space."""
+    """A base net whose backbone is these layers and then a mean over space."""
     net = torch.nn.Module()
     net.precision, net.backbone = "float32", torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.fe, net.au = torch.nn.Linear(8, 14), torch.nn.Linear(8, 32, bias=False)
@@ -304,15 +306,15 @@ def test_a_step_names_what_it_reports():
     _, z_emo, z_au = net(batch[0])
     assert step.l_emo == pytest.approx(mmlfer.loss_emo(z_emo, batch[1]).mean().item())
     assert step.l_au == pytest.approx(mmlfer.loss_au(z_au, batch[2]).mean().item())
-    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.called).mean().item())
+    assert step.l_am == pytest.approx(mmlfer.loss_am(z_emo, z_au, run.statistics).mean().item())
     assert step.w_emo == 1 and 0 < step.w_au < 1 and 0 < step.w_am < 1
     assert step.norm_theta == pytest.approx(sum(p.grad.square().sum() for p in run.net.parameters()).sqrt().item())
     assert mmlfer.STEP_LABELS.norm_psi == "gradient of psi" and step.norm_psi > 0
 
 
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
-    """In float64: in float32 the rounding of theta* alone moves either form by percents, and a
-    net at random weights makes more of it at each step."""
+    """In float64, because in float32 the rounding of theta* alone changes both forms by some percent,
+    and a net with random weights enlarges this at each step."""
     faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
     batches = mmlfer.Batches(faces, dataclasses.replace(CFG, batch_size=8), torch.device("cpu"))
     batches.y_au = batches.y_au.double()

@@ -49,7 +49,8 @@ OF_PAIR = {"Su Ha": "happily surprised", "Di Ha": "happily disgusted", "Fe Sa": 
 
 
 def read_off(p):
-    """The label by every order of the six in which none rises; the first pair in column order."""
+    """The label by another way: over all orders of the six probabilities that never rise, the first pair
+    in column order that is a compound."""
     orders = [o for o in itertools.permutations(range(6)) if all(p[a] >= p[b] for a, b in zip(o, o[1:]))]
     pairs = sorted({tuple(sorted(o[:2])) for o in orders if p[o[1]] > 0})
     columns = ["Su", "Fe", "Di", "Ha", "Sa", "An"]
@@ -71,7 +72,7 @@ def test_compound_matches_every_order_read_off(levels):
 
 @pytest.fixture
 def sources(tmp_path):
-    """A small RAF-ML and RAF-AU: ties of each kind, one image in each alone, one discarded."""
+    """A small RAF-ML and RAF-AU: ties of each kind, one image that only one of them has, one discarded."""
     ml, au = tmp_path / "ml", tmp_path / "au"
     (ml / "EmoLabel").mkdir(parents=True), (au / "aligned").mkdir(parents=True)
     rows = [*DISTRIBUTIONS.values(), TIED_AND_DISCARDED]
@@ -255,7 +256,7 @@ def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
             pass
 
 
-def test_build_complains_in_one_line(sources, tmp_path):
+def test_bad_input_of_build_is_one_line(sources, tmp_path):
     ml, au = sources
     (au / "RAFAU_label.txt").write_text("0001.jpg 12\n0002.jpg 77\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")

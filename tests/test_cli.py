@@ -90,7 +90,7 @@ def test_help_of_any_command_loads_nothing_heavy():
 
 
 def test_help_takes_less_than_half_a_second():
-    """Of a processor's time, the least of three, for other work may go on beside."""
+    """In processor time, the least of three, because other work may run beside."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -115,7 +115,7 @@ def test_a_failing_command_is_one_line_whichever_way_the_program_starts(tmp_path
         assert (result.returncode, result.stdout, result.stderr) == (1, "", expected), start
 
 
-def test_letters_that_a_terminal_lacks_stop_nothing(trained, tmp_path):
+def test_characters_that_a_terminal_lacks_are_replaced(trained, tmp_path):
     result = run_program("table", trained[0], "--out", tmp_path / "t.md", env={**os.environ, "PYTHONIOENCODING": "iso-8859-2"})
     assert result.returncode == 0 and "mean ? standard" in result.stdout, result.stderr
     assert "mean ± standard" in (tmp_path / "t.md").read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ def make(folder, files):
 
 
 def done(folder, *args):
-    """labels.csv as `convert` writes it, and what it prints of it before the counts."""
+    """The labels.csv that `convert` writes, and what it prints before the counts."""
     result = invoke("convert", *args, folder)
     assert result.exit_code == 0, result.output
     return (folder / "labels.csv").read_text(encoding="utf-8"), result.stdout.split(f"{folder}: ")[0]
@@ -217,7 +217,7 @@ LABELLED = "image,expression,split,aus\na/1.jpg,joy,train,?\na/2.jpg,calm,test,?
 
 
 def test_opengraphaus_lists(tmp_path):
-    """Sides are of one AU: seen on either; -1 of the AU itself, 0 on both sides: not seen."""
+    """Both sides count as one AU, seen if it is on either; not seen if the AU is -1 and both sides are 0."""
     make(tmp_path, {"labels.csv": LABELLED.replace(",split", "").replace(",train", "").replace(",test", "").replace(",val", ""),
                     "list/own_train_img_path.txt": "a/1.jpg\nb/3.jpg\n\n", "list/own_train_label.txt": "1 0 -1 0 0\n0 -1 0 1 0\n",
                     "list/own_test_img_path.txt": "a/2.jpg\r\nb/4.jpg\r\n", "list/own_test_label.txt": "-1 -1 -1 0 -1\r\n0 0.0 0 0 0\r\n"})
@@ -229,7 +229,7 @@ def test_opengraphaus_lists(tmp_path):
 
 
 def test_opengraphaus_images_lie_in_img_beside_the_lists_folder(tmp_path):
-    """Rows of other images stay not coded, parts that are there stay."""
+    """The rows of other images stay not coded, and existing parts stay."""
     make(tmp_path, {"labels.csv": LABELLED.replace("a/", "img/a/"), "list/x_val_img_path.txt": "a/1.jpg\na/9.jpg\n",
                     "list/x_val_label.txt": "1 1\n0 0\n"})
     text, said = done(tmp_path, "opengraphau", "--aus", "1,2", tmp_path / "list/x_val_img_path.txt")
@@ -267,7 +267,7 @@ def test_openfaces_columns_of_presence_by_the_images_names(tmp_path):
     text, said = done(tmp_path, "openface", tmp_path / "of")
     assert text == ("image,expression,split,aus\na/1.jpg,joy,train,1+28\na/2.jpg,calm,test,\nb/3.jpg,joy,val,12\nb/4.jpg,joy,train,?\n")
     assert said == ("AUs for 3 of 4 images; the others are not coded\n1 file in which OpenFace found no face\n"
-                    "1 file that no image is called as\n")
+                    "1 file without an image of that name\n")
 
 
 def test_openfaces_files_of_images_of_one_name_are_told_apart_by_their_folders(tmp_path):
@@ -305,7 +305,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
          "aus, in a copy")
 
 
-def test_images_that_are_not_there(tmp_path):
+def test_images_that_are_not_there_are_named_or_skipped(tmp_path):
     make(tmp_path, {"EmoLabel/list_patition_label.txt": RAFDB})
     make(tmp_path, RAFDB_IMAGES[:-1])
     assert refused("rafdb", tmp_path, tmp_path) == \

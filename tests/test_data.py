@@ -58,7 +58,7 @@ def test_images_are_found_where_people_have_them(tmp_path, place, name):
 
 
 def picture(mode):
-    """The same orange picture in a mode, and what of its colours must come out."""
+    """The same orange image in one of Pillow's modes, and the colour that must be read from it."""
     orange = Image.new("RGB", (40, 40), (250, 150, 0))
     if mode == "I;16":
         return Image.fromarray(np.full((40, 40), 150 * 257, np.uint16)), (150, 150, 150)
@@ -125,7 +125,7 @@ def test_rafce_is_recognised_by_its_counts():
 
 
 def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
-    """By all its faces: the test faces alone are never RAF-CE's counts."""
+    """It counts all faces; the test faces alone would never have RAF-CE's counts."""
     faces = mmlfer.dataclasses.replace(rafce_faces(), images=torch.zeros(4549, 3, 1, 1, dtype=torch.uint8))
     run = run_of(mmlfer.Config(data="rafce", method="stl", arch="resnet18", weights="none", device="cpu"))
     monkeypatch.setattr(train, "evaluate", lambda net, faces, options: {"accuracy": 1, "diag": 1, "n": len(faces.names)})
@@ -137,7 +137,7 @@ def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", NEARLY)
-def test_what_is_nearly_rafce_is_not_called_so(kind):
+def test_data_that_are_nearly_rafce_are_not_called_rafce(kind):
     faces = rafce_faces()
     NEARLY[kind](faces)
     assert not _labels.is_rafce(faces) and "not RAF-CE's own counts" in _labels.describe(faces, "x")
@@ -174,22 +174,22 @@ def test_decoding_holds_no_more_than_a_few_hundred_images(monkeypatch):
 # ---------------------------------------------------------------- what is broken in ordinary ways
 
 GOOD = {EMO: "1.jpg 0\n2.jpg 1\n", PARTITION: "1.jpg 0\n2.jpg 1\n", AU: "1.jpg 4\n2.jpg 1+2\n"}
-MEND = "; fix this row"
+FIX = "; fix this row"
 BROKEN_LABELS = {
     "missing": (EMO, None, "{path}: No such file or directory; `synth` makes stand-ins"),
     "empty": (AU, "", "{path}: empty; take the published one"),
     "blank": (AU, " \n\n", "{path}: empty; take the published one"),
     "binary": (AU, b"\xff\xfe\x00\x81", "{path}: not a text file; take the published one"),
-    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 field" + MEND),
-    "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + MEND),
-    "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + MEND),
-    "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + MEND),
-    "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + MEND),
-    "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + MEND),
-    "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + MEND),
+    "few fields": (AU, "1.jpg 4\n2.jpg\n", "{path}:2: expected an image name and 1 value, got 1 field" + FIX),
+    "many fields": (EMO, "1.jpg 0 3\n", "{path}:1: expected an image name and 1 value, got 3 fields" + FIX),
+    "expression 14": (EMO, "1.jpg 14\n", "{path}:1: expected a whole number 0..13, got '14'" + FIX),
+    "negative": (EMO, "1.jpg -1\n", "{path}:1: expected a whole number 0..13, got '-1'" + FIX),
+    "no number": (EMO, "1.jpg sad\n", "{path}:1: expected a whole number 0..13, got 'sad'" + FIX),
+    "partition 3": (PARTITION, "1.jpg 3\n", "{path}:1: expected a whole number 0..2, got '3'" + FIX),
+    "token": (AU, "1.jpg 4+L\n", "{path}:1: expected AUs like 4+L12+25 or null, got 'L' in '4+L'" + FIX),
     "nul": (AU, "1.jpg\0 4\n", "{path}: not a text file; take the published one"),
-    "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + MEND),
-    "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + MEND),
+    "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + FIX),
+    "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + FIX),
     "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg has another value in row 1; keep one of the two"),
     "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
     "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
@@ -216,7 +216,7 @@ def test_broken_label_files_end_in_one_line(tmp_path, kind):
     assert not (tmp_path / "run").exists()
 
 
-def test_label_file_that_is_a_folder(tmp_path):
+def test_a_label_file_that_is_a_folder_is_one_line(tmp_path):
     write(tmp_path, *GOOD.values())
     (tmp_path / AU).unlink()
     (tmp_path / AU).mkdir()
@@ -249,7 +249,7 @@ PARTITIONS = {
 
 
 @pytest.mark.parametrize("name", PARTITIONS)
-def test_partition_without_images(copy_of_faces, tmp_path, name):
+def test_a_partition_without_images_is_one_line(copy_of_faces, tmp_path, name):
     old, new, message = PARTITIONS[name]
     edit_rows(copy_of_faces / PARTITION, lambda n, p: f"{n} {new if p == old else p}\n")
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
@@ -304,7 +304,7 @@ def test_broken_images_are_counted_and_the_first_named(copy_of_faces, tmp_path):
     break_images(copy_of_faces)
     result = invoke("train", "--data", copy_of_faces, "--out", tmp_path / "run", *SMALL)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("Error: 4 of 60 images cannot be read: 0001.jpg is nowhere below")
+    assert result.stderr.startswith("Error: 4 of 60 images cannot be read: 0001.jpg is not found below")
     assert "0002_aligned.jpg" in result.stderr and "--skip-bad-images" in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -349,7 +349,7 @@ def test_broken_statistics_end_in_one_line(faces_folder, tmp_path, kind):
 
 
 @pytest.mark.parametrize("text", ["a: [1", '!!float ""', '!!timestamp "x"', "[" * 5000, "\0"])
-def test_statistics_that_are_not_yaml(faces_folder, tmp_path, text):
+def test_statistics_that_are_not_yaml_are_one_line(faces_folder, tmp_path, text):
     (tmp_path / "s.yaml").write_text(text)
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--stats", tmp_path / "s.yaml",
                     *SMALL)
@@ -363,7 +363,7 @@ token = st.tuples(st.sampled_from(mmlfer.AUS), st.sampled_from(["", "L", "R", "T
 names = st.lists(st.integers(1, 9999).map("{:04d}.jpg".format), min_size=1, max_size=8, unique=True)
 
 
-BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be
+BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 
 @BUSY
@@ -435,4 +435,4 @@ def test_describe_counts_every_expression_and_partition(noise_folder):
     assert lines[16].split() == ["all", "11", "4", "7"]
     active = [int(row.sum()) for row in y_au]
     mean = math.fsum(active) / 22
-    assert lines[17].strip() == f"{active.count(0)} rows without AUs, {mean:.2f} active AUs a face"
+    assert lines[17].strip() == f"{active.count(0)} rows without AUs, {mean:.2f} active AUs per face"

@@ -37,8 +37,8 @@ def test_a_diverging_run_says_so(faces_folder, tmp_path):
 
 
 @pytest.mark.parametrize("bad,upto,said", [((2, 1), 50, "step 3: L^AU"), ((49, 7), 50, "step 50: gradient of psi"), ((50, 0), 50, None)])
-def test_a_look_at_the_losses_sees_all_steps_up_to_it(bad, upto, said):
-    """On a GPU one look is for 50 steps; what lies beyond is another epoch's."""
+def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
+    """On a GPU one check is for 50 steps; later entries are of an earlier epoch and do not count."""
     trace = torch.zeros(60, 8)
     trace[bad] = math.inf
     run = types.SimpleNamespace(trace=trace, epoch=1)
@@ -48,7 +48,7 @@ def test_a_look_at_the_losses_sees_all_steps_up_to_it(bad, upto, said):
         train.check_finite(run, upto)
 
 
-@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.1.bn2.running_var", "au.weight"])
+@pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.0.bn2.running_var", "au.weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_path, name, value):
     state = load(trained[0] / "best.pt")
@@ -62,21 +62,21 @@ def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_p
                                  "lower --lr-backbone, --lr-heads or --lr-meta\n")
 
 
-def test_outputs_that_are_not_finite_are_no_prediction():
+def test_outputs_that_are_not_finite_are_refused():
     net = mmlfer.make_base_net("resnet18")
     torch.nn.init.constant_(net.fe.weight, 1e38)
     with pytest.raises(mmlfer.InputError, match="the net's outputs are not finite: its training diverged"):
         mmlfer.predict_faces(net, torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8))
 
 
-def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypatch):
-    """The losses of every step are finite, the running statistics after them are not."""
+def test_a_net_that_diverges_late_is_not_saved_as_a_result(faces_folder, tmp_path, monkeypatch):
+    """The losses of all steps are finite, but the running statistics after them are not."""
     step = mmlfer.train_step
 
     def diverging(run, *batches):
         report = step(run, *batches)
         if run.epoch == 1:
-            run.net.backbone.layer4[1].bn2.running_mean.fill_(math.inf)
+            run.net.backbone.layer4[0].bn2.running_mean.fill_(math.inf)
         return report
 
     monkeypatch.setattr(train, "train_step", diverging)
@@ -84,7 +84,7 @@ def test_a_net_that_diverges_late_is_no_result(faces_folder, tmp_path, monkeypat
     result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", 3, "--method", "mtl", *SMALL)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
-        "Error: epoch 2: backbone.layer4.1.bn2.running_mean is not finite: training diverged; train again with lower "
+        "Error: epoch 2: backbone.layer4.0.bn2.running_mean is not finite: training diverged; train again with lower "
         "--lr-backbone, --lr-heads or --lr-meta")
     assert not (out / "test.json").exists()
     for name in ("best.pt", "last.pt"):

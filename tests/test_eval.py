@@ -13,7 +13,7 @@ from mmlfer_commands import eval
 
 
 class OneHot(torch.nn.Module):
-    """Features that say an image's red value, of 0..13; the running mean of BatchNorm is unused."""
+    """A backbone whose features encode an image's red value, 0..13."""
 
     def forward(self, x):
         red = ((x[:, 0, 0, 0] * 0.5 + 0.5) * 255).round().long()
@@ -21,7 +21,7 @@ class OneHot(torch.nn.Module):
 
 
 def test_evaluation_of_150_faces_matches_naive_counts():
-    """Past two batches of 64; a net whose answers are known: expression red, AU j with p[red, j]."""
+    """More than two batches of 64; the net's predictions are known: expression `red`, AU j with p[red, j]."""
     rng = np.random.default_rng(3)
     p = rng.choice([0.05, 0.3, 0.49, 0.51, 0.7, 0.95], (14, 32))
     p[:, 5] = 0.3  # predicted nowhere
@@ -61,7 +61,7 @@ def test_evaluation_of_150_faces_matches_naive_counts():
 
 
 def test_the_report_shows_an_au_that_is_never_found():
-    """Present and never predicted, its F1 is 0; in neither it is undefined and left out."""
+    """If an AU is present and never predicted, its F1 is 0; if it is neither, F1 is undefined and left out."""
     y_au, active = np.zeros((5, 32), int), np.zeros((5, 32), bool)
     y_au[:3, 0], y_au[3, 2], active[3, 2] = 1, 1, True  # AU 1 missed three times, AU 4 found, all others nowhere
     numbers = mmlfer.expression_metrics(np.eye(14, dtype=int), EMOTIONS) | mmlfer.au_metrics(y_au, active, AUS)

@@ -95,7 +95,7 @@ def test_the_template_stands_in_the_metadata(sketch):
 
 
 def linear_onnx(change):
-    """An ONNX model of one linear layer, its torch twin, and what changes it in between."""
+    """An ONNX model of one linear layer, and the same layer in torch after `change`."""
 
     class Twin(torch.nn.Module):
         def __init__(self):

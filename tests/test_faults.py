@@ -40,13 +40,13 @@ def test_every_fault_fits_the_code():
     ({"tests": "psi[mal], losing::test_x"}, "x: there is no tests/test_losing.py::test_x"),
     ({"tests": "no_short_name"}, "x: there is no tests/test_no_short_name.py::"),
 ])
-def test_a_fault_that_does_not_fit_is_told(change, told):
+def test_a_fault_that_does_not_fit_is_reported(change, told):
     assert fit.misfits([FITS]) == []
     [why] = fit.misfits([FITS._replace(**change)])
     assert told in why
 
 
-def test_a_name_given_twice_is_told():
+def test_a_name_given_twice_is_reported():
     assert fit.misfits([FITS, FITS]) == ["x: named 2 times"]
 
 

@@ -65,7 +65,7 @@ def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and (tmp_path / "x").read_text() == "old"
 
 
-def test_a_name_that_is_too_long_is_said_in_a_line(tmp_path):
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
     with pytest.raises(mmlfer.InputError, match="cannot be written .File name too long"):
         mmlfer.write_whole(tmp_path / ("x" * 252), b"1")
 
@@ -97,7 +97,7 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
     ("new.png", ["faces"]), ("faces/new.png", ["faces"]), ("other/1.jpg", ["faces"]), ("notes.txt", ["faces"]),
     ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),
 ])
-def test_other_outputs_are_not(inputs, output, given):
+def test_outputs_apart_from_the_inputs_are_not_refused(inputs, output, given):
     check_output(inputs / output, *(inputs / g for g in given))
 
 
@@ -105,7 +105,7 @@ def test_other_outputs_are_not(inputs, output, given):
     ("a.csv", "b/../a.csv", True), ("faces/1.jpg", "link.csv", True), ("-", "-", True),
     ("a.csv", "b.csv", False), ("a.csv", None, False), (None, None, False), ("/dev/null", "/dev/null", False),
 ])
-def test_two_outputs_are_two_files(inputs, monkeypatch, one, other, wrong):
+def test_two_outputs_must_be_two_files(inputs, monkeypatch, one, other, wrong):
     monkeypatch.chdir(inputs)
     try:
         check_two_outputs(csv=one, jsonl=other)

@@ -34,14 +34,14 @@ def kept(monkeypatch):
 
 
 def titles(figure):
-    """The titles of the figure's axes, a list a row."""
+    """The titles of the figure's axes, one list per row."""
     columns = figure.axes[0].get_gridspec().ncols
     flat = [axis.get_title().split("\n") for axis in figure.axes]
     return [flat[i : i + columns] for i in range(0, len(flat), columns)]
 
 
 def by_hand(net, x, k):
-    """Grad-CAM from its definition: here d z_k / d A_c = w_kc / (h w), for A is only averaged."""
+    """Grad-CAM from its definition: here d z_k / d A_c = w_kc / (h w), because A is only averaged."""
     stage = x.double() / 255
     stage = (stage - 0.5) / 0.5
     for name, layer in net.backbone.named_children():
@@ -108,7 +108,7 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
 
 
 def test_each_face_has_its_own_map(faces_folder, tmp_path, kept):
-    """On faces so large that a map has 3x3 places."""
+    """The faces are so large that a map has 3x3 cells."""
     path = make_checkpoint(tmp_path / "best.pt", faces_folder, size=96, arch="resnet18")
     images = sorted((faces_folder / "aligned").iterdir())[:2]
     assert invoke("gradcam", "--ckpt", path, *images, "--out", tmp_path / "g.png").exit_code == 0
@@ -121,7 +121,7 @@ def test_each_face_has_its_own_map(faces_folder, tmp_path, kept):
 
 
 def test_truths_come_from_the_data_of_each_checkpoint(ckpt, faces_folder, tmp_path, kept):
-    """0001 lies in both sets with another label in each, 0002 in the first alone, and a stranger in none."""
+    """0001 is in both data sets, with a different label in each, 0002 only in the first, and a stranger in none."""
     other, stranger = tmp_path / "other", tmp_path / "stranger.jpg"
     shutil.copytree(faces_folder, other, ignore=shutil.ignore_patterns("*.jpg"))
     shared = [faces_folder / f"aligned/{n}_aligned.jpg" for n in ("0001", "0002")]
@@ -193,7 +193,7 @@ def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_p
     assert not (tmp_path / "g.png").exists()
 
 
-def test_what_cannot_be_drawn_is_said_in_a_line(ckpt, faces_folder, tmp_path):
+def test_what_cannot_be_drawn_is_one_line(ckpt, faces_folder, tmp_path):
     faces = sorted((faces_folder / "aligned").iterdir())[:3]
     before = faces[0].read_bytes()
     (tmp_path / "text.jpg").write_text("no image")

@@ -47,7 +47,7 @@ def test_aligned_crops_win_over_originals(tmp_path, loser, winner):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_images_of_one_name_the_first_by_name_wins(tmp_path, monkeypatch, order):
-    """Whichever the system lists first."""
+    """The order in which the system lists them does not matter."""
     for name in ("0007.jpg", "0007.png", "0008_aligned.bmp", "0008_aligned.jpg"):
         paint(tmp_path / name, 20)
     monkeypatch.setattr(Path, "iterdir", lambda folder: [folder / name for name in sorted(os.listdir(folder))[::order]])
@@ -62,7 +62,7 @@ def test_the_stem_of_a_name(name, stem):
 
 
 def transparent(kind):
-    """Four pixels of levels 200, 100, 100 and 0, of opacity 1, 1, 0 and 0.2 (a palette's key: 0)."""
+    """Four pixels with the levels 200, 100, 100, 0 and the opacities 1, 1, 0, 0.2 (with one transparent colour: 0)."""
     levels, alpha = [200, 100, 100, 0], [255, 255, 0, 51]
     if kind in ("LA", "RGBA"):
         pixels = [(v, a) if kind == "LA" else (v, v, v, a) for v, a in zip(levels, alpha)]
@@ -169,7 +169,7 @@ def test_a_range_whose_white_is_unknown_is_refused(tmp_path, kind):
 @pytest.mark.parametrize("ending", ["png", "tif"])
 @pytest.mark.parametrize("brightest, read", [(4095, False), (4096, True), (65535, True), (0, True)])
 def test_colours_of_12_bits_in_16_are_refused(tmp_path, ending, brightest, read):
-    """Pillow itself gives the upper 8 of 16 bits of a colour."""
+    """Pillow itself keeps only the upper 8 of a colour's 16 bits."""
     import cv2
 
     path, pixels = tmp_path / f"a.{ending}", np.zeros((16, 16, 3), np.uint16)
@@ -183,9 +183,9 @@ def test_colours_of_12_bits_in_16_are_refused(tmp_path, ending, brightest, read)
                          "(0..1, 0..255, 0..65535); convert it to 8 bits)")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of the damage
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of the damage
 def test_no_damage_to_exif_costs_the_pixels(tmp_path):
-    """The tags of a turned photograph, with random bytes of its EXIF header changed, 600 times."""
+    """The tags of a turned photograph; 600 times random bytes of its EXIF header are changed."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a face", {0x9003: "2020:01:01 00:00:00"}
     plain = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
@@ -257,7 +257,7 @@ def test_skip_bad_images_names_pipes_bombs_and_odd_formats(faces_folder, tmp_pat
 
 @pytest.mark.parametrize("bad", [{0, 1, 129}, {200, 255, 256, 257, 511, 512}])
 def test_labels_stay_with_their_images_past_every_chunk_and_bad_one(tmp_path, monkeypatch, bad):
-    """600 images whose grey level says which they are; some broken, rows in an odd order."""
+    """600 images whose colour encodes their number; some are broken, and the rows are in random order."""
     monkeypatch.setattr(mmlfer, "AHEAD", 64)
     order = np.random.default_rng(3).permutation(600)
     names = [f"{i}.jpg" for i in order]
@@ -289,7 +289,7 @@ def colour_of(i):
 
 
 def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
-    """300 faces, each of its own colour; bad ones at the start, in the middle, across the 256th."""
+    """300 faces, each of another colour; bad ones are at the start, in the middle and around the 256th."""
     rng, bad = np.random.default_rng(1), [0, 7, 8, 100, 255, 256, 290, 299]
     order = rng.permutation(300)
     emo, split, au = rng.integers(0, 14, 300), rng.integers(0, 3, 300), rng.integers(0, 32, 300)
@@ -311,7 +311,7 @@ def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
 
 
 def triangle_weights(n, size):
-    """What each of n pixels adds to each of `size`: a triangle as wide as the larger pixel."""
+    """The weight of each of n pixels in each of `size` new ones: a triangle as wide as the larger pixel."""
     scale = n / size
     distance = np.abs(np.arange(n)[None] + 0.5 - (np.arange(size)[:, None] + 0.5) * scale) / max(scale, 1)
     weights = np.maximum(0, 1 - distance)
@@ -335,7 +335,7 @@ PLACES = ["aligned/aligned/0001_aligned.jpg", "aligned/0001_aligned.jpg", "0001.
 @pytest.mark.parametrize("base", ["", "RAF-AU/"])
 def test_the_inner_place_of_an_image_is_preferred(tmp_path, base):
     places = [base + place for place in PLACES]
-    if not base:  # and what lies beside the label files to what RAF-AU has
+    if not base:  # images beside the label files are preferred to those of RAF-AU
         places = [*places[:2], *("RAF-AU/" + place for place in PLACES[:2])]
     for code, place in reversed(list(enumerate(places))):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ def test_t_quantiles_are_those_of_printed_tables(df):
 
 
 def naive_t(df):
-    """By sums of the density over fine steps, of any degrees of freedom."""
+    """The t for any degrees of freedom, by sums of the density over fine steps."""
     t = np.arange(0, 13, 1e-5) + 5e-6
     constant = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
     share = 2e-5 * np.cumsum(constant * (1 + t**2 / df) ** (-(df + 1) / 2))
@@ -128,7 +128,7 @@ def test_the_simulation_has_the_difference_that_it_names(measure, difference):
 
 @pytest.mark.parametrize("measure", simulation.MEASURES)
 def test_the_seeds_of_the_simulation_differ_by_so_many_points(measure):
-    """Over seeds a difference of two methods varies by twice the square of a method's deviation, and by the nets' noise."""
+    """The variance over seeds of a difference of two methods is twice a method's own variance, plus the nets' noise."""
     varies = []
     for points in (0, 2):
         d = simulation.simulate(401, 5, points, measure, 0, 600, np.random.default_rng(points))
@@ -139,7 +139,7 @@ def test_the_seeds_of_the_simulation_differ_by_so_many_points(measure):
 @pytest.mark.parametrize("measure", simulation.MEASURES)
 @pytest.mark.parametrize(("images", "seeds", "points"), [(401, 3, 0), (401, 3, 2), (401, 5, 0), (401, 5, 2), (909, 3, 0), (909, 3, 2)])
 def test_intervals_of_equal_methods_leave_out_0_in_about_one_of_twenty(images, seeds, points, measure):
-    """2.4 to 6.7 % of 1,000; here of 600, whose own deviation is at most 1 %."""
+    """2.4 to 6.7 % of 1,000 sets; here of 600, where chance adds a standard deviation of at most 1 %."""
     assert 1.2 <= simulation.percent_without(simulation.intervals(images, seeds, points, measure, sets=600), 0) <= 9
 
 

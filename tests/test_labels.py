@@ -127,7 +127,7 @@ BAD = {  # content, and the line of it that is wrong
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_what_is_wrong_is_said_in_one_line(tmp_path, kind):
+def test_what_is_wrong_is_one_line(tmp_path, kind):
     content, message = BAD[kind]
     with pytest.raises(mmlfer.InputError) as caught:
         read(tmp_path, content)
@@ -151,7 +151,7 @@ def test_what_nothing_can_be_learnt_from_is_refused_by_train_alone(tmp_path, row
 
 
 def table_of(n, columns):
-    """n rows of the same 3 expressions and of these columns' values."""
+    """labels.csv with n rows: 3 expressions in turn, and the values of these columns."""
     rows = [",".join([f"{i:05d}.jpg", "abc"[i % 3], *(str(column(i)) for column in columns.values())]) for i in range(n)]
     return ",".join(["image", "expression", *columns]) + "\n" + "\n".join(rows) + "\n"
 
@@ -169,7 +169,7 @@ def test_a_partition_is_drawn_by_expression_and_said(tmp_path):
 
 
 def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
-    """And each expression near its shares, though some people have ten images and some none of c."""
+    """Each expression still has nearly its shares, although some people have ten images and some none of c."""
     person = lambda i: "" if i % 50 == 0 else f"p{int((i % 97) ** 0.7)}"  # noqa: E731
     faces = read(tmp_path, table_of(600, {"person": person, "aus": lambda i: ""}))
     parts = {}
@@ -181,7 +181,7 @@ def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
 
 
 def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
-    """At most as much as names, labels and row numbers: not the rows themselves."""
+    """No more memory than names, labels and row numbers need: the rows themselves are not kept."""
     content = table_of(100_000, {"split": lambda i: ("train", "val", "test")[i % 7 % 3], "note": lambda i: "x" * 1000,
                                  "aus": lambda i: "+".join(str(au) for j, au in enumerate(AUS[:12]) if i >> j & 1)})
     (tmp_path / "labels.csv").write_text(content)
@@ -194,7 +194,7 @@ def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):
 
 
 def test_images_are_found_by_their_paths(tmp_path):
-    """Images of one stem in two folders; one that is not there is named."""
+    """Two images of one stem in two folders; an image that is not there is named."""
     for i, place in enumerate(("a/0001.png", "b/0001.png", "b/0001_aligned.png")):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / place)
@@ -205,7 +205,7 @@ def test_images_are_found_by_their_paths(tmp_path):
     (tmp_path / "a/0001.png").unlink()
     with pytest.raises(mmlfer.InputError) as caught:
         mmlfer.load_images(faces, tmp_path, 32)
-    assert str(caught.value) == (f"1 of 3 images cannot be read: a/0001.png is nowhere below {tmp_path}. Images belong in {tmp_path}, "
+    assert str(caught.value) == (f"1 of 3 images cannot be read: a/0001.png is not found below {tmp_path}. Images belong in {tmp_path}, "
                                  "as labels.csv names them; --skip-bad-images goes on without them")
 
 
@@ -218,7 +218,7 @@ def test_labels_csv_comes_before_rafces_files(noise_folder, tmp_path):
 
 
 def test_labels_in_another_vocabulary(tmp_path):
-    """By name and number: what it does not have is dropped, what the rows do not have not coded."""
+    """By name and number: AUs that it does not have are dropped, AUs that the rows do not have are not coded."""
     faces = read(tmp_path, PLAIN)
     other = mmlfer.Vocabulary(("sadly, angry", "bored", "contempt", "happily surprised"), (45, 4, 1))
     moved = _labels.recode(faces, other, tmp_path)

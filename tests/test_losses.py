@@ -47,7 +47,7 @@ def test_eq01_matches_naive_loop():
 
 
 def test_aus_that_are_not_coded_count_as_nothing():
-    """Neither in the loss, of naive sums over the coded ones, nor in its gradient."""
+    """They count neither in the loss (naive sums over the coded AUs) nor in its gradient."""
     y_au = np.where(rng.random((5, 32)) < 0.4, -1, Y_AU)
     y_au[2] = -1
     naive = [-sum(math.log(sigmoid(Z_AU[i, j])) if y_au[i, j] else math.log(1 - sigmoid(Z_AU[i, j]))
@@ -76,13 +76,14 @@ def test_eq05_to_eq09_match_naive_loops(form):
     z_emo, z_au = t(Z_EMO), t(Z_AU)
     assert np.allclose(mmlfer.loss_dm1(z_emo, z_au, t(used), form), dm1, rtol=1e-12)
     assert np.allclose(mmlfer.loss_dm2(z_emo, z_au, t(used)), dm2, rtol=1e-12)
-    assert np.allclose(mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form)), np.add(dm1, dm2), rtol=1e-12)
+    assert np.allclose(mmlfer.loss_am(z_emo, z_au, mmlfer.Statistics.of(t(table), form)), np.add(dm1, dm2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["wild", "lab"])
 def test_expressions_left_out_match_naive_loops(form):
-    """Of zeros in the table: not in the softmax nor in the sums of Eqs. 5, 7 and 8; the loss counts by the others'
-    share of the whole softmax. That share has no gradient, and what is left out has none at all."""
+    """Expressions whose row in the table is all zeros: they are neither in the softmax nor in the sums of Eqs. 5, 7 and
+    8, and the loss is multiplied by the others' share of the whole softmax. That share has no gradient, and neither have
+    the logits that are left out."""
     table, kept = TABLE[form].copy(), [k for k in range(14) if k not in (2, 7)]
     table[[2, 7]] = 0
     used = (table >= 0.2).astype(float) if form == "lab" else table
@@ -98,13 +99,13 @@ def test_expressions_left_out_match_naive_loops(form):
         both = -sum(a * math.log(q) for a, q in zip(p_au, q_au)) - sum(p[k] * math.log(q_emo[k]) for k in kept)
         naive.append(sum(softmax(Z_EMO[i])[k] for k in kept) * both)
     z_emo, z_au = t(Z_EMO).requires_grad_(), t(Z_AU).requires_grad_()
-    loss = mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form))
+    loss = mmlfer.loss_am(z_emo, z_au, mmlfer.Statistics.of(t(table), form))
     assert np.allclose(loss.detach(), naive, rtol=1e-12)
     share = t(Z_EMO).softmax(1)[:, kept].sum(1)
-    alone = share * mmlfer.loss_am(z_emo[:, kept], z_au, mmlfer.called_for(t(table[kept]), form))
+    alone = share * mmlfer.loss_am(z_emo[:, kept], z_au, mmlfer.Statistics.of(t(table[kept]), form))
     for ours, theirs in zip(*(torch.autograd.grad(x.sum(), [z_emo, z_au]) for x in (loss, alone))):
         assert np.allclose(ours, theirs, rtol=1e-9, atol=1e-15)
-    assert not torch.autograd.grad(mmlfer.loss_am(z_emo, z_au, mmlfer.called_for(t(table), form)).sum(), z_emo)[0][:, [2, 7]].any()
+    assert not torch.autograd.grad(mmlfer.loss_am(z_emo, z_au, mmlfer.Statistics.of(t(table), form)).sum(), z_emo)[0][:, [2, 7]].any()
 
 
 def test_paper_example_of_au_9():
@@ -121,13 +122,13 @@ def test_losses_stay_finite_at_extreme_logits():
     z_emo.requires_grad_(), z_au.requires_grad_()
     for form, table in TABLE.items():
         losses = mmlfer.all_losses(z_emo, z_au, torch.tensor([0, 3]), torch.zeros(2, 32),
-                                   mmlfer.called_for(t(table).float(), form))
+                                   mmlfer.Statistics.of(t(table).float(), form))
         grads = torch.autograd.grad(losses.sum(), [z_emo, z_au])
         assert torch.isfinite(losses).all() and all(torch.isfinite(g).all() for g in grads)
 
 
 def summary(table):
-    """Observed AUs in all; mean over expressions of the sums of prototypical and variant p."""
+    """The number of observed AUs; the mean sums of p over expressions: of observed, prototypical and variant AUs."""
     observed, high = table >= 0.2, table >= 0.7
     sums = [(table * m).sum(1).mean() for m in (observed, high, observed & ~high)]
     return int(observed.any(0).sum()), *np.round(sums, 2)

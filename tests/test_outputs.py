@@ -37,7 +37,7 @@ def test_a_folder_is_filled_by_one_process(tmp_path):
 
 @contextlib.contextmanager
 def filled_before(folder):
-    """The lock of a folder that another process has filled while this one waited to begin."""
+    """In place of the lock `held`: meanwhile another process has filled the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "of another").write_text("x")
     yield
@@ -69,7 +69,7 @@ def test_crops_and_drawings_go_to_a_folder_of_one_process(sketch, tmp_path):
     assert os.listdir(tmp_path / "crops") == ["faces.csv"]
 
 
-def test_of_two_that_make_a_lock_at_once_one_has_it(tmp_path, monkeypatch):
+def test_of_two_processes_that_create_a_lock_at_once_one_holds_it(tmp_path, monkeypatch):
     with _runs.locked(tmp_path, tmp_path / ".lock"):
         monkeypatch.setattr(Path, "exists", lambda self: False)  # as the other saw it, a moment before
         with pytest.raises(mmlfer.InputError, match="in use by process"), _runs.locked(tmp_path, tmp_path / ".lock"):
@@ -117,7 +117,7 @@ def test_a_run_removes_what_killed_writes_left_and_nothing_else(faces_folder, pe
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """No file can become longer in this process, as on a disk that is full."""
+    """No file can become longer than this in this process, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -151,9 +151,9 @@ def test_a_full_disk_is_named_with_the_lock(tmp_path):
 
 
 def test_a_pipe_that_closes_is_no_full_disk():
-    with pytest.raises(BrokenPipeError), mmlfer.writing("-"):
+    with pytest.raises(BrokenPipeError), _runs.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")
-    with pytest.raises(FileNotFoundError), mmlfer.writing("-"):
+    with pytest.raises(FileNotFoundError), _runs.writing("-"):
         Path("/no/such/file").read_text()  # that error names its file
 
 
@@ -202,7 +202,7 @@ def test_an_export_of_runs_one_of_which_is_damaged_is_not_begun(trained, tmp_pat
 # ---------------------------------------------------------------- signals
 
 
-def test_what_tells_a_run_to_stop_lets_the_step_finish():
+def test_signals_that_stop_a_run_let_its_step_finish():
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whether the tests run under nohup or not
     sent = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
     before = [signal.getsignal(number) for number in sent]
@@ -271,7 +271,7 @@ def test_every_byte_of_a_name_stays_in_its_row(sketch, tmp_path):
     assert len(lines) == 255 and not any(ord(letter) < 32 or ord(letter) == 127 for line in lines for letter in line)
 
 
-def test_a_bar_in_a_name_ends_no_cell_of_a_table():
+def test_a_bar_in_a_name_is_escaped_in_a_table():
     assert mmlfer.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
 
 

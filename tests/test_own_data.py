@@ -1,4 +1,4 @@
-"""Expressions and AUs of one's own, through every command: 30 % of the rows are not coded."""
+"""Your own expressions and AUs, through every command; 30 % of the rows are not coded."""
 
 import csv
 import json
@@ -58,7 +58,7 @@ def test_synth_writes_labels_csv_of_ones_own(mine, rows):
 
 
 def test_rows_are_uncoded_by_the_seed_and_faces_stay(mine, tmp_path):
-    """A face is of its AUs whether they are told or not."""
+    """A face is drawn from its AUs whether or not labels.csv has them."""
     draw = ["--form", "csv", "--stats", mine / "mine.yaml", "--n", 12, "--size", 32]
     texts = []
     for name, *more in (("a",), ("b", "--uncoded", 0.5), ("c", "--uncoded", 0.5), ("d", "--uncoded", 0.5, "--seed", 1)):
@@ -73,7 +73,7 @@ def test_rows_are_uncoded_by_the_seed_and_faces_stay(mine, tmp_path):
 
 
 def test_synth_draws_the_papers_statistics_as_labels_csv_too(tmp_path, faces_folder):
-    """The same labels as in RAF-CE's layout, for the same seed."""
+    """With the same seed, the labels are the same as in RAF-CE's layout."""
     done("synth", tmp_path / "faces", "--form", "csv", "--stats", "lab", "--n", 60, "--size", 32)
     one, other = _labels.load_faces(tmp_path / "faces"), _labels.load_faces(faces_folder)
     names = [one.vocabulary.emotions[k] for k in one.y_emo]
@@ -84,7 +84,7 @@ def test_synth_draws_the_papers_statistics_as_labels_csv_too(tmp_path, faces_fol
 
 
 def test_the_aus_that_synth_draws_are_those_that_change_a_face():
-    """Each alone or, such as those of an open mouth, with another one."""
+    """Each AU changes it alone or, such as those of an open mouth, together with another."""
     draw = lambda aus: np.asarray(synth.draw_face(aus, np.random.default_rng(5), 64), int)  # noqa: E731
     plain = {with_: draw(dict.fromkeys(with_, (1, 1))) for with_ in ((), (25, 27))}
     changing = [au for au in mmlfer.AU_NAMES if any(

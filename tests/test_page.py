@@ -37,7 +37,7 @@ def server(ckpt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(faces_folder, tmp_path_factory):
-    """Two faces beside each other, one face, nobody, no image; and a clip of a face that moves, for the camera."""
+    """Images with two faces, one face and none, a file that is no image; and a clip of a moving face, for the camera."""
     out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     faces = [np.asarray(Image.open(path)) for path in sorted((faces_folder / "aligned").iterdir())[:3]]
     scene, _ = two_face_scene(faces[:2], rng, 20, 30)
@@ -65,13 +65,14 @@ def browser(photos):
 
 @pytest.fixture
 def requests():
-    """Every address that a test's page asks for."""
+    """Every address that the page of a test requests."""
     return []
 
 
 @pytest.fixture
 def page(browser, server, requests):
-    """The page, just opened. When the test ends, no script failed, no policy was broken, and nobody else was asked."""
+    """The page, just opened. At the end of the test, no script must have failed, no policy been broken, and no request
+    gone elsewhere."""
     context, troubles = browser.new_context(), []
     opened = context.new_page()
     opened.set_default_timeout(SOON)
@@ -87,7 +88,7 @@ def page(browser, server, requests):
 
 @pytest.fixture(scope="module")
 def predicted(ckpt, photos):
-    """What `predict --photos` says of each file, named without its folder: (JSON, table, standard error)."""
+    """What `predict --photos` writes for each file, named without its folder: (JSON, table, standard error)."""
     told = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(photos)
@@ -98,13 +99,13 @@ def predicted(ckpt, photos):
 
 
 def choose(page, photos, *names):
-    """Choose files, and wait until the last is answered."""
+    """Choose files on the page, and wait until the last is answered."""
     page.set_input_files("#files", [photos / name for name in names])
     page.wait_for_selector(f"#name:text-is('{names[-1]}')")
 
 
 def rows(page, section):
-    """The bars of a part of the answer: name, value as it is printed, and the width of its bar in percent."""
+    """The bars in a part of the answer: name, value as shown, and width in percent."""
     found = []
     for row in page.locator(f"section[aria-label='{section}'] .bars li").all():
         name, value = row.locator("> span").first.text_content(), row.locator(".value").text_content()
@@ -130,7 +131,7 @@ def test_a_chosen_picture_is_answered_as_predict_answers(page, photos, predicted
 
 
 def test_what_speaks_for_and_against_the_first_expression(page, photos, predicted, ckpt):
-    """By the checkpoint's own table: AUs that it calls for, seen or not, and others that are seen."""
+    """By the checkpoint's own table: AUs that it calls for, present or not, and other AUs that are present."""
     (told,), _, _ = predicted["one.png"]
     state = torch.load(ckpt, weights_only=True)
     shares = dict(zip(state["aus"], state["table"][state["emotions"].index(told["expressions"][0]["name"])].tolist()))
@@ -188,12 +189,12 @@ def test_the_crop_and_gradcam_on_demand(page, photos, requests):
     page.wait_for_selector("figure:nth-child(2) img")
     assert page.evaluate("document.activeElement.textContent").startswith("Grad-CAM: ")
     answer = page.request.post(f"{page.url}gradcam", data=base64.b64decode(crop.split(",")[1])).body()
-    with page.expect_download() as download:  # the very picture that the server answers
+    with page.expect_download() as download:  # the same image that the server sends
         page.evaluate("src => { const a = document.createElement('a'); a.href = src; a.download = 'cam.png'; a.click(); }",
                       page.get_attribute("figure:nth-child(2) img", "src"))
     assert download.value.path().read_bytes() == answer and len([url for url in requests if url.endswith("/gradcam")]) == 1
     assert page.text_content("figure:nth-child(2) figcaption").endswith(f"for {page.text_content('.first')}")
-    page.click(".chip >> nth=0")  # of another face it is asked for anew, and that one's is kept
+    page.click(".chip >> nth=0")  # for another face it is requested again; that of the first face is kept
     assert page.locator("figure").count() == 1
     page.click(".chip >> nth=1")
     assert page.locator("figure").count() == 2
@@ -228,7 +229,7 @@ def test_pictures_are_pasted_and_dropped(page, photos, event, where):
     assert page.locator(".box").count() == 1
 
 
-def test_what_cannot_be_read_is_told_and_the_others_are_answered(page, photos, predicted, server, tmp_path, requests):
+def test_what_cannot_be_read_is_reported_and_the_others_are_answered(page, photos, predicted, server, tmp_path, requests):
     sentence = re.search("Warning: skipped (.*)\n", predicted["broken.jpg"][2])[1]
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(20_000_001)
@@ -275,7 +276,7 @@ def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server)
     assert page.locator("video").count() == 0 and page.is_hidden("#controls") and page.locator(".box").count() == 1
     count = len(sent)
     page.wait_for_timeout(300)
-    assert len(sent) == count  # it is off
+    assert len(sent) == count  # the camera is off
     page.click("#start")
     page.wait_for_selector("video")
     tracks = page.evaluate_handle("document.querySelector('video').srcObject.getTracks()")
@@ -325,7 +326,7 @@ def test_everything_has_a_name_for_screen_readers(page, photos):
     assert page.locator("section").count() >= 5 and page.get_attribute("#status", "role") == "status"
 
 
-def test_what_is_told_of_the_model_and_of_its_limits(page, server):
+def test_the_page_describes_the_model_and_its_limits(page, server):
     facts = page.text_content("footer")
     assert "Method mtl, resnet34, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
     assert "not what a person feels" in facts and f"curl --data-binary @photo.jpg {server.url}predict" in facts
@@ -340,7 +341,7 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast(scheme):
-    """WCAG's ratios: 4.5 for text, 3 for marks; in the colours of both schemes."""
+    """WCAG's ratios, 4.5 for text and 3 for marks, in the colours of the light and the dark scheme."""
     block = re.findall(r":root \{(.*?)\}", PAGE, re.S)[scheme]
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", block))
     for front, back, least in [("ink", "card", 7), *[(text, "card", 4.5) for text in ("soft", "accent", "seen", "against")],
@@ -351,7 +352,7 @@ def test_contrast(scheme):
 
 
 def test_not_one_request_went_elsewhere(page, photos, server, requests):
-    """Every request of a whole visit, one by one; of the other tests' pages the fixture sees to it."""
+    """Every request of a whole visit; for the pages of the other tests the fixture checks it."""
     choose(page, photos, "one.png")
     page.click("text=Where it looked (Grad-CAM)")
     page.wait_for_selector("figure:nth-child(2) img")
@@ -360,4 +361,4 @@ def test_not_one_request_went_elsewhere(page, photos, server, requests):
     asked = [url.removeprefix(server.url) for url in requests if not url.startswith(("data:", "blob:"))]
     assert sorted(asked) == sorted(["", "health", *(f"sample/{i}.jpg" for i in range(3)), "predict?name=one.png&crops=1", "gradcam",
                                     "predict?name=one.png&format=csv"])
-    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name, which nobody asks for
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # the name of SVG, which is never requested

@@ -50,7 +50,7 @@ def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
 
 
 def test_hidden_folders_and_files_are_no_people(people, tmp_path):
-    """.thumbnails of a file manager's, ._001.jpg of macOS's on other disks."""
+    """Such as .thumbnails, which file managers write, and ._001.jpg, which macOS writes on other disks."""
     faces = tmp_path / "faces"
     shutil.copytree(people, faces)
     shutil.copytree(people / "00001", faces / ".thumbnails")
@@ -83,8 +83,8 @@ def png(i, extra=b""):
 
 
 def write_rec(folder, first=(7.0, 9.0)):
-    """Six images of three people; image 4 holds the magic number twice and lies in three parts; after
-    them, as insightface has it, a record for each person."""
+    """Six images of three people, then one record for each person, as insightface writes them. Image 4 holds
+    the magic number twice and is therefore in three parts."""
     folder.mkdir()
     magic = struct.pack("<I", 0xCED7230A)
     labels = [5.0, [5.0, 99.0], 11.0, 11.0, [2.0, 98.0], 2.0]
@@ -122,7 +122,7 @@ def test_without_an_end_in_record_0_every_other_record_is_an_image(tmp_path):
 
 @pytest.mark.parametrize("label", [11.0, [11.0, 99.0]])
 def test_a_record_0_that_is_an_image_is_one_of_its_person(tmp_path, label):
-    """As MXNet's own tool writes it, which counts from 0; insightface's holds no image."""
+    """As MXNet's own tool writes it, which counts from 0; insightface's record 0 holds no image."""
     blob, index = b"", ""
     for key, (image, labels) in enumerate([(png(0), label), (png(1), 11.0), (png(2), 5.0), (png(3), 5.0)]):
         index += f"{key}\t{len(blob)}\n"
@@ -146,7 +146,7 @@ def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
     rec = tmp_path / "rec/train.rec"
     source, _ = _people.read_records(rec)
     whole = rec.read_bytes()
-    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # amid the fifth image
+    rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # in the middle of the fifth image
     source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
     rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
@@ -170,19 +170,19 @@ def test_an_index_that_is_missing_or_damaged(tmp_path):
 
 
 def test_records_that_are_not_what_they_say(tmp_path):
-    """An offset past the end, a label that is no number, an end that is none, more labels than bytes."""
+    """An offset past the end, a label or an end that is not a number, an infinite end, more labels than bytes."""
     write_rec(tmp_path / "rec")
     rec, index = tmp_path / "rec/train.rec", tmp_path / "rec/train.idx"
     start, blob = index.read_text(), bytearray(rec.read_bytes())
     offsets = {int(k): int(o) for k, o in (line.split() for line in start.splitlines())}
     index.write_text(start.replace(f"2\t{offsets[2]}\n", "2\t99999999\n") + f"3\t{offsets[1]}\n")
-    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read: the array's are
+    blob[offsets[5] + 12 : offsets[5] + 16] = struct.pack("<f", math.nan)  # not read, because the record has an array of labels
     blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
     blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
     rec.write_bytes(blob)
     source, notes = _people.read_records(rec)
     assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
-    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of a key twice, the later
+    assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of two rows with one key, the later
     assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
     blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
     rec.write_bytes(blob)
@@ -193,7 +193,7 @@ def test_records_that_are_not_what_they_say(tmp_path):
 
 
 def test_an_index_of_many_records_takes_little_memory(tmp_path):
-    """A tenth of a million records; some 80 bytes each, where dicts and lists took 430."""
+    """100,000 records take some 80 bytes each; with dicts and lists it was 430."""
     n = 100_000
     head = struct.pack("<IIIfQQ", 0xCED7230A, 32, 0, 5, 1, 0) + bytes(8)
     (tmp_path / "train.rec").write_bytes(head * n)
@@ -210,7 +210,7 @@ def test_an_index_of_many_records_takes_little_memory(tmp_path):
 # ---------------------------------------------------------------- pairs
 
 
-def test_pairs_are_of_who_they_say_and_none_twice():
+def test_pairs_are_of_the_people_they_name_and_none_occurs_twice():
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 9))
     pairs, same, fold = _people.draw_pairs(labels, 3, n=400)
     assert len(pairs) == 800 and same.sum() == 400 and np.bincount(fold).tolist() == [80] * 10

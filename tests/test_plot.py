@@ -1,4 +1,4 @@
-"""Figures of a run."""
+"""Figures of runs and of videos."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def kept(monkeypatch):
-    """{file name: figure} of what is drawn; nothing is written."""
+    """{file name: figure} of the drawn figures; nothing is written."""
     figures = {}
     monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: figures.setdefault(path.name, figure))
     yield figures
@@ -45,7 +45,7 @@ def kept(monkeypatch):
 
 
 def check_picture(path, least=500):
-    """Large enough, not empty, and white all around: nothing is cut off."""
+    """Check that a figure is large enough, not empty, and white all around, so that nothing is cut off."""
     picture = np.asarray(Image.open(path).convert("L"))
     assert min(picture.shape) > least and picture.std() > 10
     assert all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
@@ -56,7 +56,7 @@ def test_figures_of_a_run(run):
     assert (result.stdout, result.stderr) == (f"{run}/curves.png\n{run}/confusion.png\n", "")
     for name in ("curves.png", "confusion.png"):
         check_picture(run / name)
-    assert invoke("plot", run).exit_code == 0  # again, over its own
+    assert invoke("plot", run).exit_code == 0  # again: it may replace its own figures
 
 
 def test_curves_are_the_log(run, kept):
@@ -77,7 +77,7 @@ def test_curves_are_the_log(run, kept):
 
 
 def write_run(folder, method, seed, log):
-    """A finished run as `table` and `plot` read it; log: an epoch's val_acc, w_au, w_am each."""
+    """Write a finished run as `table` and `plot` read it; log: val_acc, w_au and w_am of each epoch."""
     numbers = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0], 14), mmlfer.EMOTIONS), "pred": [0]}
     folder.mkdir(parents=True)
     (folder / "test.json").write_text(json.dumps({
@@ -162,7 +162,7 @@ def test_confusion_is_shown_as_shares_of_each_row(run, kept):
     assert axis.get_title() == "40 test images, Acc. 67.50 %, Diag. 65.00 %"
 
 
-def test_of_an_unfinished_run_the_curves(run):
+def test_an_unfinished_run_has_only_its_curves_drawn(run):
     (run / "test.json").unlink()
     result = invoke("plot", run)
     assert (result.exit_code, result.stdout) == (0, f"{run}/curves.png\n")
@@ -202,12 +202,12 @@ def test_a_file_that_train_does_not_write_is_named(run, name, text):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "config.yaml"])
-def test_a_folder_that_is_no_run(run, name):
+def test_a_folder_without_a_run_is_refused(run, name):
     (run / name).unlink()
     assert invoke("plot", run).stderr == f"Error: {run}/{name}: not there; give the folder of a run of `train`\n"
 
 
-def test_a_picture_that_cannot_be_written(run):
+def test_a_figure_that_cannot_be_written_is_refused(run):
     (run / "curves.png").mkdir()
     result = invoke("plot", run)
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {run}/curves.png: cannot be written (Is a directory)")
@@ -238,7 +238,7 @@ def write_table(path, rows, aus=True):
 
 @pytest.fixture
 def table(tmp_path):
-    """Face 0 in four of five frames of a variable rate, face 3 in two; the fourth has none."""
+    """Five frames at a variable rate: face 0 in four of them, face 3 in two, no face in the fourth."""
     return write_table(tmp_path / "clip.csv", [
         (0, 0.0, 0, (0.9, 0.1, 0.0, 1.0)), (2, 0.1, 0, (0.8, 0.2, 0.1, 0.9)), (2, 0.1, 3, (0.3, 0.7, 0.5, 0.4)), (4, 0.5, 0, (0.7, 0.3, 0.2, 0.8)),
         (6, 0.6, None, None), (8, 1.0, 0, (0.6, 0.4, 0.3, 0.7)), (8, 1.0, 3, (0.2, 0.8, 0.6, 0.3))])

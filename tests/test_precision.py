@@ -41,9 +41,9 @@ def test_the_backbone_alone_computes_in_bf16(hypergrad):
     taped, omega = mmlfer.meta_train(run, batch)
     grad_psi = mmlfer.meta_test(run, taped, omega, val, hypergrad)
     mmlfer.train_step(run, batch, val)
-    assert {name: seen[name] for name in ("backbone.conv1", "backbone.bn1", "backbone.layer4.1.bn2", "backbone", "fe", "au",
+    assert {name: seen[name] for name in ("backbone.conv1", "backbone.bn1", "backbone.layer4.0.bn2", "backbone", "fe", "au",
                                           "meta", "")} == {
-        "backbone.conv1": {BF16}, "backbone.bn1": {BF16}, "backbone.layer4.1.bn2": {BF16}, "backbone": {BF16},
+        "backbone.conv1": {BF16}, "backbone.bn1": {BF16}, "backbone.layer4.0.bn2": {BF16}, "backbone": {BF16},
         "fe": {FLOAT}, "au": {FLOAT}, "meta": {FLOAT}, "": {(FLOAT,) * 3}}
     kept = [taped.f, taped.losses, omega, *grad_psi, *run.net.parameters(), *run.meta.parameters()]
     kept += [b for name, b in run.net.named_buffers() if "num" not in name] + [p.grad for p in run.net.parameters()]
@@ -52,7 +52,7 @@ def test_the_backbone_alone_computes_in_bf16(hypergrad):
 
 
 def test_a_tangent_pass_rounds_where_the_forward_does(monkeypatch):
-    """Each rule's result has the format of its layer's result."""
+    """The result of each rule has the number format of its layer's result."""
     run, formats = run_of(CFG), []
 
     def noted(rule):
@@ -79,7 +79,7 @@ def test_float32_never_enters_autocast(monkeypatch):
 
 
 def calm_run(cfg=CFG):
-    """Residual branches at a fifth of their scale, else a net at random weights makes much of any rounding."""
+    """A run with residual branches at a fifth of their scale, because a net with random weights enlarges rounding."""
     run = run_of(cfg)
     with torch.no_grad():
         for name, p in run.net.named_parameters():
@@ -101,7 +101,7 @@ def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_auto_compares_the_forms_in_float32(capsys, precision):
-    """In bf16 they differ by percents, from rounding."""
+    """In bf16 they differ by some percent, from rounding alone."""
     run = calm_run(dataclasses.replace(CFG, precision=precision, hypergrad="auto"))
     assert mmlfer.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
     difference = re.search(r"by (\S+); going on with jvp", capsys.readouterr().out)[1]
@@ -126,7 +126,7 @@ def test_a_run_in_bf16_resumes_to_the_same_end_and_says_what_it_is(faces_folder,
 
 
 def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkeypatch):
-    """Whatever the run was trained in: near each other, and not the same."""
+    """They use the format that is asked for, not that of the training: the results are near each other, not equal."""
     formats, answers, features = [], {}, mmlfer.features
     monkeypatch.setattr(mmlfer, "features", lambda net, x: (formats.append(net.precision), features(net, x))[1])
     for precision in ("float32", "bf16"):
@@ -143,10 +143,10 @@ def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkey
     assert answers["bf16"].shape == (60, 14) and 1e-5 < difference < 0.1
 
 
-SLOWER = "--precision bf16: slower here than float32, for this CPU has no bf16 instructions\n"
+SLOWER = "--precision bf16: slower here than float32, because this CPU has no bf16 instructions\n"
 
 
-def test_video_gives_it_to_the_net(tmp_path, monkeypatch):
+def test_video_gives_precision_to_the_net(tmp_path, monkeypatch):
     def load_net(*args):
         raise mmlfer.InputError(f"asked for {args[1:]}")
 
@@ -157,7 +157,7 @@ def test_video_gives_it_to_the_net(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "predict", "video", "bench"])
-def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_path, monkeypatch):
+def test_a_cpu_without_bf16_is_reported_once(command, sketch, faces_folder, tmp_path, monkeypatch):
     arguments = {"train": ("--data", tmp_path), "eval": ("--ckpt", sketch, "--data", tmp_path),
                  "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": (),
                  "video": (tmp_path / "a.mp4", "--ckpt", sketch, "--out", tmp_path)}[command]
@@ -177,7 +177,7 @@ def test_a_cpu_without_bf16_is_told_of_once(command, sketch, faces_folder, tmp_p
     assert invoke(command, *arguments, *option, "--device", "cpu").stderr.count(SLOWER) == 1
 
 
-def test_where_bf16_has_instructions(monkeypatch):
+def test_which_devices_have_bf16_instructions(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     for machine, amx, has in (("x86_64", False, False), ("AMD64", False, False), ("x86_64", True, True), ("aarch64", False, True)):
         monkeypatch.setattr(_runs.platform, "machine", lambda machine=machine: machine)

@@ -34,7 +34,7 @@ def ckpt(sketch):
 
 @pytest.fixture(scope="module")
 def many(faces_folder, tmp_path_factory):
-    """300 different images of 32x32 in 3 folders: drawn faces, each in several lights."""
+    """300 different images of 32x32 in 3 folders: drawn faces, each under several coloured lights."""
     out, rng = tmp_path_factory.mktemp("many"), np.random.default_rng(0)
     faces = sorted((faces_folder / "aligned").iterdir())
     for i in range(300):
@@ -178,7 +178,7 @@ def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
 # ---------------------------------------------------------------- outputs
 
 
-def test_no_aus_and_no_trained_aus_are_told_apart(ckpt, faces_folder, tmp_path):
+def test_no_aus_and_untrained_aus_are_distinguished(ckpt, faces_folder, tmp_path):
     state = torch.load(ckpt, weights_only=True)
     state["net"]["au.bias"] -= 1000
     torch.save(state, tmp_path / "none.pt")
@@ -270,7 +270,7 @@ def test_an_output_that_is_an_input_is_refused(ckpt, faces_folder, tmp_path, opt
         assert Path(output).read_bytes() == before
 
 
-def test_an_output_that_cannot_be_written_is_said_before_the_work(ckpt, many, tmp_path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(ckpt, many, tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "predict_faces", lambda *_: pytest.fail("the work was begun"))
     (tmp_path / "file").write_text("")
     result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "file/p.csv")
@@ -290,7 +290,7 @@ def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, outpu
             seen += part
     os.close(ours)
     assert process.wait(60) == 1
-    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they stay
+    lines = [line.split("\r")[-1] for line in seen.decode().replace("\r\n", "\n").split("\n")]  # as they remain on the terminal
     assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
 
 
@@ -325,7 +325,7 @@ def test_decoding_goes_on_beside_the_net(n):
 
 
 def test_memory_stays_flat_over_predictions(ckpt, many, tmp_path, monkeypatch):
-    """1,200 images take no more memory than 300: neither they nor the results are kept."""
+    """1,200 images take no more memory than 300, because neither images nor predictions are kept."""
     answers = np.full((64, 14), 1 / 14), np.full((64, 32), 0.9)
     monkeypatch.setattr(predict, "predict_faces", lambda net, x: tuple(p[: len(x)] for p in answers))
     peaks = []
@@ -343,7 +343,7 @@ def test_memory_stays_flat_over_predictions(ckpt, many, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def photos(faces_folder, tmp_path_factory):
-    """Three scenes of two faces and one of none."""
+    """Three scenes with two faces, and one without a face."""
     out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     faces = [np.asarray(Image.open(p)) for p in sorted((faces_folder / "aligned").iterdir())]
     for i in range(3):
@@ -382,7 +382,7 @@ def test_photographs_without_a_face_are_no_failure(ckpt, photos, tmp_path):
 
 
 def test_photographs_are_aligned_as_the_checkpoints_faces(ckpt, photos, tmp_path, monkeypatch):
-    """Of a checkpoint whose faces stood on their heads it is the same crop, upside down."""
+    """With a checkpoint whose faces were upside down, it is the same crop, upside down."""
     seen, state = [], torch.load(ckpt, weights_only=True)
     monkeypatch.setattr(predict, "predict_faces", lambda net, x: seen.append(x) or mmlfer.predict_faces(net, x))
     template = np.array([[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]])
@@ -470,7 +470,7 @@ def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):
 
 
 def test_drawings_go_to_a_new_folder(ckpt, photos, tmp_path):
-    """A picture of the user's, of the name that a drawing would have, stays as it is."""
+    """A picture of the user that has the name of a drawing stays as it is."""
     (tmp_path / "0.jpg").write_bytes(b"mine")
     command = ("predict", "--ckpt", ckpt, "--photos", photos / "0.png", "--draw")
     for place in (tmp_path, tmp_path / "0.jpg"):
@@ -484,7 +484,7 @@ def test_drawings_go_to_a_new_folder(ckpt, photos, tmp_path):
 
 
 def test_the_tables_name_each_photographs_drawing(ckpt, photos, tmp_path):
-    """Two photographs of one name, of different sizes: each row's drawing has its photograph's shape."""
+    """Two photographs with one name and different sizes: the drawing in each row has its photograph's shape."""
     for name, source, zoom in (("a/p.png", "0.png", 1), ("b/p.png", "1.png", 2)):
         (tmp_path / name).parent.mkdir()
         image = Image.open(photos / source)

@@ -19,7 +19,7 @@ from mmlfer_commands import _backbones, _runs, pretrain
 
 
 def refused(*args):
-    """The one line of an error."""
+    """The one line of the error with which `pretrain` ends."""
     result = invoke("pretrain", *args)
     assert result.exit_code == 1 and result.stdout.count("\n") <= 1, result.output
     return [line for line in result.stderr.splitlines() if not line.startswith("Warning: ")]
@@ -40,7 +40,7 @@ def test_margins_match_a_naive_loop(loss, margin):
                 t = math.acos(c) + margin
                 c = c - margin if loss == "cosface" else math.cos(t) if t <= math.pi else -2 - math.cos(t)
             assert float(moved[i, j]) == pytest.approx(c, abs=1e-9)
-    assert (cosines.gather(1, y[:, None]).acos() + 0.5 > math.pi).sum() > 2  # ArcFace's far side is met
+    assert (cosines.gather(1, y[:, None]).acos() + 0.5 > math.pi).sum() > 2  # the case of t + m above pi occurs
 
 
 def test_arcface_falls_as_the_angle_grows_and_its_gradient_is_finite_at_the_ends():
@@ -73,7 +73,7 @@ def test_each_fold_is_judged_by_the_threshold_of_the_others():
 
 
 def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
-    """All pairs that can be read are judged rightly; one with a bad image would be judged wrongly."""
+    """All pairs that can be read are judged correctly; a pair with a bad image would be judged wrongly."""
     source = types.SimpleNamespace(read=lambda i, size: None)
     e = np.array([[1, 0], [1, 0], [0, 1], [0, 1], [-1, 0], [0, -1]], float)  # the last two are bad
     monkeypatch.setattr(pretrain, "embed", lambda *args: (e, np.array([False] * 4 + [True] * 2)))
@@ -125,10 +125,10 @@ def test_a_run_writes_what_it_promises(pretrained, people):
 def test_train_takes_the_file_with_its_normalisation(pretrained):
     state = load(pretrained[0])
     net, origin = _backbones.start_base_net(str(pretrained[0]), "resnet18")
-    assert origin == f"took 120 tensors from {pretrained[0]}"
+    assert origin == f"took 96 tensors from {pretrained[0]}"
     assert all(torch.equal(v, state["state_dict"][k]) for k, v in net.backbone.state_dict().items())
     trained = load(pretrained[0].with_suffix(".last.pt"))["net"]
-    assert torch.equal(net.backbone.layer4[1].bn2.running_var, trained["backbone.layer4.1.bn2.running_var"])
+    assert torch.equal(net.backbone.layer4[0].bn2.running_var, trained["backbone.layer4.0.bn2.running_var"])
     assert int(net.backbone.bn1.num_batches_tracked) == 4 * 3
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
     assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
@@ -137,7 +137,7 @@ def test_train_takes_the_file_with_its_normalisation(pretrained):
         _backbones.start_base_net(str(pretrained[0]))
 
 
-@pytest.mark.parametrize("step", [2, 6])  # amid the first epoch; at the end of the second
+@pytest.mark.parametrize("step", [2, 6])  # within the first epoch; at the end of the second
 def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tmp_path, monkeypatch, step):
     out, taken, whole_step = tmp_path / "w.pth", [], pretrain.pretrain_step
 
@@ -163,7 +163,7 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tm
 
 
 def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_path):
-    """Whether or not its checkpoint is still there; where the faces lie may change."""
+    """Whether or not its checkpoint still exists; only the place of the faces may change."""
     out = shutil.copy(pretrained[0], tmp_path / "w.pth")
     for last in (False, True):
         if last:
@@ -198,7 +198,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
 
 
 def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(people, monkeypatch):
-    """Against the loss written out, on the same net."""
+    """Compared with the loss written out, on the same net."""
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=6.4, momentum=0.9,
                                 weight_decay=1.0, epochs=2, warmup=1, loss="cosface", margin=0.35, scale=16.0)
     rng = np.random.default_rng(0)
@@ -236,7 +236,7 @@ def test_bf16_runs(people, tmp_path):
 @pytest.mark.parametrize("bf16,dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
     net, seen = pretrain.people_net_class()("resnet18", 3, bf16), []
-    for layer in (net.backbone.conv1, net.backbone.layer4[1].conv2, net.neck):
+    for layer in (net.backbone.conv1, net.backbone.layer4[0].conv2, net.neck):
         layer.register_forward_hook(lambda layer, x, y: seen.append(y.dtype))
     cosines = net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     assert seen == [dtype, dtype, torch.float32] and cosines.dtype == torch.float32
@@ -264,7 +264,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
 
 def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
-    """After the last step, which no loss follows."""
+    """The net is broken after the last step, when no loss follows that would show it."""
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 1, *SMALL_PRETRAINING,
                                  "--batch-size", 30, "--lr", 5e39)
     assert len(lines) == 1 and lines[0].startswith("Error: epoch 1, step 1: the net is not finite. The checkpoint from ")
@@ -274,7 +274,7 @@ def test_a_net_that_is_not_finite_is_not_written(people, tmp_path):
 
 @pytest.mark.parametrize("epochs,drops", [(1, []), (2, [1]), (3, [2]), (5, [3, 4]), (40, [20, 30])])
 def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
-    """At the first epochs that begin when these shares are over."""
+    """It falls at the first epoch that begins after these shares of the epochs."""
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.8, momentum=0.9,
                                 weight_decay=0, epochs=epochs)
     run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
@@ -329,7 +329,7 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     assert (y, bad) == (0, 2) and np.array_equal(x.permute(1, 2, 0).numpy(), source.read(4, 32))
 
 
-def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
+def test_a_broken_image_is_reported_once_and_not_every_epoch(people, tmp_path):
     faces = tmp_path / "faces"
     shutil.copytree(people, faces)
     broken = sorted(faces.glob("*/003.jpg"))
@@ -341,7 +341,7 @@ def test_a_broken_image_is_told_once_and_not_every_epoch(people, tmp_path):
     assert max(told) == 1 and sum(told) >= 6  # of six people in training, or of two held out
 
 
-def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
+def test_broken_images_in_a_row_are_never_replaced_by_a_black_one(people):
     source, _ = pretrain.read_people(people)
     whole, read = source.read, []
     source.read = lambda i, size: read.append(i) or (whole(i % 40, size) if i >= 300 else f"{i} broken")
@@ -352,8 +352,8 @@ def test_no_run_of_broken_images_puts_a_black_one_in_their_place(people):
     assert images[3][1:] == (-1, 3)
 
 
-def test_bad_images_at_the_end_of_a_batch_are_no_end_of_a_run(people, tmp_path):
-    """A batch whose images are all broken, for it is small, costs no more than those images."""
+def test_a_batch_of_bad_images_does_not_end_the_run(people, tmp_path):
+    """A small batch, whose images are all broken, costs no more than those images."""
     faces, out = tmp_path / "faces", tmp_path / "w.pth"
     shutil.copytree(people, faces)
     options = ("pretrain", "--faces", faces, "--out", out, "--epochs", 1, "--skip-bad-images", *SMALL_PRETRAINING)

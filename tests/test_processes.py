@@ -25,14 +25,16 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 GROUP = """
 import os, signal, subprocess, sys, time
 import mmlfer
+from torch.utils.data import _utils
 from mmlfer_commands import _people, pretrain
+_utils.MP_STATUS_CHECK_INTERVAL = 1  # seconds that torch waits for each worker to end, then kills it; 5 otherwise
 how, step, read, taken, main = sys.argv.pop(1), pretrain.pretrain_step, _people.Files.read, [], os.getpid()
 def struck(*args):
     taken.append(1)
     if how == "killed":
         os.kill(main, signal.SIGKILL)
     elif len(taken) == (1 if how == "hanging" else 2):
-        subprocess.run(["sh", "-c", "kill -TERM 0"])  # of another: its parent's a worker takes as an end
+        subprocess.run(["sh", "-c", "kill -TERM 0"])  # from another process: for a worker, a signal of its parent is its end
     return step(*args)
 def hang(source, i, size):
     taken.append(1)
@@ -47,7 +49,7 @@ mmlfer.main()
 
 
 def run_as_group(how, tmp_path, *options):
-    """Start `pretrain` and its two workers as a process group of their own, which a signal is sent to."""
+    """Start `pretrain` and its two workers as their own process group, to which a signal is sent."""
     script = tmp_path / "group.py"
     script.write_text(GROUP)
     command = [python(), script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
@@ -56,7 +58,7 @@ def run_as_group(how, tmp_path, *options):
 
 
 def group_has_ended(folder, seconds):
-    """The program leads a group of its own, and names itself in its lock."""
+    """Whether the program's group has ended. The program leads its own group, and its number is in its lock."""
     group = int((folder / ".w.lock").read_text().split()[1])
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -74,7 +76,7 @@ WITH_WORKERS = [2 if option == 0 else option for option in SMALL_PRETRAINING]
 
 @pytest.mark.parametrize("how,step", [("stopped", 2), ("hanging", 1)])
 def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(pretrained, people, tmp_path, how, step):
-    """As schedulers, systemd and `timeout` signal; the workers that hang end all the same."""
+    """Schedulers, systemd and `timeout` send signals so. Workers that hang end too."""
     process = run_as_group(how, tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
     _, errors = process.communicate(timeout=120)
     assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
@@ -165,7 +167,7 @@ mmlfer.main()
 
 
 def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
-    """A signal to the second process stops both at the same step; the second would abort if it wrote a file."""
+    """A signal to the second process stops both at the same step. The second would fail if it wrote a file."""
     out, script = tmp_path / "w.pth", tmp_path / "second.py"
     script.write_text(SECOND)
     options = ("--faces", people, "--epochs", 2, *SMALL_PRETRAINING[:-6], "--workers", 1)
@@ -180,7 +182,7 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
         str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
-    assert _backbones.start_base_net(str(out), "resnet18")[1] == f"took 120 tensors from {out}"
+    assert _backbones.start_base_net(str(out), "resnet18")[1] == f"took 96 tensors from {out}"
 
 
 @pytest.mark.parametrize("how,line", [
@@ -222,8 +224,8 @@ mmlfer.main()
 
 @pytest.mark.parametrize("stop_at", [0, 2])
 def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_path, stop_at):
-    """Two to the end, or two that stop after a step and one that goes on: the mean over the batches
-    of the mean over the processes that took a batch."""
+    """Two processes to the end, or two that stop after a step and one that goes on. The log has the mean over
+    batches of the mean over the processes that took a batch."""
     out, script = tmp_path / "w.pth", tmp_path / "counted.py"
     script.write_text(COUNTED)
     result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL_PRETRAINING, cwd=tmp_path)

@@ -47,7 +47,7 @@ def options_of(name):
 
 
 def test_the_readme_is_short_and_its_lines_too():
-    """Tables that the program prints, and addresses, cannot be wrapped."""
+    """Except tables that the program prints and web addresses, which cannot be wrapped."""
     assert len(README.splitlines()) <= 280
     for name, page in PAGES.items():
         long = [line for line in page.splitlines() if len(line) > 120 and not re.match(r"\[\w+\]: http", line)]
@@ -106,7 +106,7 @@ def test_every_file_that_the_pages_name_exists():
 
 
 def test_where_the_open_choices_stand():
-    """Options, functions, commands: each name in the table's last column exists."""
+    """Each name in the table's last column is an option, a function or a command that exists."""
     rows = README.split("\n| open | chosen | where |\n")[1].split("\n\n")[0].splitlines()[1:]
     names = [name for row in rows for name in re.findall(r"`([^`]+)`", row.rsplit(" | ", 1)[1])]
     everywhere = set().union(*map(options_of, mmlfer.COMMANDS))
@@ -143,7 +143,7 @@ def test_the_tour_runs_as_it_stands(tmp_path):
 
 
 def test_the_lines_of_python_run_as_they_stand(sketch, faces_folder, tmp_path):
-    """Those of onnxruntime, without torch, name what `predict` names; so do those with the module."""
+    """The lines with onnxruntime, without torch, print what `predict` prints, and so do those with mmlfer."""
     onnxruntime, module = re.findall(r"```python\n(.*?)```", PAGE_OF_COMMANDS, re.S)
     (tmp_path / "tour/first").mkdir(parents=True)
     (tmp_path / "faces").symlink_to(faces_folder)
@@ -190,7 +190,7 @@ def cells_of(line):
 
 
 def test_the_table_of_the_readme_has_both_sets_side_by_side():
-    """Every row of Table 3 of both, without its number of seeds, which is three."""
+    """It has every row of both Tables 3, without the number of seeds, which is always three."""
     told = [cells_of(line) for line in README.splitlines() if re.match(r"\| \w.* ± ", line)]
     printed = []
     for folder in (FEW / "clean", MANY):
@@ -204,7 +204,7 @@ def test_the_table_of_the_readme_has_both_sets_side_by_side():
 
 
 def test_the_claims_stand_in_the_tables():
-    """Every interval that a sentence of the pages quotes is one that `table` prints."""
+    """`table` prints every interval that a sentence in the READMEs quotes."""
     printed = "\n".join(map(results, [FEW, *SETS]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
     prose = "\n".join(line for page in PAGES.values() for line in page.splitlines() if not line.startswith("|"))
@@ -267,7 +267,7 @@ def test_the_perfect_reader_of_the_results(drawn):
 
 
 def test_the_raw_results_are_of_one_setting():
-    """But for what makes the methods, the seeds and, of the noisy ones, the training AUs."""
+    """Except what tells the methods apart, the seeds and, in the noisy ones, the AUs of the training rows."""
     keys = ("size", "epochs", "batch_size", "lr_backbone", "lr_heads", "lr_meta", "schedule", "arch", "weights", "momentum", "weight_decay")
     for folder in (FEW, MANY):
         configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("config.yaml"))]

@@ -39,15 +39,17 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 # ---------------------------------------------------------------- the program, in float64
 
 
 def run_program_loop(options, data, out):
-    """The program's own training loop; the one place here that knows how it is called.
+    """Run the program's own training loop; only this function knows how it is called.
 
-    Residual branches start at a fifth of their scale: else rounding grows ten times a step, for
-    batches of 4 end in BatchNorm over 4 numbers. Checkpoints are kept here, not written.
+    Residual branches start at a fifth of their scale: otherwise rounding grows ten times per step,
+    because with batches of 4 the last BatchNorm is over 4 numbers. Checkpoints are kept in memory.
     """
     saved, torch_float = {}, torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -56,7 +58,7 @@ def run_program_loop(options, data, out):
         faces = mmlfer.load_images(mmlfer.load_labels(data), data, cfg.size)
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
-        run.called = mmlfer.called_for(run.table.double(), run.form)
+        run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
                 p *= 0.2 if ".bn2." in name else 1
@@ -86,12 +88,12 @@ def snapshot(run):
 
 @functools.cache
 def net_of_float64(arch):
-    """Its own parameters are never used: functional_call brings others."""
+    """A net in float64. Its own parameters are not used: functional_call is given others."""
     return Net(arch).double()
 
 
 def read_table(name):
-    """Table 1 as the program holds it, rounded to float32; AU 11 is none of the 32."""
+    """Table 1 as the program holds it, rounded to float32, without AU 11, which is not one of the 32."""
     content = yaml.safe_load((ROOT / f"stats/{name}.yaml").read_text())
     rows = [[content[e].get(au, 0) for au in AUS] for e in EMOTIONS]
     return torch.tensor(rows, dtype=torch.float32).double()
@@ -115,7 +117,7 @@ def take(data, index, flip):
 
 
 def losses_of(z_emo, z_au, y_emo, y_au, table, form):
-    """Eqs. 1, 2 and 9 as they stand; each (B,)."""
+    """L^emo, L^AU and L^AM by Eqs. 2, 1 and 9 as the paper has them; each (B,)."""
     p_emo, p_au = z_emo.exp() / z_emo.exp().sum(1, keepdim=True), 1 / (1 + (-z_au).exp())
     l_emo = -p_emo[range(len(y_emo)), y_emo].log()
     l_au = -(y_au * p_au.log() + (1 - y_au) * (1 - p_au).log()).sum(1)  # Eq. 1
@@ -155,7 +157,7 @@ def copies(buffers):
 
 
 def meta_step(net, state, batch, val, alpha, o):
-    """Eqs. 12 to 15: psi after its step; theta and BatchNorm's statistics stay."""
+    """Eqs. 12 to 15: psi after its step; theta and BatchNorm's statistics do not change."""
     psi = {n: p.clone().requires_grad_() for n, p in state.psi.items()}
     theta = {n: p.clone().requires_grad_() for n, p in state.theta.items()}
     total, _ = l_mtl(net, theta, copies(state.buffers), psi, batch, o)
@@ -168,7 +170,7 @@ def meta_step(net, state, batch, val, alpha, o):
 
 
 def base_step(net, state, batch, alpha, o):
-    """Eqs. 16 and 17, by SGD with momentum and weight decay; the one pass that moves BatchNorm's."""
+    """Eqs. 16 and 17, by SGD with momentum and weight decay; only this pass updates BatchNorm's statistics."""
     theta = {n: p.clone().requires_grad_() for n, p in state.theta.items()}
     total, means = l_mtl(net, theta, state.buffers, state.psi, batch, o)
     grad = torch.autograd.grad(total, list(theta.values()), allow_unused=True)
@@ -180,7 +182,7 @@ def base_step(net, state, batch, alpha, o):
 
 
 def one_cycle(t, n, top):
-    """The rate of step t of n: from top/25 up to top at 30 % and down to top/250,000, by cosines."""
+    """The rate of step t of n: from top/25 up to top at 30 % of the steps, then down to top/250,000, by cosines."""
     def between(start, end, share):
         return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
 
@@ -198,7 +200,7 @@ def rates(t, n, o):
 
 
 def predictions(net, theta, buffers, x):
-    """The most probable expression of each image, on running statistics."""
+    """The most probable expression of each image, with running statistics."""
     net.eval()
     with torch.no_grad():
         z_emo = torch.func.functional_call(net, ({**theta, **buffers},), (x,))[1]
@@ -207,14 +209,14 @@ def predictions(net, theta, buffers, x):
 
 
 def shares(pred, truth):
-    """Acc. and Diag."""
+    """Acc. and Diag. of these predictions."""
     right = [p == t for p, t in zip(pred, truth)]
     of_class = [[r for r, t in zip(right, truth) if t == k] for k in set(truth)]
     return sum(right) / len(right), sum(sum(r) / len(r) for r in of_class) / len(of_class)
 
 
 def reference_loop(options, folder, start):
-    """The same training from the same start: the end, the log, the best epoch and its theta."""
+    """The same training from the same start. -> the end, the log, the best epoch and its theta"""
     o = SimpleNamespace(**options)
     o.table = read_table(o.stats)
     o.form = o.stats if o.form == "auto" else o.form
@@ -249,7 +251,7 @@ def reference_loop(options, folder, start):
 
 @pytest.fixture(scope="module", params=CASES)
 def both(request, noise_folder, tmp_path_factory):
-    """What the program and the reference make of one case."""
+    """The results of the program and of the reference for one case."""
     options = {**OPTIONS, **CASES[request.param]}
     ours = run_program_loop(options, noise_folder, tmp_path_factory.mktemp("out"))
     return ours, reference_loop(options, noise_folder, ours.start)

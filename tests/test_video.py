@@ -27,7 +27,7 @@ def faces(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(faces, tmp_path_factory):
-    """A clip of 6 frames, 10 a second: a face, from the third frame another beside it; the last has none."""
+    """A clip of 6 frames, 10 per second: one face, a second one from the third frame on; the last frame has none."""
     paths = [lambda i: (50 + i, 60) if i < 5 else None, lambda i: (150, 60) if 2 <= i < 5 else None]
     return write_clip(tmp_path_factory.mktemp("clip") / "two faces.webm", moving(faces, paths, 6))
 
@@ -122,7 +122,7 @@ def test_times_of_a_variable_rate(tmp_path, name, codec):
 
 
 def test_rotation_in_the_metadata_counts(tmp_path):
-    """A phone held upright: wide frames, and a quarter turn clockwise in the header of the track."""
+    """As from a phone held upright: wide frames, and a quarter turn clockwise in the header of the track."""
     image = np.zeros((48, 64, 3), np.uint8)
     image[:24, :32] = 250  # the upper left corner goes to the upper right
     content = bytearray(write_clip(tmp_path / "a.mp4", [image] * 3, 10, "mp4v").read_bytes())
@@ -159,7 +159,7 @@ def test_every_or_fps_and_an_end_after_the_start(templated, tmp_path):
 
 
 def followed(frames, tmp_path, rate=10, search=0.5):
-    """For each frame of a drawn clip {number: middle of the box, to the pixel}."""
+    """For each frame of a drawn clip {face_id: middle of the box, in whole pixels}."""
     clip, tracker = _video.Clip(str(write_clip(tmp_path / "a.webm", frames, rate))), _video.Tracker(search)
     return [{i: np.round(_video.middle(face.box)[0]) for i, face in tracker.find(frame)} for frame in clip.frames()]
 
@@ -193,7 +193,7 @@ def test_a_face_seen_in_the_frame_before_is_known_however_long_ago_that_is(faces
 
 
 def test_a_face_is_looked_for_where_it_was(faces, tmp_path, monkeypatch):
-    """The whole frame is searched each half second, and when a face is lost; a new face waits for it."""
+    """The whole frame is searched each half second, and when a face is lost; only then a new face is found."""
     searched, find = [], _video.find_faces
     monkeypatch.setattr(_video, "find_faces", lambda image, found=(): searched.append(len(found)) or find(image, found))
     frames = moving(faces, [lambda i: (50, 60), lambda i: (150, 60) if 2 <= i < 6 else None], 8)

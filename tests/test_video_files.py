@@ -108,7 +108,7 @@ def test_a_file_cut_off(templated, nobody, sixty, tmp_path):
 
 
 def test_a_broken_frame_amid_a_file(templated, sixty, tmp_path):
-    """Said in one line; FFmpeg, in a process of its own, says nothing beside."""
+    """It is reported in one line; FFmpeg (the program is its own process here) prints nothing more."""
     content = bytearray(sixty[0].read_bytes())
     middle = len(content) // 2
     content[middle : middle + 1500] = np.random.default_rng(0).bytes(1500)
@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_whole_rows(templated, sixty, tmp_path, monkeypatch):
 
 
 def test_rows_are_there_as_they_come(templated, sixty, tmp_path, monkeypatch):
-    """Whatever ends the program, but for some 30 frames all that were searched are in the file."""
+    """Whatever ends the program, all frames that were searched are in the file, except the last 30 or so."""
     there = []
 
     def search(image, found=()):
@@ -209,7 +209,7 @@ def test_a_full_disk_while_drawing_keeps_the_rows(templated, nobody, sixty, tmp_
 
 
 class Camera:
-    """Gives grey frames, 50 a second; `events` are what happens at some of them."""
+    """A camera that gives grey frames, 50 per second; `events`: functions that are called at some of them."""
 
     def __init__(self, events=None, n=1000):
         self.read, self.events, self.n = 0, events or {}, n
@@ -252,7 +252,7 @@ def test_a_camera_that_is_not_there(templated, tmp_path, monkeypatch):
 
 
 def test_a_drawn_copy_plays_as_fast_and_as_long(templated, nobody, tmp_path, monkeypatch):
-    """Of a variable rate, with each frame at its time; of a part, that part; without sound."""
+    """At a variable rate, with each frame at its time; of a part of the clip only that part; without sound."""
     monkeypatch.setattr(_video, "DRAWN", 64)
     times = [0, 40, 80, 200, 240, 500, 540, 1000, 1040, 1200]
     images = grey(10, (64, 48))

@@ -1,4 +1,4 @@
-"""One's own expressions and AUs, through every command; and the same numbers whichever way RAF-CE's are read."""
+"""Your own expressions and AUs, through every command; and RAF-CE's labels in both layouts give the same numbers."""
 
 import csv
 import json
@@ -23,8 +23,8 @@ TRAIN = ("--size", 32, "--arch", "resnet18", "--batch-size", 8, "--weights", "no
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """60 faces of three expressions in folders of equal file names, and labels.csv above them; 2 rows of 7
-    and one more are not coded."""
+    """60 faces of three expressions in folders with the same file names, and a labels.csv above them; 2 of every 7
+    rows and one more are not coded."""
     folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(1)
     rows = []
     for i in range(60):
@@ -49,7 +49,7 @@ def rows(own):
 
 @pytest.fixture(scope="module")
 def run(own, tmp_path_factory):
-    """An epoch of mml with statistics of the training rows: its folder, and what was printed."""
+    """A run of one epoch of mml with --stats train: its folder, and what was printed."""
     out = tmp_path_factory.mktemp("own-runs") / "mml"
     result = invoke("train", "--data", own, "--out", out, "--stats", "train", "--stats-least", 5, "--hypergrad", "jvp", *TRAIN)
     assert result.exit_code == 0, result.output
@@ -79,12 +79,12 @@ def test_the_vocabulary_and_the_statistics_of_the_training_rows_are_in_the_check
     assert "without AUs of 20 % or more, left out of L^AM: calm: no AU" in lines
     active = [row["aus"] for row in rows.values() if row["aus"] is not None]
     mean = sum(map(len, active)) / len(active)
-    assert f"  {active.count(set())} rows without AUs, {mean:.2f} active AUs a face of {len(active)} that are coded" in lines
+    assert f"  {active.count(set())} rows without AUs, {mean:.2f} active AUs per face of {len(active)} that are coded" in lines
     assert "RAF-CE's own counts" not in run[1]
 
 
 def test_too_few_coded_rows_leave_an_expression_out(own, rows):
-    """Of the other two alone, as many as they have, and one more."""
+    """--stats-least may be as large as an expression's number of coded rows; above all of these, none is left."""
     faces = _labels.load_faces(own)
     n = {name: sum((r["expression"], r["split"]) == (name, "train") and r["aus"] is not None for r in rows.values()) for name in NAMES}
     _, table = _stats.find_table("train", n["no"], faces, own)
@@ -174,7 +174,7 @@ def test_a_finished_epoch_goes_on_with_the_same_statistics(run, tmp_path):
 def test_table_1_is_refused_for_other_expressions(own, tmp_path, name):
     result = invoke("train", "--data", own, "--out", tmp_path / "run", "--stats", name, *TRAIN)
     assert result.exit_code == 1 and result.stderr == (
-        f"Error: statistics {name}: of RAF-CE's expressions, and 'calm: no AU' is none of them; --stats train counts your training "
+        f"Error: statistics {name}: for RAF-CE's expressions, and 'calm: no AU' is not one of them; --stats train counts your training "
         "rows, or give a YAML file as `mmlfer stats --out` writes it\n")
 
 
@@ -187,7 +187,7 @@ def test_table_1_is_taken_by_name_for_some_of_rafces_expressions(tmp_path):
 
 
 def test_where_no_aus_are_coded_the_statistics_name_them(tmp_path):
-    """L^AM needs no AU labels."""
+    """Then L^AM is trained without AU labels."""
     (tmp_path / "labels.csv").write_text("image,expression,aus\n1.jpg,sadly angry,?\n2.jpg,happily sad,?\n")
     faces, table = _stats.find_table("lab", 10, _labels.load_faces(tmp_path), tmp_path)
     lab = yaml.safe_load((mmlfer.HERE / "stats/lab.yaml").read_text())
@@ -229,7 +229,7 @@ def test_a_checkpoint_of_other_expressions_is_not_evaluated(run, faces_folder):
 
 @pytest.fixture(scope="module")
 def two_layouts(tmp_path_factory):
-    """28 pictures of noise twice: RAF-CE's files, and the same rows in labels.csv."""
+    """28 images of noise in two layouts: RAF-CE's files, and the same rows in labels.csv."""
     folder, rng = tmp_path_factory.mktemp("layouts"), np.random.default_rng(2)
     files, rows = [[], [], []], ["image,expression,split,aus"]
     for i in range(28):

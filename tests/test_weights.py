@@ -14,6 +14,8 @@ from mmlfer_commands import _backbones
 
 STAGES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
+pytestmark = pytest.mark.usefixtures("real_resnet18")
+
 
 @pytest.fixture(scope="module")
 def source():
@@ -97,7 +99,7 @@ def test_heads_are_left_out_and_named(source, tmp_path):
                       "alpha.0.weight, head.weight, ...")
 
 
-def test_momentum_contrasts_other_encoder_is_left_out(source, tmp_path):
+def test_the_second_encoder_of_momentum_contrast_is_left_out(source, tmp_path):
     content = {f"module.encoder_q.{k}": v for k, v in bare(source).items()}
     content |= {f"module.encoder_k.{k}": v * 0 for k, v in bare(source).items()}
     net, origin = start(saved(content, tmp_path / "w.pth"))
@@ -138,7 +140,7 @@ def test_safetensors(source, tmp_path, monkeypatch, name):
 
 
 def test_weights_trained_on_bgr_see_the_same_with_rgb(source, tmp_path):
-    """conv1 turned round: the net's answer to RGB is the file's own answer to BGR."""
+    """conv1's channels are reversed: the net's output for RGB is the output of the file's own net for BGR."""
     path = saved(source, tmp_path / "w.pth")
     net, _ = start(path, bgr=True)
     rgb = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -182,7 +184,7 @@ def test_a_run_of_ours_brings_its_normalisation(tmp_path):
     assert net.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
     assert_backbone(net, {k.removeprefix("backbone."): v for k, v in state["net"].items() if k.startswith("backbone.")})
     assert origin == f"took 120 tensors from {path}, left out fe.weight, fe.bias, au.weight, au.bias"
-    net, _ = start(path, norm="half")  # said on the command line: that wins
+    net, _ = start(path, norm="half")  # the command line decides
     assert net.mean.flatten().tolist() == [0.5] * 3
     with pytest.raises(mmlfer.InputError, match="trained on RGB by mmlfer; leave out --weights-bgr"):
         start(path, bgr=True)
@@ -308,13 +310,13 @@ def test_tensors_that_are_no_weights_are_refused(source, tmp_path, kind):
         f"not a whole resnet18, 1 tensors: {name} {why}")
 
 
-def test_a_file_of_meta_tensors_says_no_word_of_other_sizes(source, tmp_path):
+def test_a_file_of_meta_tensors_is_refused_without_naming_other_sizes(source, tmp_path):
     said = refusal({k: v.to("meta") for k, v in source.items()}, tmp_path / "w.pth")
     assert said.startswith("not a whole resnet18, 120 tensors: conv1.weight without values: ") and "--arch" not in said
 
 
 def test_small_floats_are_taken(source, tmp_path):
-    """bfloat16 and 8 bits, and integers where torchvision has them: the counts."""
+    """bfloat16 and 8 bits; and integers where torchvision has them, in the counts of batches."""
     content = {**source, "bn1.weight": source["bn1.weight"].bfloat16(), "bn1.bias": source["bn1.bias"].to(torch.float8_e4m3fn)}
     net, _ = start(saved(content, tmp_path / "w.pth"))
     assert torch.allclose(net.backbone.bn1.weight, source["bn1.weight"], rtol=0.01)
@@ -328,7 +330,7 @@ def test_the_checkpoint_of_pretraining_names_the_file_to_give(source, tmp_path, 
         f"what `mmlfer pretrain` resumes from; give {tmp_path}/{meant}, which it writes at its end")
 
 
-def test_two_backbones_in_one_file_are_no_choice_of_ours(source, tmp_path):
+def test_two_backbones_in_one_file_are_refused(source, tmp_path):
     state = {**{f"backbone.{k}": v for k, v in source.items()}, **{f"encoder.{k}": v * 2 for k, v in source.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
         "two backbones, backbone.conv1.weight and encoder.conv1.weight; keep one of them")
@@ -362,7 +364,7 @@ def test_a_refused_file_ends_train_in_one_line_before_anything_is_written(faces_
 
 
 def test_a_backbone_is_normalised_as_it_was_trained():
-    """Pixels go in as 0..255: by default to -1..1."""
+    """The net takes pixels 0..255 and by default maps them to -1..1."""
     net, seen = mmlfer.make_base_net("resnet34", ((0.5, 0.4, 0.3), (0.5, 0.25, 0.2))), []
     net.backbone = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     net.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))

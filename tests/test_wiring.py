@@ -1,4 +1,4 @@
-"""What commands hand on: options reach what they are for, and numbers what is printed."""
+"""Options reach the functions that they are for, and numbers reach what is printed."""
 
 import json
 import types
@@ -18,7 +18,7 @@ class Stop(Exception):
 
 
 def recorder(seen, result=None):
-    """A function that keeps what it is called with, then returns `result`, or raises Stop for None."""
+    """A function that records its arguments, then returns `result`, or raises Stop if that is None."""
 
     def record(*args, **options):
         seen.append((*args, *options.values()))
@@ -106,7 +106,7 @@ def test_pretraining_takes_its_rates():
 
 
 def test_the_digest_of_images_is_of_all_of_them():
-    """Past a part of 256 at a time."""
+    """Also of images after the first part of 256."""
     images = torch.zeros(300, 3, 2, 2, dtype=torch.uint8)
     digests = {train.digest_of_images(images)}
     for i in (0, 255, 256, 299):
@@ -129,7 +129,7 @@ def test_a_run_with_runs_below_it_is_a_run(tmp_path):
     assert plot.kind_of(tmp_path) == "tested run"
 
 
-def test_a_figure_that_is_written_is_let_go(tmp_path):
+def test_a_written_figure_is_closed(tmp_path):
     plt = plot.pyplot()
     plt.close("all")
     plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.svg")
@@ -141,8 +141,8 @@ def test_a_figure_that_is_written_is_let_go(tmp_path):
 FIVE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]])
 
 
-def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypatch):
-    """In the square that the detector sees: a neighbour, and the face twice."""
+def test_a_second_look_takes_the_surest_detection_of_the_face_asked_for(monkeypatch):
+    """The square that the detector sees has a neighbouring face, and two detections of the face."""
     target = _alignment.PUBLIC * _alignment.LOOK_FACE + (_alignment.LOOK - _alignment.LOOK_FACE) / 2
     place = np.array([target[0, 0] - 0.3 * 280, target[0, 1] - 0.4 * 280])
     found = [_alignment.Face(np.zeros(4), 280 * FIVE + place + shift, score)
@@ -154,7 +154,7 @@ def test_of_what_a_look_shows_the_surest_of_the_face_asked_for_is_taken(monkeypa
     assert _alignment.look(np.zeros((500, 500, 3), np.uint8), target) is None
 
 
-def test_two_findings_that_a_closer_look_brings_together_are_one_face(monkeypatch):
+def test_two_detections_that_closer_looks_bring_together_are_one_face(monkeypatch):
     found = [_alignment.Face(np.array([x, 0, 9, 9.0]), 100 * FIVE + (x, 0), score) for x, score in ((0, 0.9), (60, 0.8))]
     monkeypatch.setattr(_alignment, "search", lambda image: iter(found))
     monkeypatch.setattr(_alignment, "look_closely", lambda image, three: found[0])
@@ -173,7 +173,7 @@ def test_a_face_is_small_by_its_eyes(apart, small):
 
 
 def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
-    """`eval --data` on images that are not all there: those left out are said, the rest is counted."""
+    """`eval --data` on images of which some are missing: these are reported, the others counted."""
     folder = tmp_path / "faces"
     (folder / "aligned").mkdir(parents=True)
     for file in mmlfer.LABEL_FILES:
@@ -182,7 +182,7 @@ def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
     for name in test[1:]:
         (folder / f"aligned/{name}").symlink_to(faces_folder / f"aligned/{mmlfer.stem(name)}_aligned.jpg")
     refused = invoke("eval", "--ckpt", sketch, "--data", folder)
-    assert refused.exit_code == 1 and f"{test[0]} is nowhere below {folder}" in refused.stderr
+    assert refused.exit_code == 1 and f"{test[0]} is not found below {folder}" in refused.stderr
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--skip-bad-images", "--json")
     assert result.exit_code == 0 and json.loads(result.stdout)["n"] == len(test) - 1
     assert "left out 1 images that cannot be read" in result.stderr

@@ -29,7 +29,7 @@ NEAREST = {  # short names of tests that many faults name
     "skip": "images::test_labels_stay_with_their_images_when_bad_ones_are_left_out",
     "numbers": "eval::test_evaluation_of_150_faces_matches_naive_counts",
     "rafce": "data::test_rafce_is_recognised_by_its_counts",
-    "nearly": "data::test_what_is_nearly_rafce_is_not_called_so",
+    "nearly": "data::test_data_that_are_nearly_rafce_are_not_called_rafce",
     "labels": "data::test_label_files_as_people_have_them",
     "found": "data::test_images_are_found_where_people_have_them",
     "place": "images::test_the_inner_place_of_an_image_is_preferred",

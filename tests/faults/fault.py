@@ -8,5 +8,5 @@ class Fault(NamedTuple):
     file: str
     old: str  # occurs exactly once in the file
     new: str
-    tests: str  # "losses::test_x, psi[mal]": of tests/test_losses.py, and a short name of NEAREST
-    equivalent: str = ""  # why it changes nothing, and must survive
+    tests: str  # "losses::test_x, psi[mal]": test_x in tests/test_losses.py, and a name in NEAREST
+    equivalent: str = ""  # why it changes no result and must survive; "" for all others

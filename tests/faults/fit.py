@@ -1,4 +1,4 @@
-"""Whether a fault can still be put in, and where its tests are."""
+"""Whether a fault still fits the code, and where its tests are."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ def paths_of(tests):
 
 
 def content(name, root=ROOT):
-    """The text of a file of a checkout; none where there is no such file."""
+    """The text of a file in a checkout; "" if there is no such file."""
     path = root / name
     return path.read_text() if path.is_file() else ""
 

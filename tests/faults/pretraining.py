@@ -74,7 +74,7 @@ FAULTS = [
           "always\n", "",
           "processes::test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end"),
     Fault("pretrain-bad-told-each-epoch", "mmlfer_commands/pretrain.py",
-          "        known.add(row)\n", "", "pretrain::test_a_broken_image_is_told_once_and_not_every_epoch"),
+          "        known.add(row)\n", "", "pretrain::test_a_broken_image_is_reported_once_and_not_every_epoch"),
     Fault("verify-keeps-half-bad-pairs", "mmlfer_commands/pretrain.py",
           "~(bad[one] | bad[other])", "~(bad[one] & bad[other])",
           "pretrain::test_a_pair_with_one_bad_image_does_not_count"),

@@ -93,7 +93,7 @@ FAULTS = [
           "if self.writer and not whole:", "if False:",
           "video_files::test_a_full_disk_while_drawing_keeps_the_rows"),
     Fault("video-boxes-of-the-large-frame", COMMAND,
-          'zoom * item.told["face"].box', 'item.told["face"].box',
+          'zoom * item.details["face"].box', 'item.details["face"].box',
           "video_files::test_boxes_numbers_and_strips_of_a_drawn_frame"),
     # the picture over time
     Fault("plot-video-by-numbers", PLOT,
