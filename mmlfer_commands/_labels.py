@@ -153,6 +153,31 @@ def read_rows(path):
         raise InputError(f"{path}: {error.strerror or error}") from None
 
 
+def read_columns(path, *needed):
+    """The columns of a CSV file and (row number, {column: text}) of its rows."""
+    (_, columns), *rows = list(read_rows(path)) or [(1, [])]
+    for name in needed:
+        if name not in columns:
+            raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
+    for number, cells in rows:
+        if len(cells) != len(columns):
+            raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
+                             f"the first row, got {len(cells)}; fix this row")
+    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
+
+
+def check_names(images, expressions, path):
+    """Refuse to write names that would be read as others, or not at all."""
+    expressions = sorted(expressions)
+    unprintable = [name for name in expressions if not name.isprintable()]
+    for name in (*unprintable, *images, *expressions):
+        text = name.encode(errors="replace").decode()
+        if name in unprintable or text != name or name != name.strip():
+            raise InputError(f"{path}: not written, for it cannot hold the name {text!r}: not in "
+                             "UTF-8, with blanks at its ends, or with signs that are not printed; "
+                             "rename it")
+
+
 def find_columns(header, path):
     """The header's columns, {name in COLUMNS: index}, and its AUs' columns, {AU number: index}."""
     places, aus = {}, {}

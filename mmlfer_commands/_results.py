@@ -16,7 +16,7 @@ from mmlfer import (
     expression_metrics,
     loss_sources,
 )
-from mmlfer_commands._runs import WORDS
+from mmlfer_commands._runs import WORDS, name_of
 
 PAPER = {  # Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
@@ -72,7 +72,7 @@ def stats_name(run):
     if not loss_sources(run)[2]:
         return ""
     stats, form = run["stats"], run["form"]
-    name = stats if Path(stats).name in WORDS["stats"] else Path(stats).name
+    name = stats if Path(stats).name in WORDS["stats"] else name_of(stats)
     return name if form == ("lab" if stats == "lab" else "wild") else f"{name}, {form} form"
 
 
@@ -88,10 +88,10 @@ def find_traits(run):
         return {**traits, "options": ("unknown", "unknown")}
     if sources[2]:
         content = run["table_sha256"]
-        traits["statistics"] = (content, f"{Path(run['stats']).name} ({content:.8})")
+        traits["statistics"] = (content, f"{name_of(run['stats'])} ({content:.8})")
     for trait in ("data", "images"):
         if content := run.get(f"{trait}_sha256"):
-            traits[trait] = (content, f"{Path(options['data']).name} ({content:.8})")
+            traits[trait] = (content, f"{name_of(options['data'])} ({content:.8})")
     unread = {"method", "stats", "stats_least", "form", "seed", "data", "device"}
     unread |= {*SEARCHED} - {*sources}
     options = {**BEFORE, **options}
@@ -109,7 +109,7 @@ def shown_backbone(backbone, options):
     if backbone.startswith(("none", "imagenet")):
         return backbone.replace(",", " with")
     file = f"{options['arch']}_casia.pth" if options["weights"] == "auto" else options["weights"]
-    return f"{Path(file).name} ({backbone:.8})"
+    return f"{name_of(file)} ({backbone:.8})"
 
 
 def rates(numbers, emotions):

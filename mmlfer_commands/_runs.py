@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import signal
+from pathlib import Path
 
 import click
 import numpy as np
@@ -42,11 +43,16 @@ def locked(out, lock):
             holder = file.read() or "another process"
             raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
                              "output") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with writing(lock):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
         os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
         yield
+
+
+def name_of(path):
+    """The name of a file or folder as a table can show it: in UTF-8, of one line."""
+    return " ".join(Path(str(path)).name.split()).encode(errors="replace").decode()
 
 
 def check_two_outputs(**options):

@@ -49,6 +49,12 @@ def no_remarks():
         yield
 
 
+def as_opencv_takes(path):
+    """A path for OpenCV: bytes, for it crashes at a name that is not in UTF-8; from the root, for
+    FFmpeg takes what begins like `http:` for an address."""
+    return os.fsencode(os.path.abspath(path))
+
+
 def camera_number(clip):
     """The number of a camera, or None where this is the path of a file."""
     return int(clip) if clip.isdecimal() and not Path(clip).exists() else None
@@ -77,7 +83,8 @@ class Clip:
         if self.camera is None:
             self.check_file(Path(clip))
         with no_remarks():
-            self.capture = cv2.VideoCapture(clip if self.camera is None else self.camera)
+            source = as_opencv_takes(clip) if self.camera is None else self.camera
+            self.capture = cv2.VideoCapture(source)
             opened = self.capture.isOpened()
             self.grabbed = opened and self.grab()
         if self.camera is not None and not self.grabbed:
@@ -298,8 +305,8 @@ class Drawing:
             self.begin, self.size = now, image.shape[1::-1]
             code = cv2.VideoWriter_fourcc(*"VP90")
             with no_remarks():  # OpenCV would say that .webm does not know this code
-                self.writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, code, self.rate,
-                                              self.size)
+                self.writer = cv2.VideoWriter(as_opencv_takes(self.path), cv2.CAP_FFMPEG, code,
+                                              self.rate, self.size)
             if not self.writer.isOpened():
                 raise InputError(f"{self.path}: cannot be written; free some space, or leave out "
                                  "--draw")
@@ -325,7 +332,7 @@ class Drawing:
         import cv2
 
         with no_remarks():
-            capture = cv2.VideoCapture(str(self.path))
+            capture = cv2.VideoCapture(as_opencv_takes(self.path))
             capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
             whole = capture.grab()
         if self.writer and not whole:

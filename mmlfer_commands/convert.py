@@ -30,9 +30,11 @@ from mmlfer import (
 from mmlfer_commands._labels import (
     COLUMNS,
     LABELS,
+    check_names,
     describe,
     load_faces,
     parse_place,
+    read_columns,
     read_rows,
     split_people,
 )
@@ -68,19 +70,6 @@ def read_list(path):
         reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
         raise InputError(f"{path}: cannot be read ({reason})") from None
     return [line.strip() for line in text.rstrip().split("\n")]
-
-
-def read_columns(path, *needed):
-    """The columns of a CSV file and (row number, {column: text}) of its rows."""
-    (_, columns), *rows = list(read_rows(path)) or [(1, [])]
-    for name in needed:
-        if name not in columns:
-            raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
-    for number, cells in rows:
-        if len(cells) != len(columns):
-            raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
-                             f"the first row, got {len(cells)}; fix this row")
-    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
 
 
 def part_of(name):
@@ -378,6 +367,7 @@ def write_faces(faces, out):
     more = {name: "?" if name == "aus" else "" for face in faces for name in face.labels}
     published = ["split"] if any(face.split for face in faces) else []
     paths = below([face.image for face in faces], out)
+    check_names(paths, {face.expression for face in faces}, out)
     rows = [{"image": path, "expression": face.expression, **dict.fromkeys(published, face.split),
              **more, **face.labels} for path, face in zip(paths, faces)]
     write_rows(rows, ["image", "expression", *published, *more], out)

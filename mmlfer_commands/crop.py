@@ -56,11 +56,12 @@ def list_images(paths):
 
 
 def output_names(paths):
-    """A name for the output of each path: its stem, cut to what a file's name can hold, and made
-    unique by a number."""
+    """A name for the output of each path: its stem in UTF-8, cut to what a file's name can hold,
+    and made unique by a number."""
     names, taken = [], set()
     for path in paths:
-        stem = name = os.fsencode(path.stem)[:200].decode(errors="ignore")
+        text = os.fsencode(path.stem).decode(errors="replace")
+        stem = name = text.encode()[:200].decode(errors="ignore")
         number = 1
         while name.lower() in taken:
             number += 1

@@ -102,12 +102,13 @@ def plot_methods(rows, path):
         steps = read_part(folders[0] / "config.yaml", parse_steps)
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
         color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
-        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], color=color, label=row.title)
+        title = row.title.replace("$", r"\$")  # no mathematics in a file's name
+        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], color=color, label=title)
         sources = loss_sources({"method": row.method})[1:]
         for key, source, style in zip(WEIGHTS, sources, ("-", "--")):
             if source == "meta":
                 right.plot(steps * mean["epoch"], mean[key], style, color=color,
-                           label=f"{row.title}, {WEIGHTS[key]}")
+                           label=f"{title}, {WEIGHTS[key]}")
     left.set(title="(a) validation accuracy, mean of the seeds")
     save_curves(plt, figure, path)
 
@@ -134,8 +135,9 @@ def plot_confusion(numbers, path):
     figure, axis = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
     share = 100 * confusion / np.maximum(n, 1)[:, None]
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    axis.set_xticks(range(len(n)), emotions, rotation=60, ha="right", rotation_mode="anchor")
-    axis.set_yticks(range(len(n)), [f"{e} ({c})" for e, c in zip(emotions, n)])
+    axis.set_xticks(range(len(n)), emotions, rotation=60, ha="right", rotation_mode="anchor",
+                    parse_math=False)
+    axis.set_yticks(range(len(n)), [f"{e} ({c})" for e, c in zip(emotions, n)], parse_math=False)
     for (k, j), count in np.ndenumerate(confusion):
         if count:
             axis.text(j, k, count, ha="center", va="center", fontsize=8,
@@ -242,7 +244,7 @@ def draw_bands(axis, edges, values, labels):
     """Draw probabilities (bands, columns) as bands of colour, the first on top. -> the mesh"""
     mesh = axis.pcolormesh(edges, np.arange(len(values) + 1), values, vmin=0, vmax=1,
                            cmap="magma_r", rasterized=True)
-    axis.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7)
+    axis.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7, parse_math=False)
     axis.tick_params(length=0)
     axis.invert_yaxis()
     return mesh

@@ -36,7 +36,7 @@ from mmlfer import (
     read_image,
     trains_aus,
 )
-from mmlfer_commands._alignment import choose_template, find_faces
+from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
@@ -45,6 +45,7 @@ from mmlfer_commands.synth import draw_face, strengths
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of a picture
 KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads these without other programs
+NEAR = 20  # most faces that a request may name the places of
 PLACES = 32  # most pictures that are received or wait at a time
 WAIT, RECEIVE = 30, 60  # most seconds that a picture waits for its turn, and takes to arrive
 GRACE = 0.3  # seconds for answers that are being sent when the server ends
@@ -119,11 +120,15 @@ class Model:
         self.template = choose_template(like, self.state)
         self.accuracy = accuracy_on_test(ckpt, self.state)
 
-    def predict(self, content, name, top, crops):
+    def predict(self, content, name, top, crops, near):
         """What `predict --photos --json` prints of a picture; if `crops` is set, with each face's
-        aligned crop, a PNG in a data address."""
+        aligned crop, a PNG in a data address. If faces are still near these points (n, 5, 2), as
+        in a camera's next frame, the picture is not searched for others."""
         image = read_picture(content, name)
-        items = list(items_of_photo(0, image, find_faces(image), self.template, self.size))
+        faces = find_again(image, map(three_of, near))
+        if not faces or len(faces) < len(near):
+            faces = find_faces(image, faces)
+        items = list(items_of_photo(0, image, faces, self.template, self.size))
         answers = dict(predict_images(self.net, self.state, items, [name], top))
         results = answers.get(0, [])  # a picture without a face has no answer
         for item, result in zip(items if crops else (), results):
@@ -189,8 +194,8 @@ class Service:
         return self.samples[number], "image/jpeg"
 
     async def predict(self, request):
-        name, top, kind, crops = read_parameters(request.query_params, self.facts["expressions"])
-        results = await self.of_picture(request, self.model.predict, name, top, crops)
+        name, top, kind, *how = read_parameters(request.query_params, self.facts["expressions"])
+        results = await self.of_picture(request, self.model.predict, name, top, *how)
         if kind == "csv":
             return as_csv(results, self.model.state, top), "text/csv"
         return json.dumps(results) + "\n", "application/json"
@@ -245,17 +250,29 @@ async def receive(request):
 
 
 def read_parameters(given, expressions):
-    """The parameters name, top, format and crops of an address (?name=value&...), checked."""
-    known = {"name": "image", "top": "3", "format": "json", "crops": "0"}
+    """The parameters name, top, format, crops and near of an address (?name=value&...), checked."""
+    known = {"name": "image", "top": "3", "format": "json", "crops": "0", "near": "[]"}
     for key in given:
         if key not in known:
             raise Refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
-    name, top, kind, crops = (given.get(key, default) for key, default in known.items())
+    name, top, kind, crops, near = (given.get(key, default) for key, default in known.items())
     if not re.fullmatch("0*[1-9][0-9]{0,8}", top):
         raise Refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
     if kind not in ("json", "csv") or crops not in ("0", "1"):
         raise Refused(400, "format is json or csv, crops is 0 or 1")
-    return name, min(int(top), len(expressions)), kind, crops == "1"
+    return name, min(int(top), len(expressions)), kind, crops == "1", parse_points(near)
+
+
+def parse_points(text):
+    """The five points of faces, as the answers have them: [[[x, y], ...], ...] -> (n, 5, 2)"""
+    try:
+        points = np.array(json.loads(text), float).reshape(-1, 5, 2)
+        if len(points) <= NEAR and (abs(points) < 1e5).all() and (np.ptp(points, 1) > 1).all():
+            return points
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise Refused(400, f"near: expected the five points of at most {NEAR} faces, as an answer has "
+                  "them")
 
 
 # ---------------------------------------------------------------- the server

@@ -1,7 +1,5 @@
 """mmlfer stats: the AU analysis (Sec. 3.2, Table 1, Fig. 2)."""
 
-from pathlib import Path
-
 import click
 import numpy as np
 
@@ -17,7 +15,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._labels import describe, load_faces
-from mmlfer_commands._runs import check_two_outputs
+from mmlfer_commands._runs import check_two_outputs, name_of
 from mmlfer_commands._stats import frequencies, load_stats, yaml_name
 from mmlfer_commands.plot import pyplot, save_figure
 
@@ -101,7 +99,7 @@ def plot_stats(tables, aus, path):
         shown = np.where(p >= OBSERVED, 100 * p, np.nan)[:, columns]
         picture = axis.imshow(shown, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axis.set_xticks(range(len(columns)), [f"AU {aus[j]}" for j in columns], rotation=60)
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names, parse_math=False)
         axis.set_title(f"{title}: observed AUs (20 % or more)", parse_math=False)
         for (k, j), value in np.ndenumerate(shown):
             if not np.isnan(value):
@@ -135,8 +133,7 @@ def command(data, split, out, against, plot):
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.names:
         raise InputError(f"{data}/{faces.files[1]}: no {split} images")
-    name = " ".join(data.resolve().name.split()).encode(errors="replace").decode()
-    source = f"{name} ({split})"
+    source = f"{name_of(data.resolve())} ({split})"
     click.echo(describe(faces, data), err=True)
     p, n = frequencies(faces)[0], counts(faces.y_emo, len(vocabulary.emotions))
     given = (p, n, reference, vocabulary)
@@ -146,5 +143,5 @@ def command(data, split, out, against, plot):
     if plot:
         tables = [(source, [f"{e} ({c})" for e, c in zip(vocabulary.emotions, n)], p)]
         if against:
-            tables.append((Path(against).name, vocabulary.emotions, reference))
+            tables.append((name_of(against), vocabulary.emotions, reference))
         plot_stats(tables, vocabulary.aus, plot)

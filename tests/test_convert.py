@@ -1,12 +1,13 @@
 """labels.csv from other layouts: each with an example written by hand."""
 
+import os
 import re
 
 import pytest
 from conftest import invoke
 
 import mmlfer
-from mmlfer_commands import convert
+from mmlfer_commands import _labels, convert
 
 
 def make(folder, files):
@@ -472,3 +473,23 @@ def test_the_help_of_each_format_names_its_options():
         assert all(o.help and o.opts[0] in text for o in command.params if o.param_type_name == "option"), name
     listed = re.findall(r"^  (\w+) +(?:Read|Add) .*\.$", invoke("convert", "--help").stdout, re.M)
     assert listed == ["rafdb", "folders", "huggingface", "abaw", "opengraphau", "openface"]
+
+
+@pytest.mark.parametrize("place,shown", [
+    (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy/1.jpg"),
+    (b"jo\ny/1.jpg", "jo\\ny"), (b"joy/a\nb, \"c\".jpg", None), ("joy/\U0001f468\u200d\U0001f469.jpg".encode(), None)])
+def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
+    """What it can hold it gives back."""
+    make(tmp_path, ["calm/1.jpg"])
+    path = tmp_path / os.fsdecode(place)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    path.write_bytes((tmp_path / "calm/1.jpg").read_bytes())
+    result = invoke("convert", "folders", tmp_path, tmp_path)
+    if shown is None:
+        names = _labels.load_faces(tmp_path).names
+        assert result.exit_code == 0 and names == ["calm/1.jpg", os.fsdecode(place)]
+    else:
+        assert result.exit_code == 1 and result.stderr == (
+            f"Error: {tmp_path}/labels.csv: not written, for it cannot hold the name '{shown}': not in UTF-8, with blanks at "
+            "its ends, or with signs that are not printed; rename it\n")
+        assert not (tmp_path / "labels.csv").exists()

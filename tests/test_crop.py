@@ -3,9 +3,11 @@
 import csv
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -446,6 +448,12 @@ def test_the_names_of_outputs_are_made_unique(tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
     names = crop.output_names(paths)
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
+
+
+def test_names_that_are_not_utf_8_are_names_still():
+    """Not `.jpg`, which would be hidden."""
+    paths = [Path(os.fsdecode(name)) for name in (b"\xff.jpg", b"\xfe.jpg", b"\xe9t\xe9.jpg", b"\xff" * 250 + b".jpg")]
+    assert crop.output_names(paths) == ["\ufffd", "\ufffd-2", "\ufffdt\ufffd", "\ufffd" * 66]
 
 
 def test_the_longest_names_are_cut(large_faces, sketch, tmp_path):

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import types
 from pathlib import Path
@@ -143,6 +144,12 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
         "Error: /dev/full: cannot be written (No space left on device); free some space or name another output")
 
 
+def test_a_full_disk_is_named_with_the_lock(tmp_path):
+    with files_of_at_most(0), pytest.raises(mmlfer.InputError) as error, _runs.locked(tmp_path, tmp_path / ".lock"):
+        pass
+    assert str(error.value) == f"{tmp_path}/.lock: cannot be written (File too large); free some space or name another output"
+
+
 def test_a_pipe_that_closes_is_no_full_disk():
     with pytest.raises(BrokenPipeError), _runs.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")
@@ -266,3 +273,21 @@ def test_every_byte_of_a_name_stays_in_its_row(sketch, tmp_path):
 
 def test_a_bar_in_a_name_is_escaped_in_a_table():
     assert mmlfer.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
+
+
+def test_tables_and_figures_of_names_of_every_kind(trained, tmp_path):
+    """Statistics whose file's name is not in UTF-8, has a line's end or what begins mathematics; an expression's name, too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("log.csv", "config.yaml"):
+        shutil.copy(trained[0] / name, run)
+    text = (trained[0] / "test.json").read_text().replace('"happily surprised"', json.dumps("x $\\q$ y"))
+    content = json.loads(text) | {"stats": "/x/\udcff$\\q$ a\nb|.yaml"}
+    (run / "test.json").write_text(json.dumps(content))
+    result = invoke("table", tmp_path, "--out", tmp_path / "t.md")
+    assert result.exit_code == 0, result.output
+    assert "| expression | images | mml ?$\\q$ a b\\|.yaml |\n" in (tmp_path / "t.md").read_text(encoding="utf-8")
+    assert "| x $\\q$ y |" in result.stdout
+    for folder in (run, tmp_path):
+        result = invoke("plot", folder)
+        assert result.exit_code == 0, result.output

@@ -299,6 +299,8 @@ def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server)
     page.click("#start")
     page.wait_for_selector("#rate:text-matches('^[0-9.]+ frames a second$')")
     page.wait_for_selector(".box")
+    with page.expect_request(lambda request: "near=%5B%5B%5B" in request.url):
+        assert "near=%5B%5D" in sent[0]  # that frame is searched, and in this one the face looked for where it was
     assert max(most) == 1 and len(sent) >= 2 and page.is_disabled("#start") and page.text_content(".first")
     assert 0.05 < float(page.text_content("#rate").split()[0]) < 100
     assert page.locator("#save:visible").count() == 0

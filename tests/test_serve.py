@@ -191,6 +191,28 @@ def test_the_lines_of_the_page_of_commands_work_as_they_stand(server, photos, tm
     assert Image.open(tmp_path / "gradcam.png").size == (32, 32)
 
 
+def test_faces_are_looked_for_where_they_were_and_searched_where_one_is_lost(ckpt, photos, monkeypatch):
+    model, searched = serve.Model(ckpt, None, "cpu"), []
+    search = serve.find_faces
+    monkeypatch.setattr(serve, "find_faces", lambda *args: searched.append(1) or search(*args))
+    content = (photos / "two0.png").read_bytes()
+
+    def points(near):
+        searched.clear()
+        results = model.predict(content, "image", 1, False, serve.parse_points(json.dumps(near)))
+        return np.array([face["points"] for face in results]), len(searched)
+
+    whole, n = points([])
+    assert whole.shape == (2, 5, 2) and n == 1
+    for near in (whole, whole[::-1]):
+        again, n = points((near + 1).tolist())
+        assert n == 0 and np.abs(again - near).max() < 3  # of eyes 23 pixels apart
+    gone = whole[0] + (0, 500)
+    for near in ([*whole.tolist(), gone.tolist()], [whole[1].tolist(), (whole[1] + 1).tolist()], [gone.tolist()]):
+        again, n = points(near)
+        assert n == 1 and np.abs(again - whole).max() < 3
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -203,14 +225,20 @@ def test_what_cannot_be_read_is_reported_in_the_words_of_the_command_line(server
     assert fails(server, "/gradcam", b"nothing")[0] == 415
 
 
+NEAR = "near: expected the five points of at most 20 faces, as an answer has them"
+
+
 @pytest.mark.parametrize("path, body, method, status, sentence", [
     ("/predict", b"", "POST", 400, "no picture; send an image's bytes as the request's body"),
     ("/predict?top=0", b"x", "POST", 400, "top: expected a whole number from 1 on, got '0'"),
     ("/predict?top=%C2%B2", b"x", "POST", 400, "top: expected a whole number from 1 on, got '²'"),
     ("/predict?top=99999999999999999999999", b"x", "POST", 400, "top: expected a whole number from 1 on, got '9999999999999999999"),
-    ("/predict?topp=1", b"x", "POST", 400, "unknown parameter 'topp'; known: name, top, format, crops"),
+    ("/predict?topp=1", b"x", "POST", 400, "unknown parameter 'topp'; known: name, top, format, crops, near"),
     ("/predict?format=xml", b"x", "POST", 400, "format is json or csv, crops is 0 or 1"),
     ("/predict?crops=yes", b"x", "POST", 400, "format is json or csv, crops is 0 or 1"),
+    ("/predict?near=x", b"x", "POST", 400, NEAR), ("/predict?near=[[[1,2]]]", b"x", "POST", 400, NEAR),
+    ("/predict?near=" + str([[[1, 1]] * 5]).replace(" ", ""), b"x", "POST", 400, NEAR),
+    ("/predict?near=" + str([[[1, 1], [9, 1], [5, 5], [1, 9], [9, "NaN"]]]).replace(" ", "").replace("'", ""), b"x", "POST", 400, NEAR),
     ("/predict", None, "GET", 405, "GET /predict: method not allowed; see "),
     ("/", b"x", "POST", 405, "POST /: method not allowed; see "),
     ("/../etc/passwd", None, "GET", 404, "GET /../etc/passwd: not found; see "),
@@ -229,8 +257,8 @@ def test_postscript_is_not_read_though_pillow_could_with_another_program(server)
 
 
 def test_top_names_no_more_expressions_than_there_are():
-    assert serve.read_parameters({}, ["awe", "contempt"]) == ("image", 2, "json", False)
-    assert serve.read_parameters({"top": "01", "crops": "1"}, ["awe", "contempt"]) == ("image", 1, "json", True)
+    assert serve.read_parameters({}, ["awe", "contempt"])[:4] == ("image", 2, "json", False)
+    assert serve.read_parameters({"top": "01", "crops": "1"}, ["awe", "contempt"])[:4] == ("image", 1, "json", True)
 
 
 def test_pages_elsewhere_get_nothing(server):

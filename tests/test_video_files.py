@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import grey, rows_of, run, times_of, write_at, write_clip
-from conftest import run_program
+from conftest import invoke, run_program
 from PIL import Image
 
 from mmlfer_commands import _alignment, _video, predict, video
@@ -51,6 +51,21 @@ def make(kind, path):
 
 
 NO_VIDEO = "not a video that can be read: something else, or cut off before its index; give another copy"
+
+
+def test_videos_of_any_name(templated, nobody, tmp_path, monkeypatch):
+    """OpenCV alone crashes at a name that is not in UTF-8, and FFmpeg takes http: for an address."""
+    clip = write_clip(tmp_path / "a.webm", grey(2))
+    monkeypatch.chdir(tmp_path)
+    names = [os.fsdecode(name) for name in (b"\xff.webm", b"http:x.webm", b"a\nb 'c'.webm", b"-d.webm", b"%03d.webm")]
+    for name in names:
+        shutil.copy(clip, name)
+    out = tmp_path / os.fsdecode(b"\xfe")
+    result = invoke("video", "--ckpt", templated, "--out", out, "--draw", "--", *names)
+    assert result.exit_code == 0, result.output
+    stems = ["\ufffd", "http:x", "a\nb 'c'", "-d", "%03d"]
+    assert sorted(os.listdir(out)) == sorted(f"{stem}.{kind}" for stem in stems for kind in ("csv", "webm"))
+    assert {len(rows_of(out / f"{stem}.csv")) for stem in stems} == {2}
 
 
 def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, capfd):

@@ -6,6 +6,12 @@ FILE = "mmlfer_commands/convert.py"
 DRAWN = "synth::test_faces_are_drawn_as_those_of_the_results_were"
 
 FAULTS = [
+    Fault("convert-any-name", "mmlfer_commands/convert.py",
+          "    check_names(paths, {face.expression for face in faces}, out)\n", "",
+          "convert::test_names_that_labels_csv_cannot_hold_are_named"),
+    Fault("convert-names-with-blanks", "mmlfer_commands/_labels.py",
+          "text != name or name != name.strip():", "text != name:",
+          "convert::test_names_that_labels_csv_cannot_hold_are_named"),
     Fault("convert-rafdb-from-0", FILE, "(expressions or RAFDB)[code - 1]", "(expressions or RAFDB)[code - 2]",
           "convert::test_rafdb_has_its_classes_parts_and_aligned_images"),
     Fault("convert-rafdb-basic-as-compound", FILE, "if not expressions and max(", "if False and max(",

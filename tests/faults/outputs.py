@@ -3,6 +3,18 @@
 from faults.fault import Fault
 
 FAULTS = [
+    Fault("table-of-names-as-they-are", "mmlfer_commands/_runs.py",
+          '.split()).encode(errors="replace").decode()', ".split())",
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
+    Fault("curves-of-mathematics", "mmlfer_commands/plot.py",
+          'row.title.replace("$", r"\\$")', "row.title",
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
+    Fault("confusion-of-mathematics", "mmlfer_commands/plot.py",
+          'rotation_mode="anchor",\n                    parse_math=False)', 'rotation_mode="anchor")',
+          "outputs::test_tables_and_figures_of_names_of_every_kind"),
+    Fault("names-without-what-is-not-utf-8", "mmlfer_commands/crop.py",
+          'os.fsencode(path.stem).decode(errors="replace")', 'os.fsencode(path.stem).decode(errors="ignore")',
+          "crop::test_names_that_are_not_utf_8_are_names_still"),
     Fault("folder-filled-by-two", "mmlfer_commands/build.py",
           "    with held(out), writing(out):\n", "    out.mkdir(parents=True, exist_ok=True)\n    with writing(out):\n",
           "outputs::test_a_folder_is_filled_by_one_process"),
@@ -39,6 +51,8 @@ FAULTS = [
     Fault("full-disk-without-a-name", "mmlfer_commands/_runs.py",
           "if error.filename is not None or isinstance(error, BrokenPipeError):", "if True:",
           "outputs::test_a_full_disk_is_named_with_the_output"),
+    Fault("full-disk-of-a-lock-without-a-name", "mmlfer_commands/_runs.py",
+          "        with writing(lock):\n", "        if True:\n", "outputs::test_a_full_disk_is_named_with_the_lock"),
     Fault("full-disk-of-a-table-without-a-name", "mmlfer_commands/predict.py",
           "with writing(path), contextlib.ExitStack() as stack:", "with contextlib.ExitStack() as stack:",
           "outputs::test_a_full_disk_is_named_with_the_output"),

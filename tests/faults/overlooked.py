@@ -131,7 +131,7 @@ FAULTS = [
           "stats::test_under_each_row_stands_what_it_is_compared_with"),
     Fault("stats-of-expressions-for-images", STATS, "{sum(n)} images, by mmlfer stats", "{len(n)} images, by mmlfer stats", COUNTED),
     Fault("stats-of-all-for-each", STATS, "# {count} images", "# {sum(n)} images", COUNTED),
-    Fault("stats-of-a-part-as-of-all", STATS, 'source = f"{name} ({split})"', 'source = f"{name} (all)"', COUNTED),
+    Fault("stats-of-a-part-as-of-all", STATS, '{name_of(data.resolve())} ({split})', '{name_of(data.resolve())} (all)', COUNTED),
     Fault("heat-map-among-text", STATS, '"-" in map(str, (out, plot))', '"-" in map(str, (out,))',
           "stats::test_yaml_on_standard_output_stands_alone"),
     Fault("build-of-the-last-partition", BUILD, "for folder in folders:\n", "for folder in folders[::-1]:\n",

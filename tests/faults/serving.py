@@ -64,8 +64,15 @@ FAULTS = [
     Fault("page-errors-unseen", PAGE, '  $("errors").hidden = false;', "",
           "page::test_what_cannot_be_read_is_reported_and_the_others_are_answered"),
     Fault("page-camera-stays-on", PAGE, "for (const track of stream.getTracks()) track.stop();", "", CAMERA),
-    Fault("page-frames-in-parallel", PAGE, "const results = await (await ask(predictPath(\"camera\", {crops: 1}), blob)).json();",
-          "const coming = ask(predictPath(\"camera\", {crops: 1}), blob); await wait(5); ask(predictPath(\"camera\"), blob);\n"
+    Fault("serve-lost-faces-stay-lost", SERVE, "if not faces or len(faces) < len(near):", "if not faces:",
+          "serve::test_faces_are_looked_for_where_they_were_and_searched_where_one_is_lost"),
+    Fault("serve-every-frame-is-searched", SERVE, "if not faces or len(faces) < len(near):", "if True:",
+          "serve::test_faces_are_looked_for_where_they_were_and_searched_where_one_is_lost"),
+    Fault("serve-points-in-one-place", SERVE, " and (np.ptp(points, 1) > 1).all()", "",
+          "serve::test_requests_that_make_no_sense"),
+    Fault("page-every-frame-is-searched", PAGE, "JSON.stringify(whole ? [] :", "JSON.stringify(true ? [] :", CAMERA),
+    Fault("page-frames-in-parallel", PAGE, "const results = await (await ask(predictPath(\"camera\", {crops: 1, near}), blob)).json();",
+          "const coming = ask(predictPath(\"camera\", {crops: 1, near}), blob); await wait(5); ask(predictPath(\"camera\"), blob);\n"
           "    const results = await (await coming).json();", CAMERA),
     Fault("page-too-wide", PAGE, ".bars li { display: grid;", ".bars li { min-width: 400px; display: grid;",
           "page::test_on_a_phones_width_nothing_reaches_beyond_it"),

@@ -6,6 +6,10 @@ ROOM, COMMAND, PLOT = (f"mmlfer_commands/{name}.py" for name in ("_video", "vide
 
 FAULTS = [
     # reading
+    Fault("video-names-from-here", ROOM,
+          "os.fsencode(os.path.abspath(path))", "os.fsencode(path)", "video_files::test_videos_of_any_name"),
+    Fault("video-names-as-text", ROOM,
+          "os.fsencode(os.path.abspath(path))", "os.path.abspath(path)", "video_files::test_videos_of_any_name"),
     Fault("video-times-by-numbers", ROOM,
           "return self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000", "return self.read / self.rate",
           "video::test_times_of_a_variable_rate"),
