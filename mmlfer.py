@@ -1232,7 +1232,7 @@ COMMANDS = (  # mmlfer_commands/NAME.py
     "train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table",
     "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
-UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors of writing alone
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that only writing gives
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names
 device_option = click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 precision_option = click.option("--precision", default="float32", type=PRECISION,

@@ -167,15 +167,14 @@ def read_columns(path, *needed):
 
 
 def check_names(images, expressions, path):
-    """Refuse to write names that would be read as others, or not at all."""
+    """InputError for names that labels.csv cannot hold in such a way that the same are read."""
     expressions = sorted(expressions)
     unprintable = [name for name in expressions if not name.isprintable()]
     for name in (*unprintable, *images, *expressions):
         text = name.encode(errors="replace").decode()
         if name in unprintable or text != name or name != name.strip():
-            raise InputError(f"{path}: not written, for it cannot hold the name {text!r}: not in "
-                             "UTF-8, with blanks at its ends, or with signs that are not printed; "
-                             "rename it")
+            raise InputError(f"{path}: not written: the name {text!r} is not in UTF-8, has spaces "
+                             "at its ends, or has characters that cannot be printed; rename it")
 
 
 def find_columns(header, path):

@@ -51,7 +51,7 @@ def locked(out, lock):
 
 
 def name_of(path):
-    """The name of a file or folder as a table can show it: in UTF-8, of one line."""
+    """The name of a file or folder as one line of text in UTF-8, for tables and figures."""
     return " ".join(Path(str(path)).name.split()).encode(errors="replace").decode()
 
 

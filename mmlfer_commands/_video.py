@@ -50,8 +50,8 @@ def no_remarks():
 
 
 def as_opencv_takes(path):
-    """A path for OpenCV: bytes, for it crashes at a name that is not in UTF-8; from the root, for
-    FFmpeg takes what begins like `http:` for an address."""
+    """A path for OpenCV: as bytes, because it crashes at names that are not in UTF-8, and absolute,
+    because FFmpeg takes a path that begins like `http:` for an address."""
     return os.fsencode(os.path.abspath(path))
 
 

@@ -45,7 +45,7 @@ from mmlfer_commands.synth import draw_face, strengths
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of a picture
 KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads these without other programs
-NEAR = 20  # most faces that a request may name the places of
+NEAR = 20  # most faces whose points a request may give
 PLACES = 32  # most pictures that are received or wait at a time
 WAIT, RECEIVE = 30, 60  # most seconds that a picture waits for its turn, and takes to arrive
 GRACE = 0.3  # seconds for answers that are being sent when the server ends

@@ -490,6 +490,6 @@ def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
         assert result.exit_code == 0 and names == ["calm/1.jpg", os.fsdecode(place)]
     else:
         assert result.exit_code == 1 and result.stderr == (
-            f"Error: {tmp_path}/labels.csv: not written, for it cannot hold the name '{shown}': not in UTF-8, with blanks at "
-            "its ends, or with signs that are not printed; rename it\n")
+            f"Error: {tmp_path}/labels.csv: not written: the name '{shown}' is not in UTF-8, has spaces at its ends, or has "
+            "characters that cannot be printed; rename it\n")
         assert not (tmp_path / "labels.csv").exists()
