@@ -147,8 +147,8 @@ def test_build_takes_an_official_partition_wherever_labels_are(sources, tmp_path
         "none\n")
 
 
-def test_of_two_partitions_raf_mls_is_taken(sources, tmp_path):
-    """And of two places of one the outer."""
+def test_raf_mls_partition_is_preferred_to_raf_aus(sources, tmp_path):
+    """Of two places in one of them, the outer one is preferred."""
     ml, au = sources
     for code, place in enumerate((au / "EmoLabel", au, ml / "RAF-AU", ml / "EmoLabel", ml)):
         place.mkdir(exist_ok=True)

@@ -70,7 +70,7 @@ DEFAULTS = {  # of the options that have one, flags aside; those of `train` are 
     "bench": {"batch_size": 16, "size": 112, "rounds": 5, "device": "auto"}}
 
 
-def test_defaults_are_these():
+def test_the_defaults_of_the_options():
     found = {}
     for name in ORDER[1:]:
         command = mmlfer.main.get_command(None, name)
@@ -89,7 +89,7 @@ CONSTANTS = {  # what no option changes
 
 
 @pytest.mark.parametrize("room", CONSTANTS)
-def test_constants_of_the_commands_are_these(room):
+def test_the_constants_of_the_commands(room):
     module = importlib.import_module(f"mmlfer_commands.{room}")
     assert {name: getattr(module, name) for name in CONSTANTS[room]} == CONSTANTS[room]
 

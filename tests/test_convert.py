@@ -281,7 +281,7 @@ def test_opengraphaus_images_lie_in_img_beside_the_lists_folder(tmp_path):
 
 
 def test_images_in_no_list_leave_all_without_a_part(tmp_path):
-    """`train` draws them; the paths may stand in a column of another name."""
+    """`train` then draws the parts; the paths may be in a column of another name."""
     make(tmp_path, {"labels.csv": "file_name,expression\na/1.jpg,joy\na/2.jpg,calm\n", "train_img_path.txt": "a/1.jpg\n",
                     "train_label.txt": "1 0\n"})
     text, _ = done(tmp_path, "opengraphau", "--aus", "1,2", "--images", tmp_path, tmp_path / "train_img_path.txt")
@@ -479,7 +479,7 @@ def test_the_help_of_each_format_names_its_options():
     (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy/1.jpg"),
     (b"jo\ny/1.jpg", "jo\\ny"), (b"joy/a\nb, \"c\".jpg", None), ("joy/\U0001f468\u200d\U0001f469.jpg".encode(), None)])
 def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
-    """What it can hold it gives back."""
+    """Names that it can hold are read again as they were."""
     make(tmp_path, ["calm/1.jpg"])
     path = tmp_path / os.fsdecode(place)
     path.parent.mkdir(exist_ok=True, parents=True)

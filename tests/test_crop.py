@@ -182,7 +182,7 @@ def test_neighbouring_faces_stay_two_and_of_two_detections_of_a_face_the_better_
 
 
 def test_a_small_face_within_a_large_one_is_the_same_face():
-    """By the larger one's eyes, whichever is asked for."""
+    """The distance is compared with the eyes of the larger one, in whichever order they are given."""
     large = np.array([[-50.0, 0], [50, 0], [0, 100]])
     for size, apart, same in ((0.2, 30, True), (0.2, 60, False), (1, 49, True), (1, 51, False)):
         small = size * (large - large.mean(0)) + large.mean(0) + (apart, 0)
@@ -190,7 +190,7 @@ def test_a_small_face_within_a_large_one_is_the_same_face():
 
 
 def test_a_template_is_the_medians_and_the_scatter_is_in_percent(monkeypatch, capsys):
-    """Eleven faces, the last of which was cut otherwise."""
+    """Eleven faces, the last of which was cropped differently."""
     five, shifts = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.4, 0.7), (0.6, 0.7)]), iter([*range(-5, 5), 40])
     monkeypatch.setattr(_alignment, "look", lambda image, three: _alignment.Face(
         np.zeros(4), (five + (next(shifts) / 100, 0)) * len(image), 0.9))
@@ -450,8 +450,8 @@ def test_the_names_of_outputs_are_made_unique(tmp_path):
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
 
 
-def test_names_that_are_not_utf_8_are_names_still():
-    """Not `.jpg`, which would be hidden."""
+def test_output_names_are_made_of_names_that_are_not_utf_8():
+    """The name is not just `.jpg`, which would be hidden."""
     paths = [Path(os.fsdecode(name)) for name in (b"\xff.jpg", b"\xfe.jpg", b"\xe9t\xe9.jpg", b"\xff" * 250 + b".jpg")]
     assert crop.output_names(paths) == ["\ufffd", "\ufffd-2", "\ufffdt\ufffd", "\ufffd" * 66]
 

@@ -1,4 +1,4 @@
-"""Devices that these tests have not: where tensors lie is seen on torch's `meta`, which holds no numbers."""
+"""Devices that a test machine need not have: torch's device `meta`, which holds no numbers, shows where tensors are."""
 
 import dataclasses
 
@@ -15,16 +15,16 @@ META = torch.device("meta")
 
 @pytest.fixture
 def faces():
-    """12 faces to train on, of which 4 to validate."""
+    """12 faces, 4 of them for validation."""
     split = np.repeat([mmlfer.TRAIN, mmlfer.VAL], [8, 4])
     return mmlfer.Faces([""] * 12, np.arange(12), split, np.zeros((12, 32), np.uint8), torch.zeros(12, 3, 32, 32, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("hypergrad", ["jvp", "create_graph"])
 def test_a_step_is_taken_where_the_run_is(faces, monkeypatch, hypergrad):
-    """torch refuses what mixes devices. L^AM alone asks for a number, whether its table has rows of zeros."""
+    """torch refuses to mix devices. Only Statistics reads a value: whether its table has rows of zeros."""
     monkeypatch.setattr(mmlfer, "pick_device", lambda name: torch.device(name))
-    monkeypatch.setattr(mmlfer, "loss_am", lambda z_emo, z_au, table, form: (z_emo @ table * z_au).sum(1))
+    monkeypatch.setattr(mmlfer.Statistics, "of", classmethod(lambda cls, table, form: cls(table, form, None)))
     cfg = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="meta", hypergrad=hypergrad,
                         augment=True, schedule="onecycle")
     run, batches = run_of(cfg, 2), mmlfer.Batches(faces, cfg, META)

@@ -51,8 +51,8 @@ def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
 @pytest.mark.parametrize("kind,bad,caught,looks", [
     ("cpu", 3, None, [1, 2, 3]), ("cuda", 3, None, [50]), ("cuda", 119, None, [50, 100, 120]), ("cuda", 59, 60, [50, 60]),
     ("cuda", None, None, [50, 100, 120]), ("cuda", None, 60, [50, 60])])
-def test_when_an_epoch_is_looked_at(monkeypatch, tmp_path, kind, bad, caught, looks):
-    """Each step on a CPU; on a GPU each 50th, the last of the epoch, and that at which it is told to stop."""
+def test_at_which_steps_an_epoch_is_checked(monkeypatch, tmp_path, kind, bad, caught, looks):
+    """On a CPU each step; on a GPU each 50th, the last of the epoch, and the step at which a signal came."""
     seen, stops, written, check = [], [], [], train.check_finite
 
     def step(run):

@@ -110,7 +110,7 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
         assert 0.3 < kept[0].axes[2 * i + 1].images[1].get_alpha() < 0.6
 
 
-def test_a_face_is_told_of_by_the_checkpoints_own_names():
+def test_a_prediction_uses_the_checkpoints_own_names():
     state = {"emotions": ["awe", "joy"], "aus": [4, 45, 12], "config": {"method": "mtl", "rho": 0.1, "rho_am": 0.1}}
     assert gradcam.prediction_lines(state, np.array([0.3, 0.7]), np.array([0.5, 0.9, 0.51])) == ["joy, 70 %", "AUs: 45 12"]
     assert gradcam.prediction_lines(state, np.array([0.6, 0.4]), np.array([0.1, 0.2, 0.3])) == ["awe, 60 %", "AUs: none"]

@@ -187,7 +187,7 @@ def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
         assert np.bincount(faces.split[faces.y_emo == k]) / 200 == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
 
 
-def test_who_has_most_images_is_placed_first():
+def test_people_with_most_images_are_placed_first():
     """In training, of which most is wanted; three images of one person are too many for a fifth of ten, but fewest."""
     people = ["a"] * 3 + ["b"] * 6 + ["c"]
     split = _labels.split_people(np.zeros(10, int), people, 0)

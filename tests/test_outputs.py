@@ -275,7 +275,7 @@ def test_a_bar_in_a_name_is_escaped_in_a_table():
     assert mmlfer.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
 
 
-def test_tables_and_figures_of_names_of_every_kind(trained, tmp_path):
+def test_tables_and_figures_can_have_names_of_every_kind(trained, tmp_path):
     """Statistics whose file's name is not in UTF-8, has a line's end or what begins mathematics; an expression's name, too."""
     run = tmp_path / "run"
     run.mkdir()

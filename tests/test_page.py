@@ -152,7 +152,7 @@ def test_what_speaks_for_and_against_the_first_expression(page, photos, predicte
             assert row.locator(".note").text_content() == (note if au in called else "seen here; not called for")
 
 
-def test_of_a_method_without_aus_and_of_a_small_face(page, photos):
+def test_the_page_for_a_method_without_aus_and_a_small_face(page, photos):
     page.route("**/predict*", lambda route: route.fulfill(json=[
         {**face, "small": True, "aus": None, "p_aus": None} for face in route.fetch().json()]))
     choose(page, photos, "one.png")
@@ -161,7 +161,7 @@ def test_of_a_method_without_aus_and_of_a_small_face(page, photos):
     assert "A small face: less than 10 pixels between the eyes." in page.text_content("#result")
 
 
-def test_of_statistics_without_a_row_and_of_a_known_accuracy(page, photos, predicted, server):
+def test_the_page_for_statistics_without_a_row_and_a_known_accuracy(page, photos, predicted, server):
     page.route("**/health", lambda route: route.fulfill(json={**route.fetch().json(), "test_accuracy": 0.25, "table": [[0] * 32] * 14}))
     page.goto(server.url)
     page.wait_for_selector("#samples button >> nth=2")

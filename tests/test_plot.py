@@ -166,7 +166,7 @@ def test_confusion_is_shown_as_shares_of_each_row(run, kept):
     assert axis.get_title() == "40 test images, Acc. 67.50 %, Diag. 65.00 %"
 
 
-def test_the_darkest_colour_is_all_of_a_row(run, kept):
+def test_the_darkest_colour_stands_for_all_images_of_a_row(run, kept):
     content = json.loads((run / "test.json").read_text())
     content["best"]["confusion"][13][12:] = content["best"]["confusion"][0][:2] = [5, 5]  # no share is above 50 %
     (run / "test.json").write_text(json.dumps(content))

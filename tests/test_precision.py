@@ -80,7 +80,7 @@ def test_float32_never_enters_autocast(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_bf16_is_of_the_device_that_the_net_is_on(monkeypatch, device):
+def test_bf16_is_checked_on_the_device_of_the_net(monkeypatch, device):
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args) or contextlib.nullcontext())
     net = types.SimpleNamespace(precision="bf16", mean=types.SimpleNamespace(device=torch.device(device)), backbone=lambda x: x)

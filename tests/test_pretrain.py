@@ -235,7 +235,7 @@ def test_nothing_of_an_overwritten_run_is_left(pretrained, people, tmp_path, mon
     assert load(tmp_path / "w.last.pt")["epoch"] == 0
 
 
-def test_what_a_resumed_run_may_take_anew(pretrained):
+def test_the_options_that_a_resumed_run_may_change(pretrained):
     """Where the images lie and how they are read; all else is the run's own."""
     own = load(pretrained[0].with_suffix(".last.pt"))["options"]
     anew = {"faces": "f", "pairs": "p", "pairs_root": "r", "device": "cuda:1", "workers": 7, "skip_bad_images": True}

@@ -189,8 +189,8 @@ def test_so_many_jobs_run_at_once(place, jobs, most):
 
 
 @pytest.mark.parametrize(("jobs", "threads"), [("2", "4"), ("3", "2"), ("8", "1"), ("9", "1")])
-def test_the_cores_are_shared(place, jobs, threads):
-    """Of a machine of 8."""
+def test_runs_at_once_share_the_cores(place, jobs, threads):
+    """On a machine of 8 cores."""
     (place / "bin/nproc").write_text("#!/bin/sh\necho 8\n")
     (place / "bin/nproc").chmod(0o755)
     assert run_sh(place, ROWS="stl", SEEDS="0", JOBS=jobs).returncode == 0

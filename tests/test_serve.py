@@ -312,7 +312,7 @@ def test_what_fails_in_the_server_is_its_error_and_never_a_face(capsys, error, s
     assert (start["status"], json.loads(body["body"])) == (500, {"error": sentence}) and capsys.readouterr().err == said
 
 
-def test_attention_that_is_not_finite_is_no_picture(monkeypatch):
+def test_a_gradcam_that_is_not_finite_is_an_error(monkeypatch):
     model, face = serve.Model.__new__(serve.Model), io.BytesIO()
     model.net, model.size = None, 8
     Image.new("RGB", (8, 8)).save(face, "PNG")

@@ -80,7 +80,7 @@ def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_
 
 
 def test_a_copy_of_the_weights_is_taken_as_the_run_took_them(start, tmp_path):
-    """In the order of colours and with the normalisation that its options say."""
+    """With the order of colours and the normalisation that the run's options give."""
     path = weights_file(tmp_path / "x.pth", 1.0)
     assert start("--weights", "x.pth", "--weights-bgr", "--weights-norm", "imagenet") == ""
     shutil.copy(path, "copy.pth")
@@ -90,7 +90,7 @@ def test_a_copy_of_the_weights_is_taken_as_the_run_took_them(start, tmp_path):
     assert start("--weights", "x.pth") == refused(path)
 
 
-def test_words_are_words_and_paths_hold_from_elsewhere(faces_folder, tmp_path, monkeypatch):
+def test_words_are_not_taken_for_paths_and_paths_hold_in_another_folder(faces_folder, tmp_path, monkeypatch):
     """Whatever folders of these names lie here."""
     seen = []
     monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))

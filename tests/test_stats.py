@@ -44,7 +44,7 @@ def test_statistics_match_a_naive_count(faces_folder, tmp_path):
     assert "0.73 prototypical + 2.12 variant = 2.85 observed" in result.output
 
 
-def test_under_each_row_stands_what_it_is_compared_with(faces_folder):
+def test_below_each_row_is_the_row_that_it_is_compared_with(faces_folder):
     lines = [line.split("|")[1:-1] for line in invoke("stats", "--data", faces_folder, "--against", "lab").stdout.splitlines()[:30]]
     header, lab = lines[0], yaml.safe_load((mmlfer.HERE / "stats/lab.yaml").read_text())
     for k, emotion in enumerate(EMOTIONS):
@@ -53,7 +53,7 @@ def test_under_each_row_stands_what_it_is_compared_with(faces_folder):
         assert told == pytest.approx({au: 100 * p for au, p in lab[emotion].items() if p >= 0.2 and au != 11})
 
 
-def test_what_is_written_says_what_was_counted(faces_folder, tmp_path):
+def test_written_statistics_name_what_was_counted(faces_folder, tmp_path):
     assert invoke("stats", "--data", faces_folder, "--split", "val", "--out", tmp_path / "s.yaml").exit_code == 0
     first, _, *rows = (tmp_path / "s.yaml").read_text().splitlines()
     labels = mmlfer.load_labels(faces_folder).of("val")

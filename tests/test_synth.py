@@ -195,7 +195,7 @@ def test_jobs_come_back_in_order_from_several_processes():
         list(synth.in_processes(2, abs, [1, None, 2]))
 
 
-def test_what_is_not_begun_is_not_done_once_it_is_stopped():
+def test_jobs_that_have_not_begun_are_dropped_when_it_is_stopped():
     jobs = synth.in_processes(1, time.sleep, [0] + [0.3] * 100)
     next(jobs)
     start = time.monotonic()

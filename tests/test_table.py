@@ -331,7 +331,7 @@ def test_each_measure_has_its_own_interval(tmp_path):
         f"| mml wild - stl | 3 | +75.00 [+51.17, +98.83] **signal** | +50.00 [+18.23, +81.77] **signal** | {mcnemar} |\n\n")
 
 
-def test_what_rounds_to_nothing_has_no_minus():
+def test_a_difference_that_rounds_to_0_has_no_minus():
     assert table.gain(np.full((3, 4), -1e-10), np.ones(4)) == "+0.00 [+0.00, +0.00]"
 
 
@@ -370,7 +370,7 @@ def test_search_prints_the_options_of_the_best_run(tmp_path):
     assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
 
 
-def test_of_equals_the_first_is_taken_and_no_accuracy_is_too_high_or_low(tmp_path):
+def test_of_equal_runs_search_takes_the_first_and_accuracies_are_between_0_and_1(tmp_path):
     for accuracy in (1.0, 0.0):
         for name, rho in (("a", 0.1), ("b", 3.0), ("c", 0.03)):
             searched(tmp_path / str(accuracy), name, [accuracy], rho=rho)
@@ -414,7 +414,7 @@ def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
                "remove one\n")
 
 
-def test_a_search_refuses_what_its_first_run_alone_has(tmp_path):
+def test_a_search_refuses_a_trait_that_only_its_first_run_has(tmp_path):
     one, other = searched(tmp_path, "1", [0.5], rho=0.1, new=1), searched(tmp_path, "2", [0.6], rho=0.3)
     assert invoke("search", tmp_path, "rho").stderr == (
         f"Error: {other}: new unknown, where {one} has 1; a search compares runs that differ in rho alone: remove one\n")
@@ -428,7 +428,7 @@ FOLLOWING = {  # an option, its two values, and what else is another in the seco
 
 
 @pytest.mark.parametrize("option", FOLLOWING)
-def test_a_search_may_be_over_what_has_a_digest(tmp_path, option):
+def test_a_search_may_be_over_options_that_are_known_by_a_digest(tmp_path, option):
     first, second, others = FOLLOWING[option]
     name = option.replace("-", "_")
     searched(tmp_path, "1", [0.5], others=ZEROS, **{name: first})

@@ -216,7 +216,7 @@ def test_a_face_is_looked_for_where_it_was(faces, tmp_path, monkeypatch):
     assert [len(there) for there in followed(frames, tmp_path, search=0)] == [1, 1, 2, 2, 2, 2, 1, 1]
 
 
-def test_numbers_stand_in_their_order_and_are_of_the_track_seen_last():
+def test_faces_are_in_the_order_of_their_numbers_and_continue_the_track_seen_last():
     tracker = _video.Tracker(0.5)
     tracker.before = 0.0
     assert [i for i, _ in tracker.number([face_at(100)], 0.0)] == [0]

@@ -54,7 +54,7 @@ NO_VIDEO = "not a video that can be read: something else, or cut off before its 
 
 
 def test_videos_of_any_name(templated, nobody, tmp_path, monkeypatch):
-    """OpenCV alone crashes at a name that is not in UTF-8, and FFmpeg takes http: for an address."""
+    """OpenCV itself crashes at a name that is not in UTF-8, and FFmpeg takes http: for an address."""
     clip = write_clip(tmp_path / "a.webm", grey(2))
     monkeypatch.chdir(tmp_path)
     names = [os.fsdecode(name) for name in (b"\xff.webm", b"http:x.webm", b"a\nb 'c'.webm", b"-d.webm", b"%03d.webm")]

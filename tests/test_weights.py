@@ -234,7 +234,7 @@ def test_imagenet_brings_its_tensors_and_its_normalisation(monkeypatch, arch):
     assert net.mean.flatten().tolist() == [0.5] * 3
 
 
-def test_a_net_of_ones_own_expressions_starts_from_any_of_them(source, tmp_path, monkeypatch):
+def test_a_net_of_your_own_expressions_starts_from_any_of_these_files(source, tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.models.get_model_weights("resnet18"), "get_state_dict", lambda self, **options: source)
     own = mmlfer.Vocabulary(("calm", "joy", "rage"), (1, 2, 4, 12, 45))
     for weights in ("none", "imagenet", saved(source, tmp_path / "w.pth")):

@@ -88,7 +88,7 @@ FAULTS = [
           "synth::test_a_drawn_person_stays_the_same_and_the_moment_changes"),
     Fault("synth-csv-and-labels", "mmlfer_commands/synth.py", 'if form == "csv" and (labels or au_noise or people):', 'if form == "csv" and people:',
           "own_data::test_what_synth_cannot_draw_is_one_line"),
-    Fault("synth-smaller-faces", "mmlfer_commands/synth.py", '@click.option("--size", default=112', '@click.option("--size", default=96', "cli::test_defaults_are_these"),
+    Fault("synth-smaller-faces", "mmlfer_commands/synth.py", '@click.option("--size", default=112', '@click.option("--size", default=96', "cli::test_the_defaults_of_the_options"),
     Fault("synth-au12-down", "mmlfer_commands/synth.py", "v = 0.52 + 0.35 * jaw - 0.15 * a[12]", "v = 0.52 + 0.35 * jaw + 0.15 * a[12]", DRAWN),
     Fault("synth-au1-down", "mmlfer_commands/synth.py", "-0.39 - 0.15 * a[1] + 0.11 * frown)", "-0.39 + 0.15 * a[1] + 0.11 * frown)", DRAWN),
     Fault("synth-au5-closes", "mmlfer_commands/synth.py", "up = 0.075 + 0.085 * a[5]", "up = 0.075 - 0.085 * a[5]", DRAWN),

@@ -7,12 +7,12 @@ BACKBONES, PEOPLE, LABELS = "mmlfer_commands/_backbones.py", "mmlfer_commands/_p
 STATS, BUILD, DEMO = "mmlfer_commands/stats.py", "mmlfer_commands/build.py", "mmlfer_commands/demo.py"
 HELD_OUT = "pretrain::test_verification_is_on_people_who_are_held_out_by_the_seed"
 EACH_EPOCH = "pretrain::test_the_log_has_the_numbers_of_each_epoch_alone"
-LOOKED_AT = "diverged::test_when_an_epoch_is_looked_at"
+LOOKED_AT = "diverged::test_at_which_steps_an_epoch_is_checked"
 ON_DEVICE = "devices::test_a_step_is_taken_where_the_run_is[jvp]"
 PRINTED = "train::test_what_is_printed_is_what_is_written"
-WORDS = "start::test_words_are_words_and_paths_hold_from_elsewhere"
-OWN_START = "weights::test_a_net_of_ones_own_expressions_starts_from_any_of_them"
-COUNTED = "stats::test_what_is_written_says_what_was_counted"
+WORDS = "start::test_words_are_not_taken_for_paths_and_paths_hold_in_another_folder"
+OWN_START = "weights::test_a_net_of_your_own_expressions_starts_from_any_of_these_files"
+COUNTED = "stats::test_written_statistics_name_what_was_counted"
 COPY = "start::test_a_copy_of_the_weights_is_taken_as_the_run_took_them"
 
 FAULTS = [
@@ -44,11 +44,11 @@ FAULTS = [
     Fault("pairs-root-from-here", PRETRAIN, '("faces", "pairs", "pairs_root"):  # they', '("faces", "pairs"):  # they',
           "pretrain::test_a_run_can_be_resumed_from_another_folder"),
     Fault("pairs-stay-where-they-were", PRETRAIN, 'MOVABLE = ("faces", "pairs", "pairs_root", "device"', 'MOVABLE = ("faces", "device"',
-          "pretrain::test_what_a_resumed_run_may_take_anew"),
+          "pretrain::test_the_options_that_a_resumed_run_may_change"),
     Fault("people-digest-of-names-alone", PEOPLE, "source.names.tobytes() + source.labels.tobytes()", "source.names.tobytes()",
-          "people::test_the_digest_is_of_names_and_of_people"),
+          "people::test_the_digest_covers_names_and_people"),
     Fault("people-digest-of-people-alone", PEOPLE, "source.names.tobytes() + source.labels.tobytes()", "source.labels.tobytes()",
-          "people::test_the_digest_is_of_names_and_of_people"),
+          "people::test_the_digest_covers_names_and_people"),
     # devices
     Fault("gpu-of-the-rank", PRETRAIN, '("LOCAL_RANK", 0)))', '("RANK", 0)))',
           "devices::test_each_process_has_the_gpu_of_its_place_on_its_machine"),
@@ -65,7 +65,7 @@ FAULTS = [
     Fault("checkpoint-in-training-mode", "mmlfer.py", "return net.to(pick_device(device)).eval(), state",
           "return net.to(pick_device(device)), state", "devices::test_a_checkpoint_goes_where_it_is_asked_for"),
     Fault("autocast-of-the-cpu", "mmlfer.py", "torch.autocast(net.mean.device.type, torch.bfloat16)",
-          'torch.autocast("cpu", torch.bfloat16)', "precision::test_bf16_is_of_the_device_that_the_net_is_on[cuda]"),
+          'torch.autocast("cpu", torch.bfloat16)', "precision::test_bf16_is_checked_on_the_device_of_the_net[cuda]"),
     Fault("any-device-of-torch", "mmlfer.py", '    if device.type not in ("cpu", "cuda"):\n', "    if False:\n",
           "train::test_train_needs_data_and_a_device_that_is_there"),
     # training
@@ -114,12 +114,12 @@ FAULTS = [
     Fault("column-split-unsaid", LABELS, 'codes = "0 train, 1 test, 2 validation" if rafce else "column split"',
           'codes = "0 train, 1 test, 2 validation"', "labels::test_parts_that_are_too_small_name_their_column"),
     Fault("people-of-few-images-first", LABELS, "key=lambda i: -images[i].sum()", "key=lambda i: images[i].sum()",
-          "labels::test_who_has_most_images_is_placed_first"),
+          "labels::test_people_with_most_images_are_placed_first"),
     Fault("dropped-aus-unsaid", "mmlfer_commands/_stats.py", "- {*vocabulary.aus}):", "- {*AU_NAMES}):",
           "stats::test_statistics_under_20_percent_count_as_nothing"),
     # other commands
     Fault("stopped-when-all-is-done", "mmlfer_commands/_processes.py", "pool.shutdown(cancel_futures=True)", "pool.shutdown()",
-          "synth::test_what_is_not_begun_is_not_done_once_it_is_stopped"),
+          "synth::test_jobs_that_have_not_begun_are_dropped_when_it_is_stopped"),
     Fault("eval-of-no-images", "mmlfer_commands/eval.py", "    if not faces.names:\n", "    if False:\n",
           "eval::test_a_part_without_images_is_one_line"),
     Fault("demo-reader-of-wild", DEMO, 'load_stats(DEMO["stats"]))', 'load_stats("wild"))',
@@ -128,14 +128,14 @@ FAULTS = [
           "demo::test_demo_trains_and_says_what_to_type_next"),
     Fault("demo-faces-of-112", DEMO, 'None, DEMO["size"], 0)', "None, 112, 0)", "demo::test_demo_trains_and_says_what_to_type_next"),
     Fault("stats-compared-with-itself", STATS, "zip(vocabulary.emotions, reference)]", "zip(vocabulary.emotions, p)]",
-          "stats::test_under_each_row_stands_what_it_is_compared_with"),
+          "stats::test_below_each_row_is_the_row_that_it_is_compared_with"),
     Fault("stats-of-expressions-for-images", STATS, "{sum(n)} images, by mmlfer stats", "{len(n)} images, by mmlfer stats", COUNTED),
     Fault("stats-of-all-for-each", STATS, "# {count} images", "# {sum(n)} images", COUNTED),
     Fault("stats-of-a-part-as-of-all", STATS, '{name_of(data.resolve())} ({split})', '{name_of(data.resolve())} (all)', COUNTED),
     Fault("heat-map-among-text", STATS, '"-" in map(str, (out, plot))', '"-" in map(str, (out,))',
           "stats::test_yaml_on_standard_output_stands_alone"),
     Fault("build-of-the-last-partition", BUILD, "for folder in folders:\n", "for folder in folders[::-1]:\n",
-          "build::test_of_two_partitions_raf_mls_is_taken"),
+          "build::test_raf_mls_partition_is_preferred_to_raf_aus"),
     Fault("build-undescribed", BUILD, "    click.echo(describe(load_labels(out), out))\n", "",
           "build::test_build_makes_rafce_of_its_sources"),
     Fault("run-sh-epochs-50", "run.sh", "EPOCHS=${EPOCHS:-60}", "EPOCHS=${EPOCHS:-50}",
@@ -144,5 +144,5 @@ FAULTS = [
           "run_sh::test_the_settings_of_the_paper_are_the_defaults"),
     Fault("run-sh-size-100", "run.sh", "SIZE=${SIZE:-112}", "SIZE=${SIZE:-100}",
           "run_sh::test_the_settings_of_the_paper_are_the_defaults"),
-    Fault("run-sh-one-thread-each", "run.sh", "$((cores > JOBS ? cores / JOBS : 1))", "1", "run_sh::test_the_cores_are_shared"),
+    Fault("run-sh-one-thread-each", "run.sh", "$((cores > JOBS ? cores / JOBS : 1))", "1", "run_sh::test_runs_at_once_share_the_cores"),
 ]
