@@ -22,9 +22,9 @@ def faces():
 
 @pytest.mark.parametrize("hypergrad", ["jvp", "create_graph"])
 def test_a_step_is_taken_where_the_run_is(faces, monkeypatch, hypergrad):
-    """torch refuses what mixes devices. L^AM alone asks for a number, whether its table has rows of zeros."""
+    """torch refuses to mix devices, and to read a value from `meta`, for which a step would wait on a GPU."""
     monkeypatch.setattr(mmlfer, "pick_device", lambda name: torch.device(name))
-    monkeypatch.setattr(mmlfer, "loss_am", lambda z_emo, z_au, table, form: (z_emo @ table * z_au).sum(1))
+    monkeypatch.setattr(mmlfer.Statistics, "of", lambda table, form: mmlfer.Statistics(table, form, None))  # it reads, once
     cfg = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="meta", hypergrad=hypergrad,
                         augment=True, schedule="onecycle")
     run, batches = run_of(cfg, 2), mmlfer.Batches(faces, cfg, META)
