@@ -1,3 +1,4 @@
+import importlib
 import os
 import resource
 import signal
@@ -8,9 +9,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # one thread in this process and in those t
 
 import numpy as np
 import pytest
-import thin
-import torch
-import torchvision
 from click.testing import CliRunner
 from forks import python
 from PIL import Image
@@ -19,6 +17,7 @@ import mmlfer
 from mmlfer_commands import _alignment, _stats, _video, train
 from mmlfer_commands.synth import synthesize, synthesize_people
 
+torch = mmlfer.torch  # loads at its first use: the process that only hands out the files uses none
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--size", "32", "--batch-size", "4", "--arch", "resnet18", "--weights", "none", "--device", "cpu")
 SMALL_PRETRAINING = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--holdout", 0.3, "--workers", 0, "--device",
@@ -36,18 +35,17 @@ def pytest_collection_modifyitems(items):
 def quick():
     """`train` measures the eyes and mouths of 8 faces instead of 100, and no write waits for the disk.
     test_crop.py and test_files.py test both without these changes. ResNet-18 is thin, see thin.py."""
+    importlib.import_module("thin")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(thin.MODELS, "resnet18", thin.thin_resnet)
         patch.setattr(_alignment, "MEASURED", 8)
         patch.setattr(os, "fsync", lambda number: None)
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def real_resnet18():
-    """The real ResNet-18, for all tests of a file, in the tests' own process; see thin.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(thin.MODELS, "resnet18", torchvision.models.resnet18)
+    """The real ResNet-18, in the test's own process; see thin.py."""
+    with importlib.import_module("thin").real_resnet18():
         yield
 
 
@@ -116,7 +114,17 @@ def pretrained(people, tmp_path_factory):
 @pytest.fixture(scope="session")
 def sketch(faces_folder, tmp_path_factory):
     """A checkpoint of random weights whose predictions differ from face to face; it is not trained."""
-    cfg = mmlfer.Config(data=str(faces_folder), method="mtl", size=32, weights="none", device="cpu")
+    return write_sketch(tmp_path_factory.mktemp("sketch") / "best.pt", faces_folder, "resnet18")
+
+
+@pytest.fixture(scope="session")
+def sketch_34(faces_folder, tmp_path_factory):
+    """The same of the whole ResNet-34."""
+    return write_sketch(tmp_path_factory.mktemp("sketch") / "best.pt", faces_folder, "resnet34")
+
+
+def write_sketch(path, data, arch):
+    cfg = mmlfer.Config(data=str(data), method="mtl", size=32, arch=arch, weights="none", device="cpu")
     run = run_of(cfg, 1)
     for module in run.net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -126,7 +134,6 @@ def sketch(faces_folder, tmp_path_factory):
         for head, z in ((run.net.fe, z_emo), (run.net.au, z_au)):
             head.weight /= z.std()
             head.bias -= z.mean(0)
-    path = tmp_path_factory.mktemp("sketch") / "best.pt"
     mmlfer.save_checkpoint(mmlfer.inference_state(run), path)
     return path
 
@@ -192,12 +199,12 @@ def assert_same_pretraining(one, other):
             assert same(a, b, TIMES), (name, path)
 
 
-def random_batch(n, size=32, seed=0, dtype=torch.float64):
-    """x (n, 3, size, size) uint8, y_emo (n,), y_au (n, 32) of a type."""
+def random_batch(n, size=32, seed=0, dtype=None):
+    """x (n, 3, size, size) uint8, y_emo (n,), y_au (n, 32) of a type, float64 if none is given."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.integers(0, 256, (n, 3, size, size), np.uint8))
     y_emo = torch.from_numpy(rng.integers(0, 14, n))
-    return x, y_emo, torch.from_numpy(rng.random((n, 32)) < 0.2).to(dtype)
+    return x, y_emo, torch.from_numpy(rng.random((n, 32)) < 0.2).to(dtype or torch.float64)
 
 
 def resident_mb():

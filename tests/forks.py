@@ -85,7 +85,6 @@ def serve(address):
     """Fork for each request, and return it in the new process; end when standard input ends."""
     for name in LOADED:
         importlib.import_module(name)
-    sys.modules["thin"].take_its_place()
     os.fsync = lambda number: None
     gc.freeze()  # a collection in a fork must not touch, and so copy, what was loaded before
     signal.signal(signal.SIGINT, signal.SIG_IGN)

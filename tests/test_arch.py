@@ -109,8 +109,8 @@ def test_a_checkpoint_of_resnet50_is_loaded_whole(tmp_path):
         assert torch.allclose(net(x)[1], run.net.eval()(x)[1], rtol=1e-3, atol=1e-4)
 
 
-def test_a_checkpoint_from_before_there_were_sizes_is_a_resnet34(sketch, tmp_path):
-    state = torch.load(sketch, weights_only=True)
+def test_a_checkpoint_from_before_there_were_sizes_is_a_resnet34(sketch_34, tmp_path):
+    state = torch.load(sketch_34, weights_only=True)
     for name in ("arch", "weights_bgr", "weights_norm"):
         del state["config"][name]
     torch.save(state, tmp_path / "old.pt")

@@ -14,15 +14,14 @@ from forks import python
 from mmlfer_commands import bench
 
 
-def in_forks(workers, function, jobs, **options):
-    """bench.in_processes with a fork for each job, instead of a new process that loads torch."""
-    for job in jobs:
-        code = f"from mmlfer_commands import bench; print(bench.{function.__name__}({job!r}))"
-        yield float(subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
+def in_one_fork(workers, function, jobs, **options):
+    """bench.in_processes with one fork for all jobs, instead of a new process for each that loads torch."""
+    code = f"from mmlfer_commands import bench; print([bench.{function.__name__}(job) for job in {jobs!r}])"
+    return json.loads(subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, check=True).stdout)
 
 
 def test_bench_prints_one_object(monkeypatch):
-    monkeypatch.setattr(bench, "in_processes", in_forks)
+    monkeypatch.setattr(bench, "in_processes", in_one_fork)
     result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
@@ -98,6 +97,8 @@ def test_a_step_too_large_for_memory_is_one_line(monkeypatch):
 
 def test_table_of_the_numbers():
     row = {"seconds": 2.0, "per_forward": 1.0, "per_plain": 0.5, "images_per_second": 8.0, "peak_mb": 100.0}
-    lines = bench.bench_table(dict.fromkeys(bench.BENCH, row), 16, 112, "cpu").splitlines()
+    lines = bench.bench_table({name: {**row, "seconds": 2.0 + i} for i, name in enumerate(bench.BENCH)}, 16, 112, "cpu").splitlines()
     assert lines[0].startswith("batch 16, 112x112, ") and lines[2].split() == ["forward", "2.000", "1.00", "0.50", "8.0", "100"]
-    assert lines[-1] == f"60 epochs of RAF-CE's 169 steps, jvp bf16: {60 * 169 * 2 / 3600:.2f} h (computed)"
+    assert [line.split()[-5] for line in lines[2:10]] == [f"{2 + i}.000" for i in range(8)] and len(lines) == 14
+    seconds = {"plain": 3, "create_graph": 4, "jvp": 5, "jvp bf16": 9}
+    assert lines[-4:] == [f"60 epochs of RAF-CE's 169 steps, {name}: {60 * 169 * s / 3600:.2f} h (computed)" for name, s in seconds.items()]

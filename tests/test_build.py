@@ -116,6 +116,7 @@ discarded 1 that have two most probable emotions that make none of the 14
 kept 7, 1 of them without an image file
 partition: drawn, seed 0
 """) and not result.stderr
+    assert f"\n{out}: 7 images\n" in result.stdout and result.stdout.endswith("\n  not RAF-CE's own counts\n")
     faces = mmlfer.load_labels(out)
     assert [mmlfer.EMOTIONS[k] for k in faces.y_emo] == list(DISTRIBUTIONS)
     assert (out / "RAFCE_AUlabel.txt").read_text().splitlines()[:3] == ["0001.jpg l12+R25", "0002.jpg null",
@@ -144,6 +145,17 @@ def test_build_takes_an_official_partition_wherever_labels_are(sources, tmp_path
     assert result.exit_code == 1 and result.stderr == (
         f"Error: {official}: 6 of the 7 compound images have no row, 0002.jpg the first; take the published file, or "
         "none\n")
+
+
+def test_of_two_partitions_raf_mls_is_taken(sources, tmp_path):
+    """And of two places of one the outer."""
+    ml, au = sources
+    for code, place in enumerate((au / "EmoLabel", au, ml / "RAF-AU", ml / "EmoLabel", ml)):
+        place.mkdir(exist_ok=True)
+        (place / "RAFCE_partition.txt").write_text("".join(f"{i:04d}.jpg {code % 3}\n" for i in range(1, 9)))
+        result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / f"o{code}")
+        assert f"partition: {place}/RAFCE_partition.txt\n" in result.stdout
+        assert {*mmlfer.load_labels(tmp_path / f"o{code}").split.tolist()} == {code % 3}
 
 
 def test_the_seed_draws_the_partition(tmp_path):

@@ -50,7 +50,8 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     assert result.exit_code == 1 and "not a checkpoint that can be read safely" in result.stderr
     state = load(trained[0] / "best.pt")
     for damage in ({"config": None}, {"net": []}, {"config": {**state["config"], "size": "x"}},
-                   {"config": {**state["config"], "method": "zz"}}, {"config": {}}, {"aus": [1, 3]}, {"aus": None},
+                   {"config": {**state["config"], "method": "zz"}}, {"config": {**state["config"], "arch": "vgg"}},
+                   {"config": {**state["config"], "data": None}}, {"config": {}}, {"aus": [1, 3]}, {"aus": None},
                    {"emotions": [1, 2]}):
         torch.save({**state, **damage}, tmp_path / "damaged.pt")
         result = invoke("eval", "--ckpt", tmp_path / "damaged.pt")

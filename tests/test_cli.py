@@ -1,5 +1,6 @@
 """The command line as a whole."""
 
+import importlib
 import os
 import re
 import resource
@@ -52,6 +53,45 @@ def test_help_calls_numbers_n_and_x_and_gives_their_range(name):
     for option in mmlfer.main.get_command(None, name).params:
         if isinstance(option.type, (click.IntRange, click.FloatRange)) and isinstance(option.default, (int, float)):
             assert re.search(rf"{option.opts[0]} [A-Z]+ [^[]*\[default: {option.default}; [^]]*x[<>]=?", text), option.name
+
+
+ABAW = {"aus": "1,2,4,6,7,10,12,15,23,24,25,26", "expressions": "neutral,anger,disgust,fear,happiness,sadness,surprise,other", "seed": 0}
+DEFAULTS = {  # of the options that have one, flags aside; those of `train` are the paper's and stand in test_train.py
+    "eval": {"split": "test", "device": "auto", "precision": "float32"},
+    "pretrain": {"arch": "resnet34", "epochs": 40, "batch_size": 512, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "loss": "cosface",
+                 "scale": 64.0, "warmup": 2, "size": 112, "precision": "fp32", "holdout": 0.02, "workers": 2, "seed": 0, "device": "auto"},
+    "synth": {"n": 1400, "test": 0, "stats": "wild", "form": "rafce", "uncoded": 0.0, "au_noise": 0.0, "per_person": 20, "size": 112, "seed": 0},
+    "demo": {"out": "runs/demo", "device": "auto"}, "build": {"out": "rafce", "seed": 0}, "convert": {},
+    "rafdb": {"seed": 0}, "folders": {"seed": 0}, "huggingface": {"seed": 0}, "abaw": ABAW, "opengraphau": {"seed": 0}, "openface": {},
+    "stats": {"split": "all"}, "search": {}, "table": {"out": "results.md"}, "plot": {}, "gradcam": {"device": "auto"},
+    "predict": {"top": 3, "device": "auto", "precision": "float32"},
+    "video": {"start": 0.0, "search": 0.5, "device": "auto", "precision": "float32"}, "crop": {"size": 112},
+    "serve": {"port": 8000, "host": "127.0.0.1", "device": "auto"}, "export": {},
+    "bench": {"batch_size": 16, "size": 112, "rounds": 5, "device": "auto"}}
+
+
+def test_defaults_are_these():
+    found = {}
+    for name in ORDER[1:]:
+        command = mmlfer.main.get_command(None, name)
+        for one in (command, *getattr(command, "commands", {}).values()):
+            options = [p for p in one.params if p.param_type_name == "option" and not p.is_flag and isinstance(p.default, (str, int, float))]
+            found[one.name] = {p.name: p.default for p in options}
+    assert found == DEFAULTS
+
+
+CONSTANTS = {  # what no option changes
+    "_alignment": {"SMALL": 10, "SEARCH": 1600, "GLANCE": 224, "LOOK": 448, "LOOK_FACE": 300, "SURE": 0.6},
+    "_answers": {"ACTIVE": 0.5}, "plot": {"PANELS": 5, "COLUMNS": 1000}, "export": {"OPSET": 18, "CLOSE": 1e-4},
+    "_video": {"KEEP": 0.5, "CUT": 30, "SHORT": 1.0, "TRIES": 8, "DRAWN": 640, "RATES": (1, 60)}, "video": {"BATCH": 8, "AHEAD": 4},
+    "serve": {"MAX_BYTES": 20_000_000, "MAX_PIXELS": 50_000_000, "PLACES": 32, "WAIT": 30, "RECEIVE": 60, "GRACE": 0.3,
+              "KINDS": ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")}}
+
+
+@pytest.mark.parametrize("room", CONSTANTS)
+def test_constants_of_the_commands_are_these(room):
+    module = importlib.import_module(f"mmlfer_commands.{room}")
+    assert {name: getattr(module, name) for name in CONSTANTS[room]} == CONSTANTS[room]
 
 
 def test_help_of_train_groups_its_options_and_gives_examples():

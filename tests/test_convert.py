@@ -99,6 +99,29 @@ def test_hugging_faces_metadata_in_each_parts_folder(tmp_path):
                     "validation/0.jpg,joy,val,?\n")
 
 
+def test_hugging_faces_metadata_with_other_columns_in_each_part(tmp_path):
+    make(tmp_path, {"train/metadata.csv": "file_name,emotion,AU01,AU12,text\n0.jpg,joy,1,0,x\n",
+                    "test/metadata.csv": "file_name,expression,AU12,person\n0.jpg,calm,1,ann\n"})
+    make(tmp_path, ["train/0.jpg", "test/0.jpg"])
+    text, _ = done(tmp_path, "huggingface", "--as-published", tmp_path)
+    assert text == ("image,expression,split,AU12,person,AU01\ntest/0.jpg,calm,test,1,ann,\ntrain/0.jpg,joy,train,0,,1\n")
+
+
+def test_hugging_faces_metadata_with_people_alone_and_with_aus_in_one_column(tmp_path):
+    make(tmp_path, {"a/metadata.csv": "file_name,label,person\n0.jpg,joy,ann\n", "b/metadata.csv": "file_name,label,aus\n0.jpg,joy,1+12\n"})
+    make(tmp_path, ["a/0.jpg", "b/0.jpg"])
+    assert done(tmp_path / "a", "huggingface", tmp_path / "a")[0] == "image,expression,person,aus\n0.jpg,joy,ann,?\n"
+    assert done(tmp_path / "b", "huggingface", tmp_path / "b")[0] == "image,expression,aus\n0.jpg,joy,1+12\n"
+
+
+def test_the_words_that_name_a_part():
+    words = {"train": "train training Train", "val": "val valid validation dev", "test": "test testing TEST", "": "tests anxiety"}
+    for part, names in words.items():
+        assert {convert.part_of(name) for name in names.split()} == {part}
+    for name, part in (("training_set_annotations.txt", "train"), ("my-dev.csv", "val"), ("train_val_list.txt", ""), ("list.txt", "")):
+        assert convert.part_in(name) == part
+
+
 def test_hugging_faces_metadata_of_the_whole_with_aus_and_people(tmp_path):
     make(tmp_path, {"metadata.csv": "file_name,mood,AU1,AU12,person,split\n"
                                     "train/0.jpg,joy,1,,ann,train\ntrain/1.jpg,calm,0,1,bob,test\ntrain/2.jpg,joy,,,,validation\n"})
@@ -165,6 +188,25 @@ def test_a_published_validation_part_is_tested_where_there_is_no_test_part(tmp_p
                     "by expression, seed 0; --as-published leaves the parts as published\n")
 
 
+def test_the_seed_that_is_given_draws_validation_of_folders_and_of_lists(tmp_path):
+    names = [f"{'ab'[i % 2]}/{i}.jpg" for i in range(40)]
+    make(tmp_path, [f"f/{'test' if i < 8 else 'train'}/{name}" for i, name in enumerate(names)])
+    make(tmp_path, [f"l/{name}" for name in names])
+    make(tmp_path, {"train_img_path.txt": "\n".join(names[8:]), "train_label.txt": "0 1\n" * 32,
+                    "test_img_path.txt": "\n".join(names[:8]), "test_label.txt": "1 0\n" * 8})
+    lists = ("opengraphau", "--aus", "1,2", "--images", tmp_path / "l", tmp_path / "train_img_path.txt", tmp_path / "test_img_path.txt")
+    for out, command in ((tmp_path / "f", ("folders", tmp_path / "f")), (tmp_path / "l", lists)):
+        drawn = []
+        for seed in (0, 1, 1):
+            (out / "labels.csv").unlink(missing_ok=True)
+            if out.name == "l":
+                make(out, {"labels.csv": "image,expression,aus\n" + "".join(f"{name},{name[0]},?\n" for name in names)})
+            text, said = done(out, *command, "--seed", seed)
+            assert f"validation: 8 of the training images, drawn by expression, seed {seed};" in said
+            drawn.append([line for line in text.splitlines() if ",val," in line])
+        assert drawn[0] != drawn[1] == drawn[2] and [len(rows) for rows in drawn] == [8] * 3
+
+
 def test_validation_is_drawn_by_the_seed_and_the_test_part_stays():
     faces = faces_of(*[("", "ab"[i % 2], "train" if i < 40 else "test") for i in range(60)])
     drawn = [convert.complete(faces, seed)[0] for seed in (0, 0, 1)]
@@ -219,7 +261,7 @@ LABELLED = "image,expression,split,aus\na/1.jpg,joy,train,?\na/2.jpg,calm,test,?
 def test_opengraphaus_lists(tmp_path):
     """Both sides count as one AU, seen if it is on either; not seen if the AU is -1 and both sides are 0."""
     make(tmp_path, {"labels.csv": LABELLED.replace(",split", "").replace(",train", "").replace(",test", "").replace(",val", ""),
-                    "list/own_train_img_path.txt": "a/1.jpg\nb/3.jpg\n\n", "list/own_train_label.txt": "1 0 -1 0 0\n0 -1 0 1 0\n",
+                    "list/own_train_img_path.txt": "\ufeffa/1.jpg\nb/3.jpg\n\n", "list/own_train_label.txt": "\ufeff1 0 -1 0 0\n0 -1 0 1 0\n",
                     "list/own_test_img_path.txt": "a/2.jpg\r\nb/4.jpg\r\n", "list/own_test_label.txt": "-1 -1 -1 0 -1\r\n0 0.0 0 0 0\r\n"})
     text, said = done(tmp_path, "opengraphau", "--aus", "4,38,12,L12,R12", "--images", tmp_path,
                       "--as-published", *[tmp_path / f"list/own_{part}_img_path.txt" for part in ("train", "test")])
@@ -236,6 +278,14 @@ def test_opengraphaus_images_lie_in_img_beside_the_lists_folder(tmp_path):
     assert text == ("image,expression,split,aus\nimg/a/1.jpg,joy,train,1+2\nimg/a/2.jpg,calm,test,?\nb/3.jpg,joy,val,?\n"
                     "b/4.jpg,joy,train,?\n")
     assert "AUs for 1 of 4 images" in said
+
+
+def test_images_in_no_list_leave_all_without_a_part(tmp_path):
+    """`train` draws them; the paths may stand in a column of another name."""
+    make(tmp_path, {"labels.csv": "file_name,expression\na/1.jpg,joy\na/2.jpg,calm\n", "train_img_path.txt": "a/1.jpg\n",
+                    "train_label.txt": "1 0\n"})
+    text, _ = done(tmp_path, "opengraphau", "--aus", "1,2", "--images", tmp_path, tmp_path / "train_img_path.txt")
+    assert text == "file_name,expression,aus\na/1.jpg,joy,1\na/2.jpg,calm,?\n"
 
 
 def test_a_validation_part_is_drawn_of_the_lists_training_images_too(tmp_path):
@@ -303,6 +353,8 @@ def test_what_is_there_is_not_written_over(tmp_path):
     assert refused("openface", tmp_path / "of", tmp_path) == \
         (f"{tmp_path}/labels.csv:4: is coded already, and the labels of two sources are not mixed; put ? in all rows of the column "
          "aus, in a copy")
+    make(tmp_path, {"labels.csv": "image,expression,AU1,au12\na/1.jpg,joy,,\n"})
+    assert refused("openface", tmp_path / "of", tmp_path).startswith(f"{tmp_path}/labels.csv:2: is coded already, and the labels of ")
 
 
 def test_images_that_are_not_there_are_named_or_skipped(tmp_path):

@@ -181,6 +181,35 @@ def test_neighbouring_faces_stay_two_and_of_two_detections_of_a_face_the_better_
     assert [(face.box[0], face.score) for face in crop.find_faces(None)] == [(110, 0.9), (140, 0.65), (320, 0.95)]
 
 
+def test_a_small_face_within_a_large_one_is_the_same_face():
+    """By the larger one's eyes, whichever is asked for."""
+    large = np.array([[-50.0, 0], [50, 0], [0, 100]])
+    for size, apart, same in ((0.2, 30, True), (0.2, 60, False), (1, 49, True), (1, 51, False)):
+        small = size * (large - large.mean(0)) + large.mean(0) + (apart, 0)
+        assert _alignment.same_face(large, small) is _alignment.same_face(small, large) is same
+
+
+def test_a_template_is_the_medians_and_the_scatter_is_in_percent(monkeypatch, capsys):
+    """Eleven faces, the last of which was cut otherwise."""
+    five, shifts = np.array([(0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.4, 0.7), (0.6, 0.7)]), iter([*range(-5, 5), 40])
+    monkeypatch.setattr(_alignment, "look", lambda image, three: _alignment.Face(
+        np.zeros(4), (five + (next(shifts) / 100, 0)) * len(image), 0.9))
+    template = _alignment.measure_template(np.zeros((11, 10, 10, 3), np.uint8))
+    assert template == pytest.approx(np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.7]]))
+    assert capsys.readouterr().err == "template: 11 of 11 aligned faces found, 3.0 % of the side from it (median)\n"
+
+
+def test_faces_from_all_over_the_data_are_measured(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_alignment, "MEASURED", 3)
+    monkeypatch.setattr(_alignment, "measure_template", lambda images: seen.append([int(np.mean(image)) for image in images]))
+    for i in range(9):
+        Image.new("RGB", (20, 20), (20 * i,) * 3).save(tmp_path / f"{i}.png")
+    _alignment.template_of_folder(tmp_path)
+    assert _alignment.template_of_tensor(20 * torch.arange(9, dtype=torch.uint8)[:, None, None, None].expand(9, 3, 8, 8)) is None
+    assert seen == [[0, 80, 160]] * 2
+
+
 def test_like_needs_faces(tmp_path, astronaut):
     Image.fromarray(astronaut).save(tmp_path / "photo.png")
     (tmp_path / "like").mkdir()

@@ -30,7 +30,7 @@ def active(faces, row):
 
 
 def test_label_files_as_people_have_them(tmp_path):
-    write(tmp_path, "0001.jpg 5\r\n0002.jpg\t13  \r\n0003.jpg 0", "0002.jpg 1\n0001.jpg 0\n\n0003.jpg 2 \n",
+    write(tmp_path, "0001.jpg 5\r\n0002.jpg\t13  \r\n0003.jpg 0\n0001.jpg 5", "0002.jpg 1\n0001.jpg 0\n\n0003.jpg 2 \n",
           b"\xef\xbb\xbf0001.jpg 4+L12+R12+t24\n0002.jpg null\n0003.jpg 25+lr1+10B+B22\n")
     faces = mmlfer.load_labels(tmp_path)
     assert faces.names == ["0001.jpg", "0002.jpg", "0003.jpg"]
@@ -122,6 +122,8 @@ def test_rafce_is_recognised_by_its_counts():
     faces = rafce_faces()
     assert _labels.is_rafce(faces) and "these are RAF-CE's own counts" in _labels.describe(faces, "x")
     assert not _labels.is_rafce(faces.select(slice(1, None)))
+    own = mmlfer.Vocabulary(mmlfer.EMOTIONS[::-1], mmlfer.AUS)
+    assert not _labels.is_rafce(mmlfer.dataclasses.replace(faces, vocabulary=own))
 
 
 def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
@@ -194,6 +196,9 @@ BROKEN_LABELS = {
     "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
     "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
                   "{path}:3: 3.jpg is not in {emo}; the label files must list the same images"),
+    "no partition": (PARTITION, "1.jpg 0\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
+    "partition of no image": (PARTITION, "2.jpg 1\n1.jpg 0\n0.jpg 0\n",
+                              "{path}:3: 0.jpg is not in {emo}; the label files must list the same images"),
 }
 
 

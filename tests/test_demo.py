@@ -5,7 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from conftest import invoke
+import yaml
+from conftest import ROOT, invoke
+from reference import AUS, EMOTIONS
 
 from mmlfer_commands import demo
 
@@ -18,7 +20,9 @@ def small(monkeypatch):
 
 def test_demo_trains_and_says_what_to_type_next(tmp_path, monkeypatch):
     out, best, read = tmp_path / "demo", demo.best_by_aus, []  # the perfect reader's faces and accuracy
-    monkeypatch.setattr(demo, "best_by_aus", lambda *a: read.append((a[1].tolist(), best(*a))) or read[0][1])
+    monkeypatch.setattr(demo, "best_by_aus", lambda *a: read.append((a[1].tolist(), best(*a), a[2])) or read[0][1])
+    draw, drawn = demo.synthesize, []
+    monkeypatch.setattr(demo, "synthesize", lambda *a: drawn.append(a) or draw(*a))
     (out / "faces/.part/aligned").mkdir(parents=True)  # a demo killed while it drew
     (out / "faces/.part/aligned/0001_aligned.jpg").touch()
     result = invoke("demo", "--out", out, "--device", "cpu")
@@ -28,6 +32,9 @@ def test_demo_trains_and_says_what_to_type_next(tmp_path, monkeypatch):
     assert said["accuracy of this model"] == round(100 * test["best"]["accuracy"], 2)
     assert said["of always the commonest expression"] == round(100 * max(map(test["truth"].count, range(14))) / len(test["truth"]), 2)
     assert said["of a perfect reader of the AUs"] == round(100 * read[0][1], 2) > 80 and read[0][0] == test["truth"]
+    assert drawn == [(out / "faces", 100, "lab", None, 32, 0)]
+    lab = yaml.safe_load((ROOT / "stats/lab.yaml").read_text())
+    assert read[0][2].tolist() == [[lab[e].get(au, 0) for au in AUS] for e in EMOTIONS]
     for words in (f"On these {len(test['truth'])} stand-in test faces", f"Pictures: {out}/faces/aligned",
                   "With RAF-CE: mmlfer train --data ./rafce"):
         assert words in result.output

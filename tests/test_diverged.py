@@ -48,6 +48,34 @@ def test_a_check_of_the_losses_covers_all_steps_up_to_it(bad, upto, said):
         train.check_finite(run, upto)
 
 
+@pytest.mark.parametrize("kind,bad,caught,looks", [
+    ("cpu", 3, None, [1, 2, 3]), ("cuda", 3, None, [50]), ("cuda", 119, None, [50, 100, 120]), ("cuda", 59, 60, [50, 60]),
+    ("cuda", None, None, [50, 100, 120]), ("cuda", None, 60, [50, 60])])
+def test_when_an_epoch_is_looked_at(monkeypatch, tmp_path, kind, bad, caught, looks):
+    """Each step on a CPU; on a GPU each 50th, the last of the epoch, and that at which it is told to stop."""
+    seen, stops, written, check = [], [], [], train.check_finite
+
+    def step(run):
+        if run.step + 1 == caught:
+            stops.append(15)
+        return tuple(torch.tensor(math.nan if run.step + 1 == bad else 1.0) for _ in range(8))
+
+    monkeypatch.setattr(train, "train_step", step)
+    monkeypatch.setattr(train, "check_finite", lambda run, upto: (seen.append(upto), check(run, upto)))
+    monkeypatch.setattr(train, "save_checkpoint", lambda state, path: written.append(state))
+    run = types.SimpleNamespace(device=types.SimpleNamespace(type=kind), trace=torch.zeros(120, 8), epoch=0, step=0, steps=120,
+                                elapsed=0.0, cfg=types.SimpleNamespace(epochs=1), scheduler=None, state=lambda: run.step)
+    batches = types.SimpleNamespace(epoch=lambda epoch: [()] * 120, pair=lambda: ())
+    if bad is None:
+        train.train_epoch(run, batches, stops, tmp_path)
+        assert written == ([caught] if caught else [])
+    else:
+        with pytest.raises(mmlfer.InputError, match=f"epoch 1, step {bad}: "):
+            train.train_epoch(run, batches, stops, tmp_path)
+        assert not written
+    assert seen == looks
+
+
 @pytest.mark.parametrize("name", ["fe.bias", "backbone.layer4.0.bn2.running_var", "au.weight"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_checkpoint_that_is_not_finite_is_refused(trained, faces_folder, tmp_path, name, value):

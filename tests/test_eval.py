@@ -97,6 +97,14 @@ def test_aus_that_the_checkpoint_lacks_are_named(sketch, faces_folder, tmp_path)
     assert result.stderr == f"{tmp_path}/labels.csv: AU 11, 46: not among the AUs to tell apart, left out\n"
 
 
+def test_a_part_without_images_is_one_line(sketch, faces_folder, tmp_path):
+    for file in mmlfer.LABEL_FILES:
+        text = (faces_folder / file).read_text()
+        (tmp_path / file).write_text(text.replace(" 2\n", " 0\n") if file == "RAFCE_partition.txt" else text)
+    result = invoke("eval", "--ckpt", sketch, "--data", tmp_path, "--split", "val")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}: no val images; see RAFCE_partition.txt\n")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_leaves_the_net_in_its_mode(training):
     net = mmlfer.make_base_net().train(training)

@@ -17,10 +17,10 @@ from mmlfer_commands import export
 
 
 @pytest.fixture(scope="module")
-def exported(sketch, tmp_path_factory):
-    """A checkpoint beside a test.json, and its export."""
+def exported(sketch_34, tmp_path_factory):
+    """A checkpoint of ResNet-34 beside a test.json, and its export."""
     folder = tmp_path_factory.mktemp("export")
-    shutil.copy(sketch, folder / "best.pt")
+    shutil.copy(sketch_34, folder / "best.pt")
     result = {"best": {"epoch": 0, "accuracy": 0.4375}, "last": {"epoch": 3, "accuracy": 0.25}}
     (folder / "test.json").write_text(json.dumps(result))
     result = invoke("export", "--ckpt", folder / "best.pt", "--out", folder / "model.onnx")

@@ -14,7 +14,7 @@ from mmlfer_commands import gradcam, plot
 
 def make_checkpoint(path, data, **options):
     """A checkpoint as `train` writes it, of random weights."""
-    cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "weights": "none", "device": "cpu", **options})
+    cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "arch": "resnet18", "weights": "none", "device": "cpu", **options})
     mmlfer.save_checkpoint(mmlfer.inference_state(run_of(cfg, 1)), path)
     return path
 
@@ -105,11 +105,20 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
         face, shown = (axis.images[0].get_array() for axis in kept[0].axes[2 * i : 2 * i + 2])
         assert (face == x[i].permute(1, 2, 0).numpy()).all() and (shown == face).all()
         assert kept[0].axes[2 * i + 1].images[1].get_clim() == (0, 1)
+        nothing, most = kept[0].axes[2 * i + 1].images[1].get_cmap()([0.1, 0.9])  # from blue to red, and the face seen through it
+        assert nothing[2] > 0.8 > 0.2 > nothing[0] and most[0] > 0.8 > 0.2 > most[2]
+        assert 0.3 < kept[0].axes[2 * i + 1].images[1].get_alpha() < 0.6
+
+
+def test_a_face_is_told_of_by_the_checkpoints_own_names():
+    state = {"emotions": ["awe", "joy"], "aus": [4, 45, 12], "config": {"method": "mtl", "rho": 0.1, "rho_am": 0.1}}
+    assert gradcam.prediction_lines(state, np.array([0.3, 0.7]), np.array([0.5, 0.9, 0.51])) == ["joy, 70 %", "AUs: 45 12"]
+    assert gradcam.prediction_lines(state, np.array([0.6, 0.4]), np.array([0.1, 0.2, 0.3])) == ["awe, 60 %", "AUs: none"]
 
 
 def test_each_face_has_its_own_map(faces_folder, tmp_path, kept):
     """The faces are so large that a map has 3x3 cells."""
-    path = make_checkpoint(tmp_path / "best.pt", faces_folder, size=96, arch="resnet18")
+    path = make_checkpoint(tmp_path / "best.pt", faces_folder, size=96)
     images = sorted((faces_folder / "aligned").iterdir())[:2]
     assert invoke("gradcam", "--ckpt", path, *images, "--out", tmp_path / "g.png").exit_code == 0
     drawn = [kept[0].axes[i].images[1].get_array() for i in (1, 3)]
@@ -183,9 +192,11 @@ def test_a_picture_on_standard_output_stands_alone(ckpt, faces_folder, tmp_path)
     assert result.exit_code == 0 and result.stdout_bytes == (tmp_path / "g.png").read_bytes()
 
 
-def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_path):
+@pytest.mark.parametrize("part", ["fe.weight", "au.weight"])
+def test_a_net_whose_outputs_are_not_finite_is_refused(ckpt, faces_folder, tmp_path, part):
     content = torch.load(ckpt, weights_only=True)
-    content["net"]["fe.weight"] = torch.full_like(content["net"]["fe.weight"], 3e38)
+    content["net"][part] = torch.full_like(content["net"][part], 3e38)
+    content["net"][part][:, ::2] *= -1
     torch.save(content, tmp_path / "huge.pt")
     result = invoke("gradcam", "--ckpt", tmp_path / "huge.pt", next((faces_folder / "aligned").iterdir()), "--out", tmp_path / "g.png")
     assert result.exit_code == 1 and result.stderr == (

@@ -150,6 +150,13 @@ def test_what_nothing_can_be_learnt_from_is_refused_by_train_alone(tmp_path, row
     assert invoke("stats", "--data", tmp_path).exit_code == 0
 
 
+def test_parts_that_are_too_small_name_their_column(tmp_path):
+    faces = read(tmp_path, "image,expression,split,aus\n1.jpg,a,train,1\n2.jpg,b,train,1\n3.jpg,a,val,1\n4.jpg,a,test,1\n")
+    with pytest.raises(mmlfer.InputError) as caught:
+        _labels.check_trainable(faces, "here", 2)
+    assert str(caught.value) == "here: 1 val images, expected at least 2; see labels.csv (column split), --batch-size"
+
+
 def table_of(n, columns):
     """labels.csv with n rows: 3 expressions in turn, and the values of these columns."""
     rows = [",".join([f"{i:05d}.jpg", "abc"[i % 3], *(str(column(i)) for column in columns.values())]) for i in range(n)]
@@ -178,6 +185,13 @@ def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
     assert all(len(of_one) == 1 for of_one in parts.values()) and len(parts) > 30
     for k in range(3):
         assert np.bincount(faces.split[faces.y_emo == k]) / 200 == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
+
+
+def test_who_has_most_images_is_placed_first():
+    """In training, of which most is wanted; three images of one person are too many for a fifth of ten, but fewest."""
+    people = ["a"] * 3 + ["b"] * 6 + ["c"]
+    split = _labels.split_people(np.zeros(10, int), people, 0)
+    assert (split[3:9] == mmlfer.TRAIN).all() and {*split[:3], split[9]} == {mmlfer.TEST, mmlfer.VAL}
 
 
 def test_a_hundred_thousand_rows_take_seconds_and_little_memory(tmp_path):

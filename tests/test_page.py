@@ -126,6 +126,7 @@ def test_a_chosen_picture_is_answered_as_predict_answers(page, photos, predicted
     assert page.text_content(".first") == expressions[0][0] and page.locator("section[aria-label=Expressions] > ul li").count() == 6
     assert page.get_attribute("#stage img", "alt") == f"one.png: 1 face; face 0: {expressions[0][0]}"
     assert page.text_content("#status") == f"one.png: 1 face; face 0: {expressions[0][0]}"
+    assert page.is_hidden("#film") and "A small face" not in page.text_content("#result")
     aus = {int(re.match(r"AU (\d+)", name)[1]): (value, width) for name, value, width in rows(page, "Action units")}
     assert aus == {int(au): (f"{100 * p:.1f} %", pytest.approx(100 * p, abs=0.01)) for au, p in told["p_aus"].items()}
 
@@ -140,6 +141,8 @@ def test_what_speaks_for_and_against_the_first_expression(page, photos, predicte
     choose(page, photos, "one.png")
     for title, expected in (("for", seen & called), ("against", seen ^ called)):
         group = page.locator(f"h3.{title} + ul li")
+        values = [float(li.locator(".value").text_content().split()[0]) for li in group.all()]
+        assert values == sorted(values, reverse=True)
         assert page.text_content(f"h3.{title}") == f"Speak {title} {told['expressions'][0]['name']}"
         assert {int(li.locator(".au").text_content().removeprefix("AU ")) for li in group.all()} == expected != set()
         for row in group.all():
@@ -147,6 +150,30 @@ def test_what_speaks_for_and_against_the_first_expression(page, photos, predicte
             assert set(row.get_attribute("class").split()) == {"seen"} & ({"seen"} if au in seen else set()) | ({"called"} if au in called else set())
             note = f"called for: in {100 * shares[au]:.0f} % of such faces" + ("" if au in seen else "; not seen here")
             assert row.locator(".note").text_content() == (note if au in called else "seen here; not called for")
+
+
+def test_of_a_method_without_aus_and_of_a_small_face(page, photos):
+    page.route("**/predict*", lambda route: route.fulfill(json=[
+        {**face, "small": True, "aus": None, "p_aus": None} for face in route.fetch().json()]))
+    choose(page, photos, "one.png")
+    part = page.locator("section[aria-label='Action units']")
+    assert part.locator("p").text_content() == "The method mtl trains none." and part.locator("li, details").count() == 0
+    assert "A small face: less than 10 pixels between the eyes." in page.text_content("#result")
+
+
+def test_of_statistics_without_a_row_and_of_a_known_accuracy(page, photos, predicted, server):
+    page.route("**/health", lambda route: route.fulfill(json={**route.fetch().json(), "test_accuracy": 0.25, "table": [[0] * 32] * 14}))
+    page.goto(server.url)
+    page.wait_for_selector("#samples button >> nth=2")
+    assert "accuracy on its test faces 25.0 %, of 14 expressions." in page.text_content("footer")
+    choose(page, photos, "one.png")
+    (told,), _, _ = predicted["one.png"]
+    part, seen = page.locator("section[aria-label='Action units']"), {au["au"] for au in told["aus"]}
+    assert part.locator("p").first.text_content() == (
+        f"The statistics have no row for {told['expressions'][0]['name']}: nothing speaks for or against it.")
+    assert part.locator("h3").all_text_contents() == ["Seen"] and part.locator(".note, .called").count() == 0
+    assert {int(text.removeprefix("AU ")) for text in part.locator("h3 + ul .au").all_text_contents()} == seen
+    assert part.locator("summary").text_content() == f"{32 - len(seen)} not seen"
 
 
 def test_two_faces_and_the_second_selected_by_mouse_and_keyboard(page, photos, predicted):
@@ -167,8 +194,13 @@ def test_two_faces_and_the_second_selected_by_mouse_and_keyboard(page, photos, p
         return page.text_content(".first"), page.text_content(".share"), [b.get_attribute("class") for b in boxes.all()], \
             [c.get_attribute("aria-pressed") for c in page.locator(".chip").all()]
 
+    assert page.text_content("#status") == f"two.png: 2 faces; face 0: {firsts[0][0]}, face 1: {firsts[1][0]}"
     assert chosen() == (*firsts[0], ["box chosen", "box"], ["true", "false"])
+    page.click("summary >> nth=0")
+    page.wait_for_function("opened.size === 1")
     boxes.nth(1).click()
+    assert page.text_content("#status") == f"Face 1: {firsts[1][0]}, {firsts[1][1].removeprefix('probability ')}"
+    assert page.locator("details").count() == 2 and page.locator("details[open]").count() == 1  # of the other face too
     assert chosen() == (*firsts[1], ["box", "box chosen"], ["false", "true"]) and firsts[0] != firsts[1]
     page.focus(".chip")
     page.keyboard.press("Enter")
@@ -270,6 +302,7 @@ def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server)
     with page.expect_request(lambda request: "near=%5B%5B%5B" in request.url):
         assert "near=%5B%5D" in sent[0]  # that frame is searched, and in this one the face looked for where it was
     assert max(most) == 1 and len(sent) >= 2 and page.is_disabled("#start") and page.text_content(".first")
+    assert 0.05 < float(page.text_content("#rate").split()[0]) < 100
     assert page.locator("#save:visible").count() == 0
     page.click("#take")
     page.wait_for_selector("#name:text-is('camera-1.jpg')")
@@ -330,7 +363,7 @@ def test_the_page_describes_the_model_and_its_limits(page, server):
     facts = page.text_content("footer")
     assert "Method mtl, resnet34, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
     assert "not what a person feels" in facts and f"curl --data-binary @photo.jpg {server.url}predict" in facts
-    assert page.text_content("#place") == "Runs on this machine; pictures never leave it"
+    assert page.text_content("#place") == "Runs on this machine; pictures never leave it" and not page.get_attribute("#place", "class")
 
 
 def luminance(colour):

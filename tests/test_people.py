@@ -207,6 +207,15 @@ def test_an_index_of_many_records_takes_little_memory(tmp_path):
     assert len(source.labels) == n and kept < 40 * n and peak < 120 * n
 
 
+def test_the_digest_is_of_names_and_of_people():
+    digests = {_people.people_sha256(_people.Files("/x", names, labels)) for names, labels in (
+        (["a/1", "b/1"], [0, 1]), (["a/2", "b/1"], [0, 1]), (["a/1", "b/1"], [0, 0]))}
+    records = {_people.people_sha256(_people.Records("x", np.array(keys), np.arange(2), np.array(labels))) for keys, labels in (
+        ([1, 2], [0, 1]), ([1, 3], [0, 1]), ([1, 2], [1, 0]))}
+    assert len(digests) == len(records) == 3
+    assert _people.people_sha256(_people.Files("/elsewhere", ["a/1", "b/1"], [0, 1])) in digests
+
+
 # ---------------------------------------------------------------- pairs
 
 

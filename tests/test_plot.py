@@ -155,11 +155,23 @@ def test_confusion_is_shown_as_shares_of_each_row(run, kept):
     assert rows == {(0, 0): 75, (0, 1): 25, (1, 0): 40, (1, 1): 20, (1, 2): 40, (13, 13): 100}
     counts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axis.texts}
     assert counts == {(0, 0): "15", (0, 1): "5", (1, 0): "4", (1, 1): "2", (1, 2): "4", (13, 13): "10"}
+    for text in axis.texts:  # a number is light on a dark square, dark on a light one
+        j, k = map(round, text.get_position())
+        square, ink = (sum(colour[:3]) for colour in (axis.images[0].to_rgba(share)[k, j], plot.pyplot().matplotlib.colors.to_rgb(text.get_color())))
+        assert abs(square - ink) > 1, (k, j)
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true (images)")
     assert [t.get_text() for t in axis.get_xticklabels()] == list(mmlfer.EMOTIONS)
     n = dict(zip(mmlfer.EMOTIONS, [20, 10, *[0] * 11, 10]))
     assert [t.get_text() for t in axis.get_yticklabels()] == [f"{e} ({c})" for e, c in n.items()]
     assert axis.get_title() == "40 test images, Acc. 67.50 %, Diag. 65.00 %"
+
+
+def test_the_darkest_colour_is_all_of_a_row(run, kept):
+    content = json.loads((run / "test.json").read_text())
+    content["best"]["confusion"][13][12:] = content["best"]["confusion"][0][:2] = [5, 5]  # no share is above 50 %
+    (run / "test.json").write_text(json.dumps(content))
+    invoke("plot", run)
+    assert kept["confusion.png"].axes[0].images[0].get_clim() == (0, 100)
 
 
 def test_an_unfinished_run_has_only_its_curves_drawn(run):
@@ -258,6 +270,8 @@ def test_bands_of_a_video_are_its_probabilities(table, kept):
         assert mesh.get_clim() == (0, 1) and np.ma.filled(mesh.get_array(), gap) == pytest.approx(np.array(rows), nan_ok=True)
         assert mesh.get_coordinates()[0, :, 0].tolist() == pytest.approx([0, 0.1, 0.5, 0.6, 1.0, 1.4])  # time as the file has it
     assert all(axis.yaxis_inverted() for axis in axes) and axes[-1].get_xlabel() == "seconds"
+    none, some, all_ = (sum(colour[:3]) for colour in meshes[0].get_cmap()([0.0, 0.5, 1.0]))
+    assert none > some > all_  # light to dark
 
 
 def test_the_picture_of_a_video(table):
@@ -275,6 +289,20 @@ def test_a_long_video_is_drawn_by_means_and_of_many_faces_those_seen_longest(tmp
     assert mesh.get_array().shape == (2, 834) and mesh.get_coordinates()[0, [0, 1, -1], 0].tolist() == pytest.approx([0, 0.3, 250])
     assert mesh.get_array()[0, :2].tolist() == pytest.approx([1 / 3, 2 / 3])
     assert set(figure.axes[1].collections[0].get_array()[0].tolist()) == {0.25}
+
+
+def test_the_panels_stand_in_the_order_of_the_faces_numbers(tmp_path, kept):
+    seen = (1, 2, 3, 6, 5, 4, 7)  # in so many frames
+    rows = [(i, i, face, (1, 0, 0, 1)) for i in range(7) for face in range(7) if i < seen[face]]
+    assert invoke("plot", write_table(tmp_path / "p.csv", rows)).exit_code == 0
+    assert [axis.get_title() for axis in kept["p.png"].axes[:-1:2]] == [f"face {i}, {seen[i]} of 7 frames" for i in (2, 3, 4, 5, 6)]
+
+
+def test_a_table_of_one_frame_and_frames_of_one_time(tmp_path, kept):
+    for name, rows in (("one", [(0, 2.5, 0, (1, 0, 0, 1))]), ("same", [(0, 0.0, 0, (1, 0, 0, 1)), (1, 0.0, 0, (0, 1, 0, 1)), (2, 0.1, 0, (0, 1, 0, 1))])):
+        assert invoke("plot", write_table(tmp_path / f"{name}.csv", rows)).exit_code == 0
+    ends = {name: figure.axes[0].collections[0].get_coordinates()[0, :, 0].tolist() for name, figure in kept.items()}
+    assert ends == {"one.png": [2.5, 3.5], "same.png": pytest.approx([0, 0, 0.1, 0.2])}
 
 
 def test_a_video_without_trained_aus_has_expressions_alone(tmp_path, kept):

@@ -1,5 +1,6 @@
 """The backbone in bf16: --precision."""
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -51,7 +52,7 @@ def test_the_backbone_alone_computes_in_bf16(hypergrad):
     assert {part.dtype for part in kept} == {FLOAT}
 
 
-def test_a_tangent_pass_rounds_where_the_forward_does(monkeypatch):
+def test_a_tangent_pass_rounds_where_the_forward_does(real_resnet18, monkeypatch):
     """The result of each rule has the number format of its layer's result."""
     run, formats = run_of(CFG), []
 
@@ -78,6 +79,14 @@ def test_float32_never_enters_autocast(monkeypatch):
         mmlfer.train_step(run_of(CFG), *batches())
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bf16_is_of_the_device_that_the_net_is_on(monkeypatch, device):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args) or contextlib.nullcontext())
+    net = types.SimpleNamespace(precision="bf16", mean=types.SimpleNamespace(device=torch.device(device)), backbone=lambda x: x)
+    assert torch.equal(mmlfer.features(net, torch.ones(2)), torch.ones(2)) and asked == [(device, BF16)]
+
+
 def calm_run(cfg=CFG):
     """A run with residual branches at a fifth of their scale, because a net with random weights enlarges rounding."""
     run = run_of(cfg)
@@ -87,7 +96,7 @@ def calm_run(cfg=CFG):
     return run
 
 
-def test_the_hypergradient_in_bf16_lies_near_that_in_float64():
+def test_the_hypergradient_in_bf16_lies_near_that_in_float64(real_resnet18):
     run = calm_run(dataclasses.replace(CFG, precision="float32"))
     pairs = [[random_batch(8, seed=seed, dtype=FLOAT) for seed in (step, step + 9)] for step in range(2)]
     rows = compare_precision.compare(run, pairs)

@@ -46,9 +46,9 @@ def many(faces_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def by_hand(ckpt):
+def by_hand(sketch_34):
     """p_emo and p_au of one image of the net's size, from the checkpoint's tensors alone."""
-    state = torch.load(ckpt, weights_only=True)["net"]
+    state = torch.load(sketch_34, weights_only=True)["net"]
     net = torchvision.models.resnet34()
     net.fc = torch.nn.Identity()
     net.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
@@ -89,13 +89,13 @@ def test_predict_names_expressions_and_aus(ckpt, faces_folder, tmp_path):
     assert [float(t["p_1"]) for t in table] == pytest.approx([r["expressions"][0]["p"] for r in rows], abs=1e-6)
 
 
-def test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between(ckpt, many, by_hand, tmp_path):
+def test_every_image_has_its_own_answer_past_two_batches_with_bad_ones_between(sketch_34, many, by_hand, tmp_path):
     paths = sorted(many.rglob("*.png"), key=lambda p: (int(p.stem) * 7919) % 300)[:200]  # an odd order
     bad = (0, 63, 64, 65, 100, 128, 199)
     for i in bad:
         paths[i] = tmp_path / f"bad{i}.png"
         paths[i].write_bytes(b"no image")
-    result = invoke("predict", "--ckpt", ckpt, *paths, "--json", "--top", 14)
+    result = invoke("predict", "--ckpt", sketch_34, *paths, "--json", "--top", 14)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)
     assert [r["image"] for r in rows] == [str(p) for i, p in enumerate(paths) if i not in bad]
@@ -369,7 +369,11 @@ def test_faces_of_photographs_from_left_to_right(ckpt, photos, tmp_path):
     assert f"{photos}/text.jpg" in result.stderr
     table = list(csv.DictReader((tmp_path / "p.csv").open()))
     assert [t["aus"] for t in table] == ["+".join(str(a["au"]) for a in r["aus"]) or "none" for r in rows]
-    assert [[float(t["left_eye_x"]), float(t["left_eye_y"])] for t in table] == [r["points"][1] for r in rows]
+    for t, r in zip(table, rows, strict=True):
+        assert (int(t["face"]), float(t["score"]), t["small"]) == (r["face"], r["score"], "0")
+        assert [float(t[side]) for side in ("left", "top", "width", "height")] == r["box"]
+        points = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
+        assert [[float(t[f"{point}_{axis}"]) for axis in "xy"] for point in points] == r["points"]
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0.jpg", "1.jpg", "2.jpg", "nobody.jpg"]
 
 
@@ -405,8 +409,11 @@ def test_small_faces_are_marked(ckpt, faces_folder, tmp_path):
     faces = [np.asarray(Image.open(p)) for p in sorted((faces_folder / "aligned").iterdir())[:2]]
     scene, placed = two_face_scene(faces, np.random.default_rng(0), 8, 8.5)
     Image.fromarray(scene[:120]).save(tmp_path / "s.png")
-    result = invoke("predict", "--ckpt", ckpt, "--photos", tmp_path / "s.png")
-    assert result.exit_code == 0 and 1 <= result.stdout.count(" (small): ") == result.stdout.count("\n")
+    result = invoke("predict", "--ckpt", ckpt, "--photos", tmp_path / "s.png", "--csv", tmp_path / "p.csv")
+    table = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert result.exit_code == 0 and len(table) >= 1 and {row["small"] for row in table} == {"1"}
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
+        f"{tmp_path}/s.png, face {i} (small)" for i in range(len(table))]
 
 
 def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
@@ -421,6 +428,23 @@ def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
         x, y = round(x * zoom), round(y * zoom)
         assert (drawn[y - 3 : y + 4, x - 3 : x + 4] == (255, 212, 0)).all(2).any()
     assert (image == 128).all()
+
+
+def test_each_face_has_its_own_box_and_its_label_on_dark_ground(monkeypatch):
+    spots, labels, place, label_of = [], [], predict.place_label, predict.label_of
+    monkeypatch.setattr(predict, "place_label", lambda *args: spots.append(place(*args)) or spots[-1])
+    monkeypatch.setattr(predict, "label_of", lambda *args: labels.append(label_of(*args)) or labels[-1])
+    results = [{"box": [left, top, 80, 90], "expressions": [{"name": name, "p": 0.5}], "aus": []}
+               for left, top, name in ((40, 150, "awe"), (600, 240, "sadly angry"))]
+    drawn = np.asarray(predict.draw_predictions(np.full((480, 760, 3), 128, np.uint8), results), int)
+    assert labels == ["awe 50 %\nAUs: none", "sadly angry 50 %\nAUs: none"]
+    white, yellow = (drawn > 200).all(2), (drawn == (255, 212, 0)).all(2)
+    for x0, y0, x1, y1 in (map(round, spot) for spot in spots):
+        assert white[y0:y1, x0:x1].sum() > 100 and not white[y0 : y0 + 3, x0:x1].any()
+        white[y0:y1, x0:x1] = False
+    assert not white.any()  # no letter lies beside its ground
+    for left, top, *_ in (result["box"] for result in results):
+        assert yellow[top - 2 : top + 93, left + 40].any() and yellow[top + 45, left - 2 : left + 3].any()
 
 
 def test_labels_lie_in_the_picture_and_on_no_face():
@@ -465,8 +489,9 @@ def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):
     (links / "0.png").symlink_to(photos / "0.png")
     result = invoke("predict", "--ckpt", ckpt, "--photos", links, "--draw", photos)
     assert result.exit_code == 1 and f"{photos}: is an input or lies among the inputs" in result.stderr
-    result = invoke("predict", "--ckpt", ckpt, photos, "--draw", photos / "drawn")
-    assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
+    for option in ("--draw", "--like"):
+        result = invoke("predict", "--ckpt", ckpt, photos, option, photos / "drawn")
+        assert result.exit_code == 2 and "--like and --draw go with --photos." in result.stderr
 
 
 def test_drawings_go_to_a_new_folder(ckpt, photos, tmp_path):

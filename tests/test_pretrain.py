@@ -1,12 +1,15 @@
 """Identity pre-training: the loss, verification, whole runs."""
 
 import csv
+import itertools
 import math
 import os
 import platform
 import re
 import shutil
 import signal
+import statistics
+import sys
 import types
 
 import numpy as np
@@ -81,6 +84,34 @@ def test_a_pair_with_one_bad_image_does_not_count(monkeypatch):
     same_person = np.array([True, False, True, True, False, True])
     test = source, pairs, same_person, np.array([0, 0, 0, 1, 1, 1])
     assert pretrain.verify(None, test, types.SimpleNamespace(size=32), set()) == (1, 0)
+
+
+def test_verification_is_the_mean_and_the_spread_of_the_folds(monkeypatch):
+    source, accuracies = types.SimpleNamespace(read=lambda i, size: None), [1.0, 0.5, 0.75, 0.5]
+    monkeypatch.setattr(pretrain, "embed", lambda *args: (np.eye(8), np.zeros(8, bool)))
+    monkeypatch.setattr(pretrain, "fold_accuracies", lambda *args: np.array(accuracies))
+    test = source, np.arange(8).reshape(4, 2), np.ones(4, bool), np.arange(4)
+    told = pretrain.verify(None, test, types.SimpleNamespace(size=32), set())
+    assert told == pytest.approx((statistics.mean(accuracies), statistics.pstdev(accuracies)))
+
+
+def test_verification_is_on_people_who_are_held_out_by_the_seed(people):
+    """Their own images; with other seeds other people, and of the same people other pairs."""
+    opt = types.SimpleNamespace(faces=people, holdout=0.3, batch_size=8, pairs=None, size=32)
+    seen = {}
+    for opt.seed in range(20):
+        images, n, tests, _ = pretrain.prepare(opt, pretrain.World(0, 1, torch.device("cpu")))
+        source, pairs, same, _ = tests["holdout"]
+        person = np.array([source.name(i).split("/")[0] for i in range(40)])
+        held = {*person[pairs.ravel()]}
+        assert len(held) == 2 and n == 6 and not held & {*person[images.rows]} and len(images.rows) == 30
+        assert ((person[pairs[:, 0]] == person[pairs[:, 1]]) == same).all() and 0 < same.sum() < len(same)
+        seen.setdefault(frozenset(held), []).append(pairs.tolist())
+    assert 5 < len(seen) < 20
+    assert all(one != other for group in seen.values() for one, other in itertools.combinations(group, 2))
+    opt.holdout = 0
+    images, n, tests, _ = pretrain.prepare(opt, pretrain.World(0, 1, torch.device("cpu")))
+    assert len(images.rows) == 40 and n == 8 and tests == {}
 
 
 def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(people):
@@ -160,6 +191,70 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tm
     assert result.exit_code == 0, result.output
     assert "going on after epoch" in result.stdout
     assert_same_pretraining(pretrained[0], out)
+
+
+def test_the_log_has_the_numbers_of_each_epoch_alone(people, tmp_path, monkeypatch):
+    """Steps of 1, 2, 4 ... s and as much loss, three an epoch; verification takes 100 s. Stopped amid the second
+    epoch; 1,000 s pass before the resume."""
+    now, taken, out = [5000.0], [], tmp_path / "w.pth"
+
+    def step(run, *batch):
+        taken.append(1)
+        now[0] += 2 ** (len(taken) - 1)
+        if len(taken) == 5:
+            signal.raise_signal(signal.SIGTERM)
+        run.sgd.step()  # of no gradients
+        return torch.tensor([2.0 ** (len(taken) - 1), 0.5 ** run.epoch, 1.0])
+
+    def verify(*args):
+        now[0] += 100
+        return 0.5, 0.25
+
+    monkeypatch.setattr(pretrain, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(pretrain, "pretrain_step", step)
+    monkeypatch.setattr(pretrain, "verify", verify)
+    assert invoke("pretrain", "--faces", people, "--out", out, "--epochs", 3, *SMALL_PRETRAINING).exit_code == 143
+    now[0] += 1000
+    assert invoke("pretrain", "--out", out, "--resume").exit_code == 0
+    rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(out.with_suffix(".csv").open())]
+    assert [row["seconds"] for row in rows] == [7, 56, 448]
+    assert [row["images_per_second"] for row in rows] == [3.43, 0.43, 0.05]  # 3 batches of 8
+    assert [row["loss"] for row in rows] == pytest.approx([7 / 3, 56 / 3, 448 / 3])
+    assert [row["train_acc"] for row in rows] == [1, 0.5, 0.25]
+    assert load(out)["accuracy"] == {"train_acc": 0.25, "holdout_acc": 0.5, "holdout_sd": 0.25}  # of the end
+
+
+def test_nothing_of_an_overwritten_run_is_left(pretrained, people, tmp_path, monkeypatch):
+    """Though the new run is stopped before its first epoch ends: else --resume would find the old one complete."""
+    out = shutil.copy(pretrained[0], tmp_path / "w.pth")
+    for suffix in (".csv", ".last.pt"):
+        shutil.copy(pretrained[0].with_suffix(suffix), tmp_path / f"w{suffix}")
+    monkeypatch.setattr(pretrain, "pretrain_epochs", lambda *args: sys.exit(143))
+    assert invoke("pretrain", "--faces", people, "--out", out, "--overwrite", *SMALL_PRETRAINING).exit_code == 143
+    assert {path.name for path in tmp_path.iterdir()} == {".w.lock", "w.last.pt"}
+    assert load(tmp_path / "w.last.pt")["epoch"] == 0
+
+
+def test_what_a_resumed_run_may_take_anew(pretrained):
+    """Where the images lie and how they are read; all else is the run's own."""
+    own = load(pretrained[0].with_suffix(".last.pt"))["options"]
+    anew = {"faces": "f", "pairs": "p", "pairs_root": "r", "device": "cuda:1", "workers": 7, "skip_bad_images": True}
+    assert all(own[name] != value for name, value in anew.items())
+    for name, value in anew.items():
+        opt, state = pretrain.resumed_options(pretrain.run_paths(pretrained[0]), {name: value, "epochs": 4})
+        assert vars(opt) == own | {name: value} and state["epoch"] == 4
+
+
+DEFAULTS = {  # weights/README.md's recipe
+    "arch": "resnet34", "epochs": 40, "batch_size": 512, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "loss": "cosface",
+    "margin": None, "scale": 64, "warmup": 2, "size": 112, "precision": "fp32", "holdout": 0.02, "pairs": None,
+    "pairs_root": None, "seed": 0, "device": "auto", "skip_bad_images": False}
+
+
+def test_the_recipe_is_the_default():
+    options = mmlfer.main.get_command(None, "pretrain").make_context("pretrain", ["--out", "w.pth"]).params
+    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
+    assert {*options} - {*DEFAULTS} == {"faces", "out", "workers", "resume", "overwrite"}
 
 
 def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_path):
@@ -389,9 +484,10 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
 
 def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch):
     monkeypatch.chdir(people.parent)
-    given = {"faces": people.name, "pairs": "pairs.txt", "pairs_root": None, "margin": 0.2, "loss": "cosface"}
+    given = {"faces": people.name, "pairs": "pairs.txt", "pairs_root": "lfw", "margin": 0.2, "loss": "cosface"}
     options = pretrain.new_options(pretrain.run_paths(tmp_path / "w.pth"), given, False)
-    assert (options.faces, options.pairs, options.pairs_root) == (str(people), str(people.parent / "pairs.txt"), None)
+    assert (options.faces, options.pairs, options.pairs_root) == tuple(
+        str(people.parent / name) for name in (people.name, "pairs.txt", "lfw"))
 
 
 def test_a_file_has_one_process_at_a_time(people, tmp_path):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import thin
 import torch
 import yaml
 from conftest import ROOT, invoke, run_of
@@ -253,8 +254,9 @@ def reference_loop(options, folder, start):
 def both(request, noise_folder, tmp_path_factory):
     """The results of the program and of the reference for one case."""
     options = {**OPTIONS, **CASES[request.param]}
-    ours = run_program_loop(options, noise_folder, tmp_path_factory.mktemp("out"))
-    return ours, reference_loop(options, noise_folder, ours.start)
+    with thin.real_resnet18():
+        ours = run_program_loop(options, noise_folder, tmp_path_factory.mktemp("out"))
+        return ours, reference_loop(options, noise_folder, ours.start)
 
 
 def assert_equal_tensors(ours, reference, rtol=1e-8):

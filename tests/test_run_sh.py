@@ -123,6 +123,13 @@ def test_all_experiments_of_the_paper(place):
                             "./runs/gradcam.png"]
 
 
+def test_the_settings_of_the_paper_are_the_defaults(place):
+    assert run_sh(place, ROWS="stl").returncode == 0
+    runs = trained(place)
+    assert set(runs) == {"final/stl-0", "final/stl-1", "final/stl-2"}
+    assert {(given["--epochs"], given["--size"], given["--data"]) for given in runs.values()} == {("60", "112", "./rafce")}
+
+
 def grad_cam(place):
     """The words of the last call: gradcam's."""
     program = place / "bin/python"
@@ -179,6 +186,15 @@ def test_so_many_jobs_run_at_once(place, jobs, most):
     assert f"{prefix}epoch 1\n" in result.stdout
     cores = len(os.sched_getaffinity(0))
     assert {threads for *_, threads, _ in calls(place)} == {None if jobs == "1" else str(max(1, cores // 3))}
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [("2", "4"), ("3", "2"), ("8", "1"), ("9", "1")])
+def test_the_cores_are_shared(place, jobs, threads):
+    """Of a machine of 8."""
+    (place / "bin/nproc").write_text("#!/bin/sh\necho 8\n")
+    (place / "bin/nproc").chmod(0o755)
+    assert run_sh(place, ROWS="stl", SEEDS="0", JOBS=jobs).returncode == 0
+    assert {threads for *_, threads, _ in calls(place)} == {threads}
 
 
 def test_a_given_number_of_threads_is_kept(place):
@@ -273,11 +289,11 @@ def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
                 "EXTRA": "--batch-size 8 --arch resnet18 --weights none --hypergrad jvp"}
     path = f"{Path(python()).parent}:{os.environ['PATH']}"
 
-    def run_all():
-        return subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, env={**os.environ, **settings, "PATH": path},
+    def run(**more):
+        return subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, env={**os.environ, **settings, **more, "PATH": path},
                               capture_output=True, text=True)
 
-    first = run_all()
+    first = run()
     assert first.returncode == 0, first.stderr
     out = tmp_path / "runs"
     assert sorted(p.name for p in (out / "final").iterdir() if p.is_dir()) == [
@@ -291,6 +307,6 @@ def test_run_sh_reproduces_all_ablations_on_stand_ins(tmp_path):
     times = {p: p.stat().st_mtime for p in out.rglob("*.pt")}
     stopped = out / "final/stl-0/test.json"  # as if it had been stopped before its end
     stopped.unlink()
-    again = run_all()
-    assert again.returncode == 0 and again.stdout.count("complete, nothing to do") == 10
+    again = run(ROWS="stl mal am-lab")
+    assert again.returncode == 0 and again.stdout.count("complete, nothing to do") == 3  # mal, am's search and am
     assert stopped.exists() and {p: p.stat().st_mtime for p in out.rglob("*.pt")} == times

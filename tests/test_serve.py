@@ -35,9 +35,9 @@ EXIF_TURNED = 6  # the picture is shown turned by 90 degrees, clockwise
 
 
 @pytest.fixture(scope="module")
-def ckpt(sketch, tmp_path_factory):
-    """`sketch` with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
-    return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
+def ckpt(sketch_34, tmp_path_factory):
+    """A ResNet-34 with an alignment of its own, so that none is measured, and with a Grad-CAM that is not empty."""
+    return with_template(sketch_34, tmp_path_factory.mktemp("ckpt") / "best.pt")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,8 @@ def test_crops_are_what_the_net_saw_and_gradcam_shows_where_it_looked(server, ck
         maps, _, _ = gradcam.explain(net, [crop])
         jet = pytest.importorskip("matplotlib").colormaps["jet"](maps[0])[..., :3]
         assert abs(heat - 0.55 * crop - 0.45 * 255 * jet).mean() < 4 and maps[0].max() == 1
+    larger = ask(server, "/gradcam", (photos / "face 4 %.png").read_bytes())[2]  # of 48x48 is read as the net reads it
+    assert Image.open(io.BytesIO(larger)).size == (32, 32)
 
 
 def test_health_describes_the_checkpoint(server, ckpt):
@@ -138,12 +140,22 @@ def test_health_describes_the_checkpoint(server, ckpt):
     assert (told["status"], told["method"], told["data"], told["test_accuracy"]) == ("ok", "mtl", "faces", None)
     assert told["expressions"] == state["emotions"] and [au["au"] for au in told["aus"]] == state["aus"]
     assert np.array(told["table"]) == pytest.approx(state["table"].numpy()) and told["aus"][0]["name"] == "inner brow raiser"
+    assert [told[name] for name in ("version", "arch", "size", "stats", "epoch", "aus_trained", "max_bytes", "max_pixels")] == [
+        mmlfer.__version__, "resnet34", 32, "wild", 0, True, 20_000_000, 50_000_000]
+    model = serve.Model.__new__(serve.Model)
+    model.size, model.table, model.accuracy = 48, [[0.5]], 0.25
+    model.state = {"emotions": ["awe"], "aus": [12], "epoch": 7, "config": {
+        "method": "stl", "arch": "resnet18", "data": "/home/me/faces", "stats": "/home/me/mine.yaml", "rho": 0.1, "rho_am": 0.1}}
+    own = model.facts()
+    assert [own[name] for name in ("size", "arch", "stats", "epoch", "aus_trained", "test_accuracy", "table", "data")] == [
+        48, "resnet18", "mine.yaml", 7, False, 0.25, [[0.5]], "faces"]
     assert str(ckpt.parent) not in json.dumps(told) and state["config"]["data"] not in json.dumps(told)
 
 
 def test_the_drawn_samples_have_a_face_each(server):
-    pictures = [ask(server, f"/sample/{i}.jpg")[2] for i in range(json.loads(ask(server)[2])["samples"])]
-    assert len(set(pictures)) == 3
+    answers = [ask(server, f"/sample/{i}.jpg") for i in range(json.loads(ask(server)[2])["samples"])]
+    pictures = [content for *_, content in answers]
+    assert len(set(pictures)) == 3 and {headers["Content-Type"] for _, headers, _ in answers} == {"image/jpeg"}
     assert [len(json.loads(ask(server, "/predict", picture)[2])) for picture in pictures] == [1, 1, 1]
 
 
@@ -159,6 +171,7 @@ def test_the_page_allows_its_own_parts_and_nothing_from_elsewhere(server):
     for path in ("/", "/health", "/sample/0.jpg", "/nowhere"):
         _, headers, _ = ask(server, path)
         assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
+        assert (headers["Referrer-Policy"], headers["Cross-Origin-Resource-Policy"]) == ("no-referrer", "same-origin")
         assert "Content-Security-Policy" in headers and "Set-Cookie" not in headers and "Server" not in headers
 
 
@@ -222,6 +235,7 @@ NEAR = "near: expected the five points of at most 20 faces, as an answer has the
     ("/predict?top=99999999999999999999999", b"x", "POST", 400, "top: expected a whole number from 1 on, got '9999999999999999999"),
     ("/predict?topp=1", b"x", "POST", 400, "unknown parameter 'topp'; known: name, top, format, crops, near"),
     ("/predict?format=xml", b"x", "POST", 400, "format is json or csv, crops is 0 or 1"),
+    ("/predict?crops=yes", b"x", "POST", 400, "format is json or csv, crops is 0 or 1"),
     ("/predict?near=x", b"x", "POST", 400, NEAR), ("/predict?near=[[[1,2]]]", b"x", "POST", 400, NEAR),
     ("/predict?near=" + str([[[1, 1]] * 5]).replace(" ", ""), b"x", "POST", 400, NEAR),
     ("/predict?near=" + str([[[1, 1], [9, 1], [5, 5], [1, 9], [9, "NaN"]]]).replace(" ", "").replace("'", ""), b"x", "POST", 400, NEAR),
@@ -269,6 +283,46 @@ def test_which_hosts_are_its_own(host, bound, right, wrong):
     place = serve.Place(host, ipaddress.ip_address(bound), 80)
     assert [place.refusal({"host": name}) for name in right] == [None] * len(right)
     assert all(place.refusal({"host": name}).startswith("Host ") for name in wrong)
+
+
+def test_addresses_of_both_families(monkeypatch):
+    made = []
+    monkeypatch.setattr(serve.socket, "create_server", lambda address, family: made.append((*address, family)))
+    serve.listen("::1", 80), serve.listen("127.0.0.1", 81)
+    assert made == [("::1", 80, socket.AF_INET6), ("127.0.0.1", 81, socket.AF_INET)]
+    urls = [serve.Place(host, ipaddress.ip_address(bound), 80).url for host, bound in (("::1", "::1"), ("::", "::"), ("me.local", "10.0.0.1"))]
+    assert urls == ["http://[::1]:80/", "http://localhost:80/", "http://me.local:80/"]
+
+
+@pytest.mark.parametrize("error, sentence, said", [
+    (mmlfer.InputError("the net's outputs are not finite"), "the net's outputs are not finite", ""),
+    (ZeroDivisionError("by\nnothing"), "ZeroDivisionError: by nothing", "Warning: a request failed: ZeroDivisionError: by nothing\n")])
+def test_what_fails_in_the_server_is_its_error_and_never_a_face(capsys, error, sentence, said):
+    async def fails(request):
+        raise error
+
+    async def asked(app):
+        answers = []
+        scope = {"type": "http", "method": "GET", "path": "/health", "query_string": b"", "headers": [(b"host", b"127.0.0.1:8000")]}
+        await app(scope, None, lambda message: answers.append(message) or asyncio.sleep(0))
+        return answers
+
+    service = type("Stub", (), {"html": b"", **dict.fromkeys(("page", "health", "sample", "predict", "gradcam"), staticmethod(fails))})
+    start, body = asyncio.run(asked(serve.build_app(service, serve.Place("127.0.0.1", ipaddress.ip_address("127.0.0.1"), 8000))))
+    assert (start["status"], json.loads(body["body"])) == (500, {"error": sentence}) and capsys.readouterr().err == said
+
+
+def test_attention_that_is_not_finite_is_no_picture(monkeypatch):
+    model, face = serve.Model.__new__(serve.Model), io.BytesIO()
+    model.net, model.size = None, 8
+    Image.new("RGB", (8, 8)).save(face, "PNG")
+    for bad in range(3):
+        arrays = [np.zeros((1, 8, 8)), np.zeros((1, 2)), np.zeros((1, 3))]
+        monkeypatch.setattr(serve, "explain", lambda net, images, arrays=arrays: arrays)
+        assert model.gradcam(face.getvalue(), "face").startswith(b"\x89PNG")
+        arrays[bad][0, -1] = np.nan
+        with pytest.raises(mmlfer.InputError, match="^the net's outputs are not finite: take another checkpoint$"):
+            model.gradcam(face.getvalue(), "face")
 
 
 def test_large_bodies_and_large_pictures(server):

@@ -79,6 +79,31 @@ def test_a_run_goes_on_without_its_weights_file_but_not_with_another(start, tmp_
     assert start("--weights", "copy.pth") == "" and recorded() == first
 
 
+def test_a_copy_of_the_weights_is_taken_as_the_run_took_them(start, tmp_path):
+    """In the order of colours and with the normalisation that its options say."""
+    path = weights_file(tmp_path / "x.pth", 1.0)
+    assert start("--weights", "x.pth", "--weights-bgr", "--weights-norm", "imagenet") == ""
+    shutil.copy(path, "copy.pth")
+    assert start("--weights", "copy.pth") == ""
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"conv1.weight": state["conv1.weight"].flip(1)}, path)
+    assert start("--weights", "x.pth") == refused(path)
+
+
+def test_words_are_words_and_paths_hold_from_elsewhere(faces_folder, tmp_path, monkeypatch):
+    """Whatever folders of these names lie here."""
+    seen = []
+    monkeypatch.setattr(train, "fit", lambda cfg, *rest: seen.append(cfg))
+    monkeypatch.chdir(tmp_path)
+    words = {"stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
+    for option, name in [(option, name) for option, names in words.items() for name in names]:
+        (tmp_path / name).mkdir()
+        assert invoke("train", "--data", faces_folder, f"--{option}", name).exit_code == 0
+        assert getattr(seen.pop(), option) == name
+        assert invoke("train", "--data", faces_folder, f"--{option}", f"./{name}").exit_code == 0
+        assert getattr(seen.pop(), option) == str(tmp_path / name)
+
+
 def test_test_json_records_the_backbone(trained):
     assert json.loads((trained[0] / "test.json").read_text())["backbone"] == "none"
     for name in ("best.pt", "last.pt"):

@@ -44,6 +44,24 @@ def test_statistics_match_a_naive_count(faces_folder, tmp_path):
     assert "0.73 prototypical + 2.12 variant = 2.85 observed" in result.output
 
 
+def test_under_each_row_stands_what_it_is_compared_with(faces_folder):
+    lines = [line.split("|")[1:-1] for line in invoke("stats", "--data", faces_folder, "--against", "lab").stdout.splitlines()[:30]]
+    header, lab = lines[0], yaml.safe_load((mmlfer.HERE / "stats/lab.yaml").read_text())
+    for k, emotion in enumerate(EMOTIONS):
+        assert lines[2 + 2 * k][0].strip().startswith(f"{emotion} (") and lines[3 + 2 * k][0].strip() == f"{emotion}*"
+        told = {int(column.split()[1]): float(cell.strip(" *")) for column, cell in zip(header[1:], lines[3 + 2 * k][1:]) if cell.strip()}
+        assert told == pytest.approx({au: 100 * p for au, p in lab[emotion].items() if p >= 0.2 and au != 11})
+
+
+def test_what_is_written_says_what_was_counted(faces_folder, tmp_path):
+    assert invoke("stats", "--data", faces_folder, "--split", "val", "--out", tmp_path / "s.yaml").exit_code == 0
+    first, _, *rows = (tmp_path / "s.yaml").read_text().splitlines()
+    labels = mmlfer.load_labels(faces_folder).of("val")
+    assert first == (f"# p(AU active | compound expression) of {faces_folder.name} (val), {len(labels.names)} images, by mmlfer "
+                     "stats.")
+    assert [row.split("# ")[1] for row in rows] == [f"{int((labels.y_emo == k).sum())} images" for k in range(14)]
+
+
 def test_at_20_and_70_percent_exactly():
     p = np.array([[0.7, 0.69, 0.2, 0.19]])
     assert [stats.cell(x) for x in p[0]] == ["**70**", "69", "20", ""]
@@ -112,6 +130,8 @@ def test_yaml_on_standard_output_stands_alone(faces_folder, tmp_path):
     result = invoke("stats", "--data", faces_folder, "--out", "-")
     assert result.exit_code == 0 and result.stdout == (tmp_path / "s.yaml").read_text()
     assert "| happily surprised" in result.stderr
+    result = invoke("stats", "--data", faces_folder, "--plot", "-")
+    assert result.exit_code == 0 and result.stdout_bytes.startswith(b"\x89PNG") and "| happily surprised" in result.stderr
 
 
 def test_one_file_takes_no_two_outputs(faces_folder, tmp_path):
@@ -199,8 +219,9 @@ def test_au_9_of_table_1_stands_where_the_text_has_it():
         "happily disgusted": 0.24, "sadly angry": 0.29, "fearfully angry": 0.56, "angrily disgusted": 0.33}
 
 
-def test_statistics_under_20_percent_count_as_nothing(tmp_path):
+def test_statistics_under_20_percent_count_as_nothing(tmp_path, capsys):
     rows = [f"{e}: {{1: 0.19, 2: 0.2, 4: 0.21, 11: 0.9, 43: 1}}\n" for e in EMOTIONS]
     (tmp_path / "s.yaml").write_text("".join(rows))
     table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert {AUS[j]: table[5, j] for j in np.flatnonzero(table[5])} == {2: 0.2, 4: 0.21, 43: 1}
+    assert capsys.readouterr().err == f"{tmp_path}/s.yaml: AU 11: not among the labels' AUs, left out\n"

@@ -63,7 +63,7 @@ def test_tables_give_means_and_spread(tmp_path):
     assert "| mtl | 1 | 95.00 | 95.00 |\n" in text
     assert "| happily disgusted | 10 | 10.00 ± 14.14 | 90.00 | 100.00 ± 0.00 |" in text
     assert "| sadly fearful | 0 | - | - | - |" in text and "| **Acc.** | 20 | 55.00 ± 7.07 | 95.00 | 97.50 ± 3.54 |" in text
-    assert "paper's Acc." not in text and "Not RAF-CE" in text
+    assert "paper's Acc." not in text and "Not RAF-CE (by its counts), and so not the paper's columns: 20 test images." in text
 
 
 PRINTED = {  # the paper's Table 3
@@ -89,12 +89,14 @@ def test_the_papers_column_stands_beside_rafce_alone(tmp_path):
 SAME, APART = {}, {}
 SAME["seed, data's place and device"] = (("stl", "wild", {"data": "/a", "device": "cpu"}, {}),
                                          ("stl", "wild", {"data": "/b", "device": "cuda"}, {}), ["stl"])
-SAME["what the method does not read"] = (("stl", "wild", {"rho": 1, "lr_meta": 1}, {}),
-                                         ("stl", "lab", {"rho": 2, "lr_meta": 2}, {}), ["stl"])
+SAME["what the method does not read"] = (("stl", "wild", {"rho": 1, "lr_meta": 1, "hypergrad": "jvp", "weight_max": 1.0}, {}),
+                                         ("stl", "lab", {"rho": 2, "lr_meta": 2, "hypergrad": "create_graph", "weight_max": 4.0}, {}), ["stl"])
+SAME["one table that was counted and written"] = (("mml", "train", {"stats_least": 2}, {"table_sha256": "of mine"}),
+                                                  ("mml", "mine.yaml", {"stats_least": 5}, {"table_sha256": "of mine"}), ["mml mine.yaml"])
 SAME["one table of two names"] = (("mml", "/a/copy.yaml", {}, {"table_sha256": "of wild"}),
                                   ("mml", "wild", {}, {}), ["mml wild"])
 SAME["one backbone of two names"] = (("stl", "wild", {"weights": "/a/x.pth"}, {"backbone": "0" * 64}),
-                                     ("stl", "wild", {"weights": "/b/y.pth", "weights_norm": "half"}, {"backbone": "0" * 64}),
+                                     ("stl", "wild", {"weights": "/b/y.pth", "weights_norm": "half", "weights_bgr": True}, {"backbone": "0" * 64}),
                                      ["stl"])
 SAME["before options were kept"] = (("mtl", "wild", None, {}), ("mtl", "lab", None, {}), ["mtl"])
 APART["a search"] = (("mtl", "wild", {"rho": 0.01, "size": 32, "epochs": 1}, {}),
@@ -131,6 +133,9 @@ APART["a weights file that was replaced"] = (
 APART["another normalisation from scratch"] = (
     ("stl", "wild", {}, {"backbone": "none"}), ("stl", "wild", {}, {"backbone": "none, imagenet normalisation"}),
     ["stl, backbone none", "stl, backbone none with imagenet normalisation"])
+APART["ImageNet's weights and a file beside the code"] = (
+    ("stl", "wild", {"arch": "resnet18"}, {"backbone": "imagenet"}), ("stl", "wild", {"arch": "resnet18"}, {"backbone": "0" * 64}),
+    ["stl, backbone imagenet", "stl, backbone resnet18_casia.pth (00000000)"])
 APART["before images were digested"] = (
     ("stl", "wild", {}, {"data_sha256": "2" * 64}), ("stl", "wild", {}, {"data_sha256": "2" * 64, "images_sha256": "0" * 64}),
     ["stl", "stl, images faces (00000000)"])
@@ -326,6 +331,10 @@ def test_each_measure_has_its_own_interval(tmp_path):
         f"| mml wild - stl | 3 | +75.00 [+51.17, +98.83] **signal** | +50.00 [+18.23, +81.77] **signal** | {mcnemar} |\n\n")
 
 
+def test_what_rounds_to_nothing_has_no_minus():
+    assert table.gain(np.full((3, 4), -1e-10), np.ones(4)) == "+0.00 [+0.00, +0.00]"
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_a_loss_is_signal_as_well_but_not_of_two_seeds(tmp_path, seeds):
     for seed in range(seeds):
@@ -342,7 +351,7 @@ def searched(folder, name, accuracies, seed=0, others=None, **options):
     """Write a finished run of a search: config.yaml, log.csv, test.json."""
     place = folder / name
     place.parent.mkdir(parents=True, exist_ok=True)
-    fake_run(folder, options.get("method", "am"), "wild", seed, [0], [0], options, **(others or {})).rename(place)
+    fake_run(folder, options.get("method", "am"), options.get("stats", "wild"), seed, [0], [0], options, **(others or {})).rename(place)
     (place / "config.yaml").write_text(yaml.safe_dump({"method": "am", **options}))
     rows = [{"epoch": i, "w_au": 0.9, "val_acc": a, "val_diag": 1 - a} for i, a in enumerate(accuracies)]
     with open(place / "log.csv", "w", newline="") as file:
@@ -359,6 +368,13 @@ def test_search_prints_the_options_of_the_best_run(tmp_path):
     searched(tmp_path, "4", [0.47, 0.1, 0.1], rho=1e-05, rho_am=0.1)  # equal; the first by path
     result = invoke("search", tmp_path, "rho-am", "rho")
     assert (result.exit_code, result.stdout) == (0, "--rho-am 1.0 --rho 0.03\n")
+
+
+def test_of_equals_the_first_is_taken_and_no_accuracy_is_too_high_or_low(tmp_path):
+    for accuracy in (1.0, 0.0):
+        for name, rho in (("a", 0.1), ("b", 3.0), ("c", 0.03)):
+            searched(tmp_path / str(accuracy), name, [accuracy], rho=rho)
+        assert invoke("search", tmp_path / str(accuracy), "rho").stdout == "--rho 0.1\n"
 
 
 @pytest.mark.parametrize(("tried", "best", "said"), [
@@ -396,6 +412,29 @@ def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
     assert (result.exit_code, result.stdout, result.stderr) == (
         1, "", f"Error: {other}: {has}, where {one} has {first_has}; a search compares runs that differ in rho alone: "
                "remove one\n")
+
+
+def test_a_search_refuses_what_its_first_run_alone_has(tmp_path):
+    one, other = searched(tmp_path, "1", [0.5], rho=0.1, new=1), searched(tmp_path, "2", [0.6], rho=0.3)
+    assert invoke("search", tmp_path, "rho").stderr == (
+        f"Error: {other}: new unknown, where {one} has 1; a search compares runs that differ in rho alone: remove one\n")
+
+
+FOLLOWING = {  # an option, its two values, and what else is another in the second run for that reason
+    "stats": ("wild", "lab", {"table_sha256": "1" * 64}),
+    "data": ("/a/faces", "/b/others", {"data_sha256": "1" * 64, "images_sha256": "1" * 64}),
+    "weights": ("/a/x.pth", "/b/y.pth", {"backbone": "1" * 64}),
+    "weights-bgr": (False, True, {"backbone": "1" * 64}), "weights-norm": ("half", "imagenet", {"backbone": "1" * 64})}
+
+
+@pytest.mark.parametrize("option", FOLLOWING)
+def test_a_search_may_be_over_what_has_a_digest(tmp_path, option):
+    first, second, others = FOLLOWING[option]
+    name = option.replace("-", "_")
+    searched(tmp_path, "1", [0.5], others=ZEROS, **{name: first})
+    searched(tmp_path, "2", [0.6], others={**ZEROS, **others}, **{name: second})
+    result = invoke("search", tmp_path, option)
+    assert (result.stdout, result.stderr) == (f"--{option}\n" if second is True else f"--{option} {second}\n", "")
 
 
 @pytest.mark.parametrize("best,printed", [(True, "--skip-bad-images\n"), (False, "\n")])

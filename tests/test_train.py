@@ -53,6 +53,19 @@ def test_train_writes_what_it_promises(trained, faces_folder):
     assert "jvp differs from create_graph by" in printed and "test, best" in printed
 
 
+def test_what_is_printed_is_what_is_written(trained):
+    out, printed = trained
+    lines, test = printed.splitlines(), json.loads((out / "test.json").read_text())
+    told = "epoch {epoch}: L^emo {:.3f}, L^AU {:.3f}, L^AM {:.3f}, w^AU {:.3f}, w^AM {:.3f}, val Acc. {:.4f}, Diag. {:.4f}, {:.1f} s"
+    for row in csv.DictReader((out / "log.csv").open()):
+        assert told.format(*(float(row[name]) for name in (*COLUMNS[1:8], "seconds")), **row) in lines
+    for name in ("best", "last"):
+        part = test[name]
+        assert (f"test, {name} (epoch {part['epoch']}): Acc. {100 * part['accuracy']:6.2f}, Diag. {100 * part['diag']:6.2f}, "
+                f"{len(test['truth'])} images; {out}/{name}.pt") in lines
+    assert any(test[name]["accuracy"] != test[name]["diag"] for name in ("best", "last"))  # else an exchange is not seen
+
+
 def test_eval_gives_what_training_reported(trained, faces_folder):
     out, _ = trained
     test = json.loads((out / "test.json").read_text())
@@ -245,11 +258,12 @@ def test_a_complete_run_with_odd_options_ends_in_one_line(trained, tmp_path):
     assert result.stderr == f"Error: {out}/config.yaml: not the options of a run\n"
 
 
-def test_a_folder_with_any_file_of_a_run_is_a_run(faces_folder, tmp_path):
-    (tmp_path / "log.csv").write_text("mine")
+@pytest.mark.parametrize("name", ["config.yaml", "log.csv", "last.pt", "best.pt", "test.json"])
+def test_a_folder_with_any_file_of_a_run_is_a_run(faces_folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
     result = invoke("train", "--data", faces_folder, "--out", tmp_path, *SMALL)
     assert result.exit_code == 1 and "holds a run" in result.stderr
-    assert (tmp_path / "log.csv").read_text() == "mine"
+    assert (tmp_path / name).read_text() == "mine"
 
 
 def test_resume_refuses_data_or_files_that_changed(trained, faces_folder, tmp_path):
@@ -306,6 +320,8 @@ def test_train_needs_data_and_a_device_that_is_there(faces_folder, tmp_path):
     result = invoke("train", "--data", faces_folder, "--out", tmp_path / "r", "--size", 32, "--batch-size", 4,
                     "--device", "abacus")
     assert result.exit_code == 1 and result.stderr.startswith("Error: --device abacus: ")
+    with pytest.raises(mmlfer.InputError, match="^--device meta: only cpu and cuda are supported$"):
+        mmlfer.pick_device("meta")
 
 
 def test_an_output_folder_that_cannot_be_made_is_one_line(faces_folder, tmp_path):
@@ -328,7 +344,7 @@ def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("hypergrad", ["create_graph", "jvp"])
 def test_memory_stays_flat_over_many_steps(hypergrad):
-    cfg = mmlfer.Config(size=32, batch_size=4, weights="none", hypergrad=hypergrad, device="cpu")
+    cfg = mmlfer.Config(size=32, batch_size=4, arch="resnet18", weights="none", hypergrad=hypergrad, device="cpu")
     run = run_of(cfg, 1)
     small = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3), torch.nn.BatchNorm2d(32), torch.nn.ReLU(),
                                 torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten())
@@ -365,7 +381,7 @@ FORMS = [("wild", "auto", "wild"), ("lab", "auto", "lab"), ("lab", "wild", "wild
 
 @pytest.mark.parametrize("stats,form,expected", FORMS)
 def test_form_follows_the_statistics_unless_given(stats, form, expected):
-    cfg = mmlfer.Config(stats=stats, form=form, method="stl", weights="none", size=32, device="cpu")
+    cfg = mmlfer.Config(stats=stats, form=form, method="stl", arch="resnet18", weights="none", size=32, device="cpu")
     assert run_of(cfg, 1).form == expected
 
 

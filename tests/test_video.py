@@ -11,7 +11,7 @@ from conftest import invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, _video, video
+from mmlfer_commands import _alignment, _video, predict, video
 from mmlfer_commands.synth import synthesize
 
 OPENFACE = ["frame", "face_id", "timestamp", "confidence", "success", "x", "y", "width", "height"]
@@ -95,6 +95,20 @@ def test_smoothing_keeps_faces_apart():
     made = [row for _, rows in video.smoothed(iter(frames), 0.5, state) for row, _ in rows]
     assert [row.get("expression_smooth") for row in made] == ["b", "a", "b", "a", None, "b", "a", "b", "a"]
     assert [row.get("p_smooth") for row in made] == [1, 1, 1, 1, None, 1, 1, 1, 1]
+
+
+def face_at(x, y=0.0):
+    five = np.array([[10, 15], [30, 15], [20, 25], [12, 35], [28, 35]], float)
+    return _alignment.Face(np.array([x, y, 40, 50]), five + (x, y), 0.91236)
+
+
+@pytest.mark.parametrize("method, smooth", [("mtl", 0.9), ("stl", None)])
+def test_aus_that_are_not_trained_are_not_smoothed_either(method, smooth):
+    state = {"emotions": ["a", "b"], "aus": [4], "config": {"method": method, "rho": 0.1, "rho_am": 0.1}}
+    item = predict.Item(0, None, {"time": 0.0, "face": face_at(3.14), "face_id": 0}, (np.array([0.2, 0.8]), np.array([0.9])))
+    ((_, ((row, _),)),) = video.smoothed(video.rows_of_frames([[item]], state, None), 1, state)
+    assert (row["expression_smooth"], row["p_a_smooth"], row.get("AU04_smooth"), row.get("AU04_p")) == ("b", 0.2, smooth, smooth)
+    assert (row["confidence"], row["x"], row["nose_x"], row["left_mouth_y"]) == (0.9124, 3.1, 23.1, 35.0)
 
 
 # ---------------------------------------------------------------- time
@@ -200,6 +214,17 @@ def test_a_face_is_looked_for_where_it_was(faces, tmp_path, monkeypatch):
     assert [len(there) for there in followed(frames, tmp_path)] == [1, 1, 1, 1, 1, 2, 1, 1]
     assert searched == [0, 1, 1]  # the first frame, half a second later, and the loss
     assert [len(there) for there in followed(frames, tmp_path, search=0)] == [1, 1, 2, 2, 2, 2, 1, 1]
+
+
+def test_numbers_stand_in_their_order_and_are_of_the_track_seen_last():
+    tracker = _video.Tracker(0.5)
+    tracker.before = 0.0
+    assert [i for i, _ in tracker.number([face_at(100)], 0.0)] == [0]
+    assert [(i, face.box[0]) for i, face in tracker.number([face_at(10), face_at(102)], 0.1)] == [(0, 102), (1, 10)]
+    for seen_last in (0, 1):
+        tracker.tracks = {i: _video.Track(face_at(50), 1.0 if i == seen_last else 0.8, np.zeros(2)) for i in (0, 1)}
+        tracker.before = 1.0
+        assert [i for i, _ in tracker.number([face_at(50)], 1.1)] == [seen_last]
 
 
 def test_a_track_goes_on_as_it_went():

@@ -241,6 +241,24 @@ def test_a_camera_is_read_until_ctrl_c_or_the_end(templated, nobody, tmp_path, m
             assert times[-1] < 0.4 if name == "e" else 10 < len(rows) < 500
 
 
+def test_a_frame_that_cannot_be_decoded_is_left_out(monkeypatch):
+    camera = Camera(n=6)
+    camera.retrieve = lambda: (False, None) if camera.read == 3 else (True, np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
+    assert [frame.number for frame in _video.Clip("0").frames()] == [0, 1, 3, 4, 5]
+
+
+def test_a_file_may_be_called_as_a_camera_and_an_animation_is_no_picture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [_video.camera_number(clip) for clip in ("3", "03", "3.mp4", "-1")] == [3, 3, None, None]
+    (tmp_path / "3").touch()
+    assert _video.camera_number("3") is None
+    one, two = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    one.save("one.webp")
+    one.save("two.webp", save_all=True, append_images=[two])
+    assert [_video.is_picture(name) for name in ("one.webp", "two.webp", "3")] == [True, False, False]
+
+
 def test_a_camera_that_is_not_there(templated, tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(n=0))
     result = run(templated, tmp_path / "out", "0")

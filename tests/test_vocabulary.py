@@ -134,8 +134,12 @@ def test_every_command_takes_the_names_from_the_checkpoint(run, own, tmp_path, m
     assert titles[::2] == [f"{path.name} true: {NAMES[2 * int(path.stem) % 3]}" for path in images]
     assert all(any(name in title for name in NAMES) for title in titles[1::2])
     assert invoke("export", "--ckpt", out / "best.pt", "--out", tmp_path / "m.onnx").exit_code == 0
-    facts = {k: json.loads(v) for k, v in onnxruntime.InferenceSession(
-        str(tmp_path / "m.onnx")).get_modelmeta().custom_metadata_map.items()}
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    facts = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    for image, told in zip(images, json.loads(result.stdout)):
+        p, p_au = session.run(None, {"image": mmlfer.read_image(image, 32).transpose(2, 0, 1)[None]})
+        assert facts["expressions"][p[0].argmax()] == told["expressions"][0]["name"] and p_au.shape == (1, 5)
+        assert {au["au"] for au in told["aus"]} <= set(NUMBERS)
     assert (facts["expressions"], facts["aus"]) == (list(NAMES), list(NUMBERS)) and facts["au_names"][3:] == ["sharp lip puller", "blink"]
     text = invoke("table", out.parent, "--out", tmp_path / "results.md").stdout
     assert [line.split("|")[1].strip() for line in text.split("## Table 2")[1].splitlines()[4:7]] == list(NAMES)

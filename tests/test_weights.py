@@ -234,6 +234,14 @@ def test_imagenet_brings_its_tensors_and_its_normalisation(monkeypatch, arch):
     assert net.mean.flatten().tolist() == [0.5] * 3
 
 
+def test_a_net_of_ones_own_expressions_starts_from_any_of_them(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(torchvision.models.get_model_weights("resnet18"), "get_state_dict", lambda self, **options: source)
+    own = mmlfer.Vocabulary(("calm", "joy", "rage"), (1, 2, 4, 12, 45))
+    for weights in ("none", "imagenet", saved(source, tmp_path / "w.pth")):
+        net, _ = start(weights, vocabulary=own)
+        assert net.vocabulary == own and net.fe.weight.shape == (3, 512) and net.au.weight.shape == (5, 512)
+
+
 def test_auto_takes_the_casia_file_of_the_checkout_then_of_the_current_folder(source, tmp_path, monkeypatch):
     here, current = tmp_path / "checkout", tmp_path / "current"
     for folder, value in ((here, 1.0), (current, 2.0)):

@@ -10,7 +10,19 @@ from conftest import invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, bench, crop, demo, plot, predict, pretrain, synth, train
+from mmlfer_commands import (
+    _alignment,
+    bench,
+    crop,
+    demo,
+    plot,
+    predict,
+    pretrain,
+    serve,
+    synth,
+    train,
+    video,
+)
 
 
 class Stop(Exception):
@@ -30,15 +42,17 @@ def recorder(seen, result=None):
 
 
 @pytest.mark.parametrize("command", [("eval",), ("predict", "face.png"), ("gradcam", "face.png", "--out", "g.png"),
-                                     ("bench", "--rounds", 1), ("demo", "--out", "d")])
+                                     ("bench", "--rounds", 1), ("demo", "--out", "d"), ("video", "a.mp4", "--out", "v"),
+                                     ("serve", "--port", 0)])
 def test_a_device_that_is_not_there_is_asked_for(sketch, faces_folder, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d/faces").symlink_to(faces_folder)
     Image.new("RGB", (32, 32)).save("face.png")
     name, *words = command
-    if name in ("eval", "predict", "gradcam"):
+    if name not in ("bench", "demo"):
         words += ["--ckpt", sketch]
+    monkeypatch.setattr(serve, "run_server", lambda *args: None)
     if name == "bench":  # in this process
         monkeypatch.setattr(bench, "in_processes", lambda n, function, jobs, **options: map(function, jobs))
     result = invoke(name, *words, "--device", "abacus")
@@ -46,8 +60,9 @@ def test_a_device_that_is_not_there_is_asked_for(sketch, faces_folder, tmp_path,
 
 
 def test_bench_does_what_its_options_say(monkeypatch):
-    jobs, calls, rounds = [], [], []
-    monkeypatch.setattr(bench, "in_processes", lambda n, function, work, **options: jobs.extend(work) or [1.0] * len(work))
+    jobs, calls, rounds, processes = [], [], [], []
+    monkeypatch.setattr(bench, "in_processes", lambda n, function, work, **options: (
+        jobs.extend(work), processes.append((n, options)), [1.0] * len(work))[2])
     monkeypatch.setattr(bench, "bench_call", recorder(calls, "call"))
     monkeypatch.setattr(bench, "time_calls", recorder(rounds, {name: [1.0, 2.0, 9.0] for name in bench.BENCH}))
     monkeypatch.setattr(bench, "pick_device", lambda name: torch.device("cpu"))
@@ -55,6 +70,7 @@ def test_bench_does_what_its_options_say(monkeypatch):
     rows = json.loads(result.stdout)
     assert jobs == calls == [(name, 3, 40, "cuda:3") for name in bench.BENCH]
     assert rounds == [(dict.fromkeys(bench.BENCH, "call"), 7)]
+    assert processes == [(1, {"max_tasks_per_child": 1})]  # one after the other, each of its own peak
     assert {row["seconds"] for row in rows.values()} == {2.0}  # the median
 
 
@@ -72,8 +88,8 @@ def test_synth_draws_what_its_options_say(tmp_path, monkeypatch):
 def test_crop_and_predict_take_the_alignment_that_is_given(sketch, tmp_path, monkeypatch):
     Image.new("RGB", (32, 32)).save(tmp_path / "p.png")
     chosen, cropped, found = [], [], []
-    for module in (crop, predict):
-        monkeypatch.setattr(module, "choose_template", recorder(chosen, "template"))
+    for module in (crop, predict, serve, video):
+        monkeypatch.setattr(module, "choose_template", recorder(chosen, "template" if module in (crop, predict) else None))
     monkeypatch.setattr(crop, "crop_photos", recorder(cropped, (3, 2, 0)))
     monkeypatch.setattr(predict, "items_of_photos", recorder(found, []))
     photo, like = tmp_path / "p.png", ("--like", tmp_path / "like")
@@ -81,7 +97,10 @@ def test_crop_and_predict_take_the_alignment_that_is_given(sketch, tmp_path, mon
     assert result.stdout == f"3 faces of 1 images, 2 without a face, 0 that cannot be read: {tmp_path}/o\n"
     assert invoke("predict", "--ckpt", sketch, "--photos", photo, *like).exit_code == 0
     assert cropped == [([photo], "template", 50, tmp_path / "o")] and found == [([photo], 32, "template")]
-    assert [args[0] for args in chosen] == [tmp_path / "like"] * 2 and chosen[1][1]["config"]["size"] == 32
+    for command in (("video", tmp_path / "a.mp4", "--out", tmp_path / "v"), ("serve", "--port", 0)):
+        assert isinstance(invoke(*command, "--ckpt", sketch, *like).exception, Stop)
+    assert [args[0] for args in chosen] == [tmp_path / "like"] * 4
+    assert [args[1]["config"]["size"] for args in chosen[1:]] == [32] * 3
 
 
 def test_the_demo_reports_its_best_epoch(trained, faces_folder, tmp_path, monkeypatch):
@@ -101,7 +120,9 @@ def test_the_demo_reports_its_best_epoch(trained, faces_folder, tmp_path, monkey
 def test_pretraining_takes_its_rates():
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.2, momentum=0.7,
                                 weight_decay=0.3, epochs=2)
-    (group,) = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu"))).sgd.param_groups
+    run = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu")))
+    (group,) = run.sgd.param_groups
+    assert [*map(id, group["params"])] == [*map(id, run.net.parameters())]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2 * 64 / 512, 0.7, 0.3, False)
 
 
@@ -113,7 +134,15 @@ def test_the_digest_of_images_is_of_all_of_them():
         changed = images.clone()
         changed[i, 2, 1, 1] = 1
         digests.add(train.digest_of_images(changed))
-    assert len(digests) == 5
+    digests.add(train.digest_of_images(torch.zeros(75, 3, 4, 4, dtype=torch.uint8)))  # as many bytes
+    assert len(digests) == 6
+
+
+def test_each_kind_of_random_numbers_keeps_its_stream():
+    """From these numbers runs, data sets and partitions are drawn again; two of one number are of different commands."""
+    assert {name: int(stream) for name, stream in mmlfer.Stream.__members__.items()} == {
+        "LABELS": 1, "FACES": 2, "BATCHES": 3, "PEOPLE": 4, "HELD_OUT": 4, "PAIRS": 5, "AU_NOISE": 5, "FLIPS": 6,
+        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "PARTITION": 20}
 
 
 # ---------------------------------------------------------------- plot
@@ -132,8 +161,8 @@ def test_a_run_with_runs_below_it_is_a_run(tmp_path):
 def test_a_written_figure_is_closed(tmp_path):
     plt = plot.pyplot()
     plt.close("all")
-    plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.svg")
-    assert plt.get_fignums() == [] and (tmp_path / "f.svg").read_bytes().startswith(b"<?xml")
+    plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.SVG")
+    assert plt.get_fignums() == [] and (tmp_path / "f.SVG").read_bytes().startswith(b"<?xml")
 
 
 # ---------------------------------------------------------------- faces looked at again

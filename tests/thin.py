@@ -6,9 +6,11 @@ It has 0.3 million parameters instead of 11: a step takes a ninth of the time, a
 ones everywhere, and ResNet-18 is real where a test asks for the fixture `real_resnet18`.
 """
 
+import contextlib
+
 from torchvision.models import _api, resnet
 
-MODELS = _api.BUILTIN_MODELS  # where get_model, which mmlfer calls, looks its name up
+MODELS = _api.BUILTIN_MODELS  # where get_model, which mmlfer calls, looks a name up
 
 
 class Thin(resnet.Bottleneck):
@@ -19,5 +21,13 @@ def thin_resnet(**options):
     return resnet.ResNet(Thin, [1, 1, 1, 1], width_per_group=8, **options)
 
 
-def take_its_place():
-    MODELS["resnet18"] = thin_resnet
+@contextlib.contextmanager
+def real_resnet18():
+    MODELS["resnet18"] = resnet.resnet18
+    try:
+        yield
+    finally:
+        MODELS["resnet18"] = thin_resnet
+
+
+MODELS["resnet18"] = thin_resnet  # in the process that imports this file

@@ -6,6 +6,7 @@ from faults import (
     data,
     method,
     outputs,
+    overlooked,
     pretraining,
     serving,
     training,
@@ -50,5 +51,5 @@ CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in e
 
 FAULTS = [
     *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS, *converting.FAULTS,
-    *outputs.FAULTS, *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS, *wiring.FAULTS,
+    *outputs.FAULTS, *overlooked.FAULTS, *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS, *wiring.FAULTS,
 ]

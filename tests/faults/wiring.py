@@ -105,4 +105,12 @@ FAULTS = [
           "run_sh::test_all_experiments_of_the_paper"),
     Fault("run-sh-plots-one-run-twice", "run.sh", '    mmlfer plot "$RUNS/$row-$FIRST"', '    mmlfer plot "$RUNS/mtl-$FIRST"',
           "run_sh::test_all_experiments_of_the_paper"),
+    Fault("device-lost-by-video", "mmlfer_commands/video.py", "load_net(ckpt, device, precision)", 'load_net(ckpt, "auto", precision)',
+          f"{DEVICE}[command5]"),
+    Fault("device-lost-by-serve", "mmlfer_commands/serve.py", "Service(Model(ckpt, like, device))", 'Service(Model(ckpt, like, "auto"))',
+          f"{DEVICE}[command6]"),
+    Fault("video-like-lost", "mmlfer_commands/video.py", "choose_template(like, state)", "choose_template(None, state)",
+          "wiring::test_crop_and_predict_take_the_alignment_that_is_given"),
+    Fault("serve-like-lost", "mmlfer_commands/serve.py", "Service(Model(ckpt, like, device))", "Service(Model(ckpt, None, device))",
+          "wiring::test_crop_and_predict_take_the_alignment_that_is_given"),
 ]
