@@ -1,14 +1,18 @@
 """Images moved at random in training: --augment."""
 
 import dataclasses
+import json
 import math
 
+import compare_scenes
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, assert_same_run, end_at_the_third_step, invoke, load
+from PIL import Image
 
 import mmlfer
+from mmlfer_commands import _alignment
 
 
 def naive_move(image, right, down, scale, degrees):
@@ -83,3 +87,37 @@ def test_a_run_with_moves_resumes_to_the_same_end(faces_folder, tmp_path, monkey
     assert invoke("train", "--out", tmp_path / "plain", *options).exit_code == 0
     with_moves, without = (load(tmp_path / name / "last.pt")["net"]["fe.weight"] for name in ("cut", "plain"))
     assert not torch.equal(with_moves, without)
+
+
+def test_each_face_of_the_comparison_in_scenes_is_the_one_that_was_pasted(tmp_path):
+    assert invoke("synth", tmp_path / "faces", "--n", 5, "--size", 96).exit_code == 0
+    images = np.stack([np.asarray(Image.open(path)) for path in sorted(tmp_path.rglob("*.jpg"))[:4]])
+    crops, found = compare_scenes.crops_in_scenes(images, _alignment.template_of_folder(tmp_path / "faces"), np.random.default_rng(0))
+    assert found.all() and crops.shape == images.shape
+    middle = (slice(None), slice(24, 72), slice(24, 72))
+    away = np.abs(crops[middle][:, None] - images[middle][None].astype(float)).mean((2, 3, 4))
+    assert away.argmin(1).tolist() == [0, 1, 2, 3]
+
+
+def test_the_comparison_in_scenes_counts_what_predict_says(sketch, faces_folder, monkeypatch):
+    """Of eleven faces five are named rightly, ten in scenes; two of the ten were not found; four are named alike."""
+    faces = mmlfer.load_labels(faces_folder).of("test")
+    paths = [faces_folder / "aligned" / f"{name.split('.')[0]}_aligned.jpg" for name in faces.names]
+    told = json.loads(invoke("predict", "--ckpt", sketch, *paths, "--json").stdout)
+    answers, asked = compare_scenes.answers, []
+    right, right_in_scenes, found = (np.array(list(map(int, row)), bool) for row in ("11111000000", "11110111111", "11111111001"))
+    named = [np.where(right, faces.y_emo, 13), np.where(right_in_scenes, faces.y_emo, 13)]
+    monkeypatch.setattr(compare_scenes, "crops_in_scenes", lambda images, *_: (images, found))
+    monkeypatch.setattr(compare_scenes, "answers", lambda *args: asked.append(answers(*args)) or named[len(asked) - 1])
+    assert len(paths) == 11 and 13 not in faces.y_emo
+    assert [values for values in compare_scenes.compare_on(faces_folder, 11, [str(sketch)])] == [
+        pytest.approx([500 / 11, 800 / 11, 400 / 11])]
+    for part in asked:
+        assert [mmlfer.EMOTIONS[k] for k in part] == [one["expressions"][0]["name"] for one in told]
+
+
+def test_a_face_of_a_scene_that_was_not_found_is_none():
+    far = _alignment.Face(np.zeros(4), np.full((5, 2), 100.0), 0.9)
+    near = _alignment.Face(np.zeros(4), np.full((5, 2), 12.0), 0.9)
+    assert compare_scenes.nearest([far, near], (10, 10), 20) is near
+    assert compare_scenes.nearest([far], (10, 10), 20) is None is compare_scenes.nearest([], (10, 10), 20)
