@@ -104,14 +104,16 @@ def look(image, three):
 
 
 def find_again(image, threes):
-    """The faces that are about where these eyes and mouths (3, 2) were in the frame before. One
-    look at each is enough: a face moves little from frame to frame."""
-    faces = []
+    """The Face found where each of these eyes and mouths (3, 2) should be in this frame, or None
+    where there is none, or one that is found already. One look at each is enough, because a face
+    moves little from frame to frame."""
+    found = []
     for three in threes:
         face = look(image, three)
-        if face is not None and not known(face.points, faces):
-            faces.append(face)
-    return faces
+        if face is not None and known(face.points, filter(None, found)):
+            face = None
+        found.append(face)
+    return found
 
 
 def look_closely(image, three):

@@ -28,17 +28,21 @@ BEFORE = {"weight_max": 1.0, "augment": False, "precision": "float32"}  # in old
 OWN = ("form", "statistics", *SEARCHED)  # traits that may differ from method to method
 
 
-def find_files(folder, name):
-    """The files of a name below a folder, sorted; links are followed, no folder is read twice."""
-    found, seen = [], set()
+def files_below(folder):
+    """Yield the files below a folder; links are followed, no folder is read twice."""
+    seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         folders.sort()
         if os.path.realpath(place) in seen:
             folders.clear()
-        elif name in files and os.path.isfile(os.path.join(place, name)):
-            found.append(Path(place, name))
+        else:
+            yield from (Path(place, name) for name in files)
         seen.add(os.path.realpath(place))
-    return sorted(found)
+
+
+def find_files(folder, name):
+    """The files of a name below a folder, sorted."""
+    return sorted(path for path in files_below(folder) if path.name == name and path.is_file())
 
 
 @dataclasses.dataclass(frozen=True)

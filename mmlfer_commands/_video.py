@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mmlfer import InputError
-from mmlfer_commands._alignment import Face, find_faces, known, look, three_of
+from mmlfer_commands._alignment import Face, find_again, find_faces, three_of
 
 KEEP = 0.5  # seconds that a face keeps its number while it is not seen
 CUT = 30  # mean difference (0..255) of two frames, shrunk to 16x9 pixels, above which it is a cut
@@ -246,16 +246,11 @@ class Tracker:
         return self.number(faces, now)
 
     def look_again(self, image, now):
-        """The faces found where those of earlier frames should be now, and whether one is lost.
-        One look at each is enough, because a face moves little from frame to frame."""
-        faces, lost = [], False
-        for track in sorted(self.tracks.values(), key=lambda track: -track.time):
-            face = look(image, three_of(track.at(now).points))
-            if face is not None and not known(face.points, faces):
-                faces.append(face)
-            else:
-                lost |= track.time >= self.before
-        return faces, lost
+        """The faces found where those of earlier frames should be now, and whether one is lost."""
+        tracks = sorted(self.tracks.values(), key=lambda track: -track.time)
+        found = find_again(image, [three_of(track.at(now).points) for track in tracks])
+        lost = any(face is None and track.time >= self.before for face, track in zip(found, tracks))
+        return [face for face in found if face], lost
 
     def is_cut(self, image):
         """Whether this frame differs so much from the one before that another scene begins."""

@@ -38,6 +38,7 @@ from mmlfer_commands._labels import (
     read_rows,
     split_people,
 )
+from mmlfer_commands._results import files_below, find_files
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
          "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
@@ -182,7 +183,7 @@ def folders(folder):
                          "it is; move it away")
     for part, top in zip(parts, tops):
         for place in subfolders(top) if part else [top]:
-            for path in sorted(place.rglob("*")):
+            for path in sorted(files_below(place)):
                 if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                     yield Face(path, place.name, part)
 
@@ -194,7 +195,7 @@ def huggingface(folder, column, expressions):
     Its column file_name is a path from where it lies; the part stands in a column split or is the
     name of a folder. Columns person, aus and AU1, AU2 ... are taken over as they are.
     """
-    paths = sorted(folder.rglob("metadata.csv"))
+    paths = find_files(folder, "metadata.csv")
     if not paths:
         raise InputError(f"{folder}: no metadata.csv in it or below it; name the data set's folder")
     for path in paths:
@@ -579,7 +580,10 @@ def openface_command(paths, out):
     _, faces = not_coded_rows(out)
     files = []
     for path in paths:
-        files += sorted(path.rglob("*.csv")) if path.is_dir() else [path]
+        if path.is_dir():
+            files += sorted(file for file in files_below(path) if file.suffix == ".csv")
+        else:
+            files.append(path)
     matched = match_by_name(files, faces)
     found = {name: openface(path) for name, path in matched.items()}
     notes = [add_aus(out, {name: aus for name, aus in found.items() if aus})]

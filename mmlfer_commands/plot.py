@@ -103,12 +103,13 @@ def plot_methods(rows, path):
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
         color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
         title = row.title.replace("$", r"\$")  # no mathematics in a file's name
-        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], color=color, label=title)
+        look = {"color": color, "marker": "." if len(mean["epoch"]) == 1 else ""}  # no line then
+        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=title, **look)
         sources = loss_sources({"method": row.method})[1:]
         for key, source, style in zip(WEIGHTS, sources, ("-", "--")):
             if source == "meta":
-                right.plot(steps * mean["epoch"], mean[key], style, color=color,
-                           label=f"{title}, {WEIGHTS[key]}")
+                right.plot(steps * mean["epoch"], mean[key], style,
+                           label=f"{title}, {WEIGHTS[key]}", **look)
     left.set(title="(a) validation accuracy, mean of the seeds")
     save_curves(plt, figure, path)
 

@@ -126,8 +126,8 @@ class Model:
         in a camera's next frame, the picture is not searched for others."""
         image = read_picture(content, name)
         faces = find_again(image, map(three_of, near))
-        if not faces or len(faces) < len(near):
-            faces = find_faces(image, faces)
+        if not faces or None in faces:
+            faces = find_faces(image, [face for face in faces if face])
         items = list(items_of_photo(0, image, faces, self.template, self.size))
         answers = dict(predict_images(self.net, self.state, items, [name], top))
         results = answers.get(0, [])  # a picture without a face has no answer

@@ -493,3 +493,15 @@ def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
             f"Error: {tmp_path}/labels.csv: not written: the name '{shown}' is not in UTF-8, has spaces at its ends, or has "
             "characters that cannot be printed; rename it\n")
         assert not (tmp_path / "labels.csv").exists()
+
+
+def test_folders_that_are_linked_are_read(tmp_path):
+    """A link that leads back above itself is entered once; one that leads nowhere is an image that is not there."""
+    make(tmp_path, ["in/joy/1.jpg", "elsewhere/2.jpg", "in/calm/3.jpg"])
+    (tmp_path / "in/joy/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in/calm/again").symlink_to(tmp_path / "in/calm")
+    text, _ = done(tmp_path / "in", "folders", tmp_path / "in")
+    assert text.splitlines()[1:] == ["calm/3.jpg,calm,?", "joy/1.jpg,joy,?", "joy/more/2.jpg,joy,?"]
+    (tmp_path / "in/labels.csv").unlink()
+    (tmp_path / "in/joy/gone.jpg").symlink_to("nowhere")
+    assert refused("folders", tmp_path / "in", tmp_path / "in").startswith("1 of 4 images are not there")

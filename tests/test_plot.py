@@ -320,3 +320,17 @@ def test_a_table_that_video_does_not_write_is_named(tmp_path, text, said):
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/t.csv: not as `video` writes it ({said})\n")
     result = invoke("plot", tmp_path / "no.csv")
     assert result.stderr == f"Error: {tmp_path}/no.csv: not there; give a table that `video` wrote\n"
+
+
+def test_runs_of_one_epoch_are_points(trained, tmp_path):
+    """In both halves, below their legends, there is something of the first colour."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("config.yaml", "test.json"):
+        shutil.copy(trained[0] / name, out)
+    (out / "log.csv").write_text("".join((trained[0] / "log.csv").read_text().splitlines(True)[:2]))
+    assert invoke("plot", tmp_path).exit_code == 0
+    picture = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+    blue = (abs(picture - (31, 119, 180)) < 30).all(2)[len(picture) // 4 :]
+    half = blue.shape[1] // 2
+    assert blue[:, :half].any() and blue[:, half:].any()

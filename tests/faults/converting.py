@@ -6,6 +6,9 @@ FILE = "mmlfer_commands/convert.py"
 DRAWN = "synth::test_faces_are_drawn_as_those_of_the_results_were"
 
 FAULTS = [
+    Fault("convert-without-linked-folders", "mmlfer_commands/convert.py",
+          "sorted(files_below(place))", 'sorted(place.rglob("*"))',
+          "convert::test_folders_that_are_linked_are_read"),
     Fault("convert-any-name", "mmlfer_commands/convert.py",
           "    check_names(paths, {face.expression for face in faces}, out)\n", "",
           "convert::test_names_that_labels_csv_cannot_hold_are_named"),

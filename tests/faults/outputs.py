@@ -6,6 +6,8 @@ FAULTS = [
     Fault("table-of-names-as-they-are", "mmlfer_commands/_runs.py",
           '.split()).encode(errors="replace").decode()', ".split())",
           "outputs::test_tables_and_figures_can_have_names_of_every_kind"),
+    Fault("curves-of-one-epoch-unseen", "mmlfer_commands/plot.py",
+          '"." if len(mean["epoch"]) == 1 else ""', '""', "plot::test_runs_of_one_epoch_are_points"),
     Fault("curves-of-mathematics", "mmlfer_commands/plot.py",
           'row.title.replace("$", r"\\$")', "row.title",
           "outputs::test_tables_and_figures_can_have_names_of_every_kind"),
