@@ -247,7 +247,7 @@ def test_the_options_that_a_resumed_run_may_change(pretrained):
 
 DEFAULTS = {  # weights/README.md's recipe
     "arch": "resnet34", "epochs": 40, "batch_size": 512, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "loss": "cosface",
-    "margin": None, "scale": 64, "warmup": 2, "size": 112, "precision": "fp32", "holdout": 0.02, "pairs": None,
+    "margin": None, "scale": 64, "warmup": 2, "size": 112, "precision": "float32", "holdout": 0.02, "pairs": None,
     "pairs_root": None, "seed": 0, "device": "auto", "skip_bad_images": False}
 
 

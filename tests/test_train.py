@@ -463,7 +463,8 @@ def test_relative_paths_hold_when_a_run_is_resumed_elsewhere(noise_folder, tmp_p
 def test_the_log_counts_images_a_second(scripted):
     for row in csv.DictReader((scripted / "log.csv").open()):
         assert 0 < float(row["seconds"]) < 60
-        assert float(row["images_per_second"]) == pytest.approx(2 * 4 / float(row["seconds"]), rel=0.01)
+        seconds = float(row["seconds"])  # three digits after the point
+        assert 8 / (seconds + 6e-4) < float(row["images_per_second"]) < 8 / (seconds - 6e-4)
 
 
 def run_mml(noise_folder, out, *more):
