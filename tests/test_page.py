@@ -98,6 +98,15 @@ def predicted(ckpt, photos):
     return told
 
 
+def wait_until(page, expression):
+    """Like wait_for_function, which the page's policy forbids: it evaluates text in the page, again and again."""
+    for _ in range(SOON // 50):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(expression)
+
+
 def choose(page, photos, *names):
     """Choose files on the page, and wait until the last is answered."""
     page.set_input_files("#files", [photos / name for name in names])
@@ -197,7 +206,7 @@ def test_two_faces_and_the_second_selected_by_mouse_and_keyboard(page, photos, p
     assert page.text_content("#status") == f"two.png: 2 faces; face 0: {firsts[0][0]}, face 1: {firsts[1][0]}"
     assert chosen() == (*firsts[0], ["box chosen", "box"], ["true", "false"])
     page.click("summary >> nth=0")
-    page.wait_for_function("opened.size === 1")
+    wait_until(page, "opened.size === 1")
     boxes.nth(1).click()
     assert page.text_content("#status") == f"Face 1: {firsts[1][0]}, {firsts[1][1].removeprefix('probability ')}"
     assert page.locator("details").count() == 2 and page.locator("details[open]").count() == 1  # of the other face too
