@@ -23,4 +23,4 @@ def in_processes(workers, function, jobs, chunk=1, **options):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield from done
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()  # `map` has dropped the jobs that have not begun

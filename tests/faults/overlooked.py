@@ -118,8 +118,6 @@ FAULTS = [
     Fault("dropped-aus-unsaid", "mmlfer_commands/_stats.py", "- {*vocabulary.aus}):", "- {*AU_NAMES}):",
           "stats::test_statistics_under_20_percent_count_as_nothing"),
     # other commands
-    Fault("stopped-when-all-is-done", "mmlfer_commands/_processes.py", "pool.shutdown(cancel_futures=True)", "pool.shutdown()",
-          "synth::test_jobs_that_have_not_begun_are_dropped_when_it_is_stopped"),
     Fault("eval-of-no-images", "mmlfer_commands/eval.py", "    if not faces.names:\n", "    if False:\n",
           "eval::test_a_part_without_images_is_one_line"),
     Fault("demo-reader-of-wild", DEMO, 'load_stats(DEMO["stats"]))', 'load_stats("wild"))',
