@@ -30,7 +30,8 @@ from faults.fit import ROOT, misfits, paths_of
 
 CRASHED = 70  # the code of a child that ends without one of pytest's
 LIMIT = 120  # seconds, at least, after which tests count as hanging
-WORDS = {0: "SURVIVED", 1: "killed", None: "timed out"}  # a fault that never ends is noticed
+WORDS = {0: "SURVIVED", 1: "killed", -signal.SIGSEGV: "killed", None: "timed out"}  # pytest notices a crash, and a
+# fault that never ends is noticed
 EXPECTED = {"killed", "timed out", "equivalent"}
 
 
