@@ -330,6 +330,6 @@ def test_faces_are_drawn_as_those_of_the_results_were():
         strength = {au: ((1.0, 0.5), (0.7, 1.0))[i % 2] for i, au in enumerate(aus)}
         face = synth.draw_face(strength, np.random.default_rng(seed), 96, np.random.default_rng([seed, 1]))
         drawn.append(np.asarray(face, float))
-    before = np.asarray(Image.open(ROOT / "tests/drawn.jpg"), float)
+    before = np.asarray(Image.open(ROOT / "tests/figures/drawn.jpg"), float)
     off = (np.hstack(drawn) - before).reshape(32, 3, 192, 3, 3).mean((1, 3))
     assert abs(off).max() < 6

@@ -21,7 +21,7 @@ FAULTS = [
     Fault("au-f1-is-recall", "mmlfer.py",
           "present.sum(0) + active.sum(0)", "2 * present.sum(0)", "numbers"),
     Fault("evaluated-in-training-mode", "mmlfer.py",
-          "    net.eval()\n    with torch.no_grad", "    with torch.no_grad", "log[stl]"),
+          "    net.eval()\n    with torch.no_grad", "    with torch.no_grad", "reference::test_best_and_last[stl]"),
     Fault("report-columns-swapped", "mmlfer_commands/eval.py",
           'zip(numbers["per_class"].items(), confusion.sum(1), expression_f1(confusion))',
           'zip(numbers["per_class"].items(), confusion.sum(0), expression_f1(confusion))',
