@@ -21,7 +21,7 @@ from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
 FEW, MANY = RAW / "401", RAW / "10401"  # by their test faces
-SETS = [FEW / "clean", FEW / "noise", MANY]  # each one data set
+SETS = [FEW / "clean", FEW / "noise", MANY / "clean", MANY / "augment", MANY / "bf16"]  # each one data set
 PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md",
                                                 "mmlfer_commands/README.md")}
 README, PAGE_OF_RESULTS, _, PAGE_OF_COMMANDS = PAGES.values()
@@ -172,9 +172,9 @@ def test_help_answers_in_a_second_and_shows_defaults():
 def test_the_results_are_what_table_prints_from_the_raw_results():
     page = PAGE_OF_RESULTS.split("\n## The cost of a step\n")[0]
     rows = [line for line in page.splitlines() if re.match(r"\| \w.*\d\.\d\d", line)]
-    printed = [line for text in map(results, (FEW / "clean", FEW, MANY)) for line in text.splitlines()]
+    printed = [line for text in map(results, (FEW / "clean", FEW, MANY / "clean", MANY)) for line in text.splitlines()]
     assert len(rows) > 30 and [row for row in rows if row not in printed] == []
-    for folder in (FEW / "clean", MANY):
+    for folder in (FEW / "clean", MANY / "clean"):
         table_3, pairs = results(folder).split("## Table 3")[1].split("## Paired comparisons")
         assert [line for line in table_3.splitlines() if line.startswith("| ") and line not in page.splitlines()] == []
         signals = [line for line in pairs.splitlines() if line.startswith("| ") and "signal" in line]
@@ -193,19 +193,19 @@ def test_the_table_of_the_readme_has_both_sets_side_by_side():
     """It has every row of both Tables 3, without the number of seeds, which is always three."""
     told = [cells_of(line) for line in README.splitlines() if re.match(r"\| \w.* ± ", line)]
     printed = []
-    for folder in (FEW / "clean", MANY):
+    for folder in (FEW / "clean", MANY / "clean"):
         lines = results(folder).split("## Table 3")[1].split("## Paired")[0].splitlines()
         cells = [cells_of(line) for line in lines if " ± " in line]
         assert {seeds for _, seeds, *_ in cells} == {"3"}
         printed.append({name.replace(", weight-max 1.0", "").removesuffix(".0"): rest for name, _, *rest in cells})
-    assert [name for name, *_ in told] == [*printed[0], "mml wild, weight-max 4"]
+    assert [name for name, *_ in told] == [*printed[0], *(name for name in printed[1] if name not in printed[0])]
     for name, *cells in told:
         assert cells == [*printed[0].get(name, ["", ""]), *printed[1].get(name, ["", ""])], name
 
 
 def test_the_claims_stand_in_the_tables():
     """`table` prints every interval that a sentence in the READMEs quotes."""
-    printed = "\n".join(map(results, [FEW, *SETS]))
+    printed = "\n".join(map(results, [FEW, MANY, *SETS]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
     prose = "\n".join(line for page in PAGES.values() for line in page.splitlines() if not line.startswith("|"))
     quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points\s+)?\[([+-]?\d+\.\d\d),\s+([+-]?\d+\.\d\d)\]", prose)
@@ -238,6 +238,19 @@ def test_what_the_noise_does_to_the_weights():
     assert "omega^AM ends at {:.2f} and {:.2f}".format(*(float(row["w_am"]) for row in ends)) in text
 
 
+def test_what_a_ceiling_of_4_does_to_the_weights():
+    """Means of three seeds, at the end of training."""
+    ends = {}
+    for name in ("mml-wild", "mml-wild-w4"):
+        logs = [list(csv.DictReader(path.open()))[-1] for path in (MANY / "clean").glob(f"{name}-[0-9]/log.csv")]
+        assert len(logs) == 3
+        ends[name] = [f"{np.mean([float(row[key]) for row in logs]):.2f}" for key in ("w_au", "w_am")]
+    (low, low_am), (high, high_am) = ends.values()
+    text = " ".join(PAGE_OF_RESULTS.split())
+    assert f"omega^AU ends at {high} (with a ceiling of 1 at {low}), omega^AM at {high_am} ({low_am})" in text
+    assert f"MML finds {high} by itself" in " ".join(README.split())
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     """The README's stand-ins without their faces: the labels of `synth standin --n 2000`, those with noise, and those
@@ -247,20 +260,20 @@ def drawn(tmp_path_factory):
         build.write_labels(folder, *synth.draw_rows(2000, test, _stats.load_stats("wild"), 0))
     clean, many = map(mmlfer.load_labels, folders)
     synth.mislabel(folders[0], 0.3, 0)
-    return {"clean": clean, "noise": mmlfer.load_labels(folders[0]), "10401": many}
+    return {"401/clean": clean, "401/noise": mmlfer.load_labels(folders[0]), **{f"10401/{name}": many for name in ("clean", "augment", "bf16")}}
 
 
-@pytest.mark.parametrize("folder", SETS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", SETS, ids=lambda folder: str(folder.relative_to(RAW)))
 def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, folder):
     runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/test.json"))]
-    assert {run["data_sha256"] for run in runs} == {drawn[folder.name].sha256()}
-    truth = drawn[folder.name].of("test").y_emo.tolist()
+    assert {run["data_sha256"] for run in runs} == {drawn[str(folder.relative_to(RAW))].sha256()}
+    truth = drawn[str(folder.relative_to(RAW))].of("test").y_emo.tolist()
     digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     assert all(run["truth"] in (truth, "".join(digits[k] for k in truth)) for run in runs)
 
 
 def test_the_perfect_reader_of_the_results(drawn):
-    test = drawn["clean"].of("test")
+    test = drawn["401/clean"].of("test")
     perfect = demo.best_by_aus(test.y_au, test.y_emo, _stats.load_stats("wild"))
     commonest = np.bincount(test.y_emo).max() / len(test.y_emo)
     assert f"{100 * commonest:.2f} %" in RESULTS and f"{100 * perfect:.2f} %" in RESULTS
