@@ -1187,9 +1187,15 @@ def write_whole(path, content):
                          "another file; nothing that stood there is lost") from None
 
 
+class Bar(tqdm):
+    def close(self):  # removed and cleared in one go: another thread may be writing a line
+        with self.get_lock():
+            super().close()
+
+
 def progress(*args, **options):
     """A tqdm bar if standard error is a terminal; nothing is shown otherwise."""
-    return tqdm(*args, disable=None if sys.stderr else True, leave=False, **options)
+    return Bar(*args, disable=None if sys.stderr else True, leave=False, **options)
 
 
 tell_once = functools.cache(functools.partial(click.echo, err=True))  # to standard error

@@ -1,5 +1,6 @@
 """Files written whole, through links, devices and pipes; outputs that are no inputs."""
 
+import io
 import os
 import stat
 import threading
@@ -8,6 +9,7 @@ import click
 import pytest
 from conftest import run_program
 from PIL import Image
+from tqdm import tqdm
 
 import mmlfer
 from mmlfer import check_output
@@ -134,3 +136,21 @@ def test_a_file_is_whole_on_the_disk_before_it_takes_its_name(tmp_path, monkeypa
     monkeypatch.setattr(os, "replace", watched_replace)
     mmlfer.write_whole(path, new)
     assert done == ["fsync", "replace"] and path.read_bytes() == new and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_no_line_comes_between_a_bars_removal_and_its_clearing(monkeypatch):
+    """Another thread writes a line at that moment."""
+    terminal, remove = io.StringIO(), mmlfer.Bar._decr_instances
+    terminal.isatty = lambda: True
+    writer = threading.Thread(target=lambda: tqdm.write("a line", terminal))
+
+    def removed(bar, _):
+        remove(bar)
+        writer.start()
+        writer.join(0.3)
+
+    monkeypatch.setattr(tqdm, "_decr_instances", removed)
+    for _ in mmlfer.progress(range(2), file=terminal, mininterval=0):
+        pass
+    writer.join()
+    assert "100%" in terminal.getvalue() and terminal.getvalue().endswith("\ra line\n")

@@ -3,6 +3,11 @@
 from faults.fault import Fault
 
 FAULTS = [
+    Fault("bar-left-before-a-line", "mmlfer.py",
+          "    return Bar(*args", "    return tqdm(*args", "files::test_no_line_comes_between_a_bars_removal_and_its_clearing"),
+    Fault("bar-closed-without-the-lock", "mmlfer.py",
+          "        with self.get_lock():\n            super().close()", "        super().close()",
+          "files::test_no_line_comes_between_a_bars_removal_and_its_clearing"),
     Fault("table-of-names-as-they-are", "mmlfer_commands/_runs.py",
           '.split()).encode(errors="replace").decode()', ".split())",
           "outputs::test_tables_and_figures_can_have_names_of_every_kind"),
