@@ -33,6 +33,7 @@ from mmlfer import (
     plural,
     tell_once,
 )
+from mmlfer_commands._runs import in_utf8
 
 LABELS = "labels.csv"
 COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
@@ -171,7 +172,7 @@ def check_names(images, expressions, path):
     expressions = sorted(expressions)
     unprintable = [name for name in expressions if not name.isprintable()]
     for name in (*unprintable, *images, *expressions):
-        text = name.encode(errors="replace").decode()
+        text = in_utf8(name)
         if name in unprintable or text != name or name != name.strip():
             raise InputError(f"{path}: not written: the name {text!r} is not in UTF-8, has spaces "
                              "at its ends, or has characters that cannot be printed; rename it")

@@ -50,9 +50,14 @@ def locked(out, lock):
         yield
 
 
+def in_utf8(text):
+    """A text that may be a file's name, with ? for what is not in UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
 def name_of(path):
     """The name of a file or folder as one line of text in UTF-8, for tables and figures."""
-    return " ".join(Path(str(path)).name.split()).encode(errors="replace").decode()
+    return in_utf8(" ".join(Path(str(path)).name.split()))
 
 
 def check_two_outputs(**options):

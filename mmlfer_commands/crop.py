@@ -22,7 +22,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._runs import LOCK, held, writing
+from mmlfer_commands._runs import LOCK, held, in_utf8, writing
 
 # ---------------------------------------------------------------- photographs
 
@@ -120,7 +120,7 @@ def say(line, err=True):
 def shown(path):
     """A path as text that can be printed and written, whatever its bytes. A name such as `=1.jpg`,
     which a spreadsheet would take for a formula, gets ./ in front."""
-    text = str(path).encode(errors="replace").decode()
+    text = in_utf8(str(path))
     return f"./{text}" if text.startswith(FORMULA) else text
 
 

@@ -20,6 +20,7 @@ from mmlfer import (
     trains_aus,
 )
 from mmlfer_commands._labels import load_faces
+from mmlfer_commands._runs import in_utf8
 from mmlfer_commands.plot import pyplot, save_figure
 
 
@@ -103,7 +104,7 @@ def compute_columns(ckpts, paths, device):
 
 def set_title(axis, lines):
     """A title of plain text, long lines broken, so that neighbours do not overlap."""
-    lines = [line.encode(errors="replace").decode() for line in lines]
+    lines = [in_utf8(line) for line in lines]
     axis.set_title("\n".join(textwrap.fill(line, 42) for line in lines), fontsize=8,
                    parse_math=False)
 

@@ -44,7 +44,7 @@ def answers(net, images):
 def compare_on(folder, n, ckpts):
     """Yield of each checkpoint its accuracy on the first n test faces as they are, in scenes, and how
     many answers are the same, each in percent; prints how many faces were found."""
-    state = mmlfer.load_net(ckpts[0])[1]
+    state = mmlfer.read_checkpoint(ckpts[0])
     faces = mmlfer.load_labels(folder).of("test").select(slice(n))
     images = mmlfer.load_images(faces, folder, state["config"]["size"]).images.permute(0, 2, 3, 1).numpy()
     crops, found = crops_in_scenes(images, choose_template(folder, state), np.random.default_rng(0))

@@ -5,8 +5,7 @@ that takes the same words as Python: a script, -c or -m, and arguments. The fork
 files, folder, environment, process group and signals of the program that a test starts. Nothing of
 mmlfer is loaded beforehand. Three things differ from Python: no write waits for the disk, ResNet-18
 is that of thin.py, and all forks hash strings alike. The start itself (imports, --help, an early
-Ctrl-C) is tested with
-sys.executable.
+Ctrl-C) is tested with sys.executable.
 """
 
 import atexit

@@ -9,7 +9,7 @@ FAULTS = [
           "        with self.get_lock():\n            super().close()", "        super().close()",
           "files::test_no_line_comes_between_a_bars_removal_and_its_clearing"),
     Fault("table-of-names-as-they-are", "mmlfer_commands/_runs.py",
-          '.split()).encode(errors="replace").decode()', ".split())",
+          'in_utf8(" ".join(Path(str(path)).name.split()))', '" ".join(Path(str(path)).name.split())',
           "outputs::test_tables_and_figures_can_have_names_of_every_kind"),
     Fault("curves-of-one-epoch-unseen", "mmlfer_commands/plot.py",
           '"." if len(mean["epoch"]) == 1 else ""', '""', "plot::test_runs_of_one_epoch_are_points"),
