@@ -1,9 +1,11 @@
 """Finished runs as rows: what `table` and `plot` read."""
 
+import base64
 import dataclasses
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -123,13 +125,14 @@ def rates(numbers, emotions):
 
 
 def packed(labels, k):
-    """Labels 0..k-1 as text, one base-36 digit per image; unchanged if k is above 36."""
-    return "".join(np.base_repr(label, 36) for label in labels) if k <= 36 else labels
+    """Labels 0..k-1 as text: one byte per image, deflated, in base64; unchanged if k is above
+    256."""
+    return base64.b64encode(zlib.compress(bytes(labels))).decode() if k <= 256 else labels
 
 
 def unpacked(labels):
     """Labels of a test.json as a list, `packed` or not."""
-    return [int(digit, 36) for digit in labels] if isinstance(labels, str) else labels
+    return [*zlib.decompress(base64.b64decode(labels))] if isinstance(labels, str) else labels
 
 
 def read_run(path):
@@ -160,7 +163,7 @@ def read_run(path):
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-            OSError) as error:
+            OSError, zlib.error) as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
 
 
