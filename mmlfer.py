@@ -786,7 +786,7 @@ def image_index(*folders):
     places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
-             if path.suffix.lower() in IMAGE_SUFFIXES]
+             if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     index = {}
     for path in sorted(paths, key=lambda path: not is_aligned(path)):
         index.setdefault(stem(path), path)

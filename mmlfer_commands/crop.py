@@ -28,11 +28,14 @@ from mmlfer_commands._runs import LOCK, held, in_utf8, writing
 
 
 def images_below(folder, seen):
-    """The images below a folder; links are followed, but no folder is entered twice."""
+    """The images below a folder, but for hidden ones (as macOS leaves "._x.jpg" beside x.jpg);
+    links are followed, but no folder is entered twice."""
     if (place := os.path.realpath(folder)) in seen:
         return
     seen.add(place)
     for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path)):
+        if path.name.startswith("."):
+            continue
         if path.is_dir():
             yield from images_below(path, seen)
         elif path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):

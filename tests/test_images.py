@@ -45,6 +45,12 @@ def test_aligned_crops_win_over_originals(tmp_path, loser, winner):
     assert mmlfer.image_index(tmp_path) == {"0005": tmp_path / winner}
 
 
+def test_hidden_files_are_no_images_of_a_data_set(tmp_path):
+    paint(tmp_path / "aligned/0005_aligned.jpg", 220)
+    (tmp_path / "aligned/._0005_aligned.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert mmlfer.image_index(tmp_path) == {"0005": tmp_path / "aligned/0005_aligned.jpg"}
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_two_images_of_one_name_the_first_by_name_wins(tmp_path, monkeypatch, order):
     """The order in which the system lists them does not matter."""

@@ -175,6 +175,19 @@ def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
     assert result.returncode == 0 and result.stdout.startswith(f"{tmp_path}/b.jpg: ")
 
 
+def test_hidden_files_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
+    """macOS keeps ._NAME beside NAME on foreign disks and in archives. One that is named is read."""
+    inside = tmp_path / ".photos"
+    for name in ("b.jpg", ".thumbnails/b.jpg", "sub/c.jpg", ".hidden.jpg"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(faces_folder / "aligned/0001_aligned.jpg", inside / name)
+    (inside / "._b.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    result = invoke("predict", "--ckpt", ckpt, inside, inside / ".hidden.jpg", "--json")
+    assert result.exit_code == 0, result.stderr
+    names = [r["image"].removeprefix(f"{inside}/") for r in json.loads(result.stdout)]
+    assert names == ["b.jpg", "sub/c.jpg", ".hidden.jpg"]
+
+
 # ---------------------------------------------------------------- outputs
 
 

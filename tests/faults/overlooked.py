@@ -143,4 +143,12 @@ FAULTS = [
     Fault("run-sh-size-100", "run.sh", "SIZE=${SIZE:-112}", "SIZE=${SIZE:-100}",
           "run_sh::test_the_settings_of_the_paper_are_the_defaults"),
     Fault("run-sh-one-thread-each", "run.sh", "$((cores > JOBS ? cores / JOBS : 1))", "1", "run_sh::test_runs_at_once_share_the_cores"),
+    Fault("index-of-hidden-images", "mmlfer.py", ' and path.name[0] != "."]', "]",
+          "images::test_hidden_files_are_no_images_of_a_data_set"),
+    Fault("predict-of-hidden-images", "mmlfer_commands/crop.py", 'if path.name.startswith("."):', 'if path.name.startswith("._"):',
+          "predict::test_hidden_files_in_folders_are_passed_over"),
+    Fault("results-as-text", "mmlfer_commands/_results.py", "if k <= 256 else labels", "if k < 256 else labels",
+          "table::test_labels_of_up_to_256_expressions_are_exported_as_bytes"),
+    Fault("results-broken-text", "mmlfer_commands/_results.py", "OSError, zlib.error) as error", "OSError) as error",
+          "table::test_table_refuses_numbers_that_are_none"),
 ]
