@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -243,11 +244,17 @@ def title(row, rows):
     return ", ".join([row.name, *traits])
 
 
+def by_numbers(title):
+    """A key that sorts titles by the size of the numbers in them: rho 3.0, then rho 10.0."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", title)  # text and numbers in turn
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
+
+
 def read_results(folder):
     """The Rows of the finished runs below a folder, in the order of Table 3."""
     rows = gather(read_runs(folder))
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
-    return sorted(rows, key=lambda row: (list(METHODS).index(row.method), row.title))
+    return sorted(rows, key=lambda row: (list(METHODS).index(row.method), by_numbers(row.title)))
 
 
 def accuracy_on_test(ckpt, state):

@@ -314,6 +314,13 @@ def test_every_pair_is_compared_the_methods_of_the_paper_first(tmp_path):
     assert lines[5].startswith("| mtl - stl | 1 | -5.00 [-") and lines[5].endswith("| 0:2 p=0.500 |")
 
 
+def test_rows_of_one_method_are_sorted_by_the_size_of_what_tells_them_apart(tmp_path):
+    for k, rho in enumerate((10.0, 3.0, 0.1, 0.03, 1.0)):
+        fake_run(tmp_path / str(k), "mtl", "wild", 0, [0, 1], [0, 0], {"rho": rho})
+    told = [line.split(" | ")[0] for line in table_of(tmp_path).splitlines() if line.startswith("| mtl")]
+    assert told[:5] == [f"| mtl, rho {rho}" for rho in ("0.03", "0.1", "1.0", "3.0", "10.0")]
+
+
 def test_seeds_are_compared_in_their_order_and_small_p_to_three_digits(tmp_path):
     truth = [0] * 20
     for seed, right in ((8, 11), (1, 9), (17, 7)):  # a set would have 8 before 1
