@@ -4,11 +4,11 @@
 Li, Deng, Li and Li, "Compound Expression Recognition In-the-wild with AU-assisted Meta
 Multi-task Learning", CVPR Workshops 2023. Where the paper's equations stand:
 
-    Eq. 1   loss_au                 Eq. 7         expressions_from_aus
-    Eq. 2   loss_emo                Eq. 8         loss_dm2
-    Eq. 3   METHODS["mtl"]          Eq. 9         loss_am
-    Eq. 5   aus_from_expressions    Eqs. 10, 11   METHODS["am"], METHODS["mml"]
-    Eq. 6   loss_dm1                Eqs. 12-15    hypergradient      Eqs. 16, 17   train_step
+    Eq. 1       loss_au                 Eq. 7         expressions_from_aus
+    Eq. 2       loss_emo                Eq. 8         loss_dm2
+    Eq. 3       METHODS["mtl"]          Eq. 9         loss_am
+    Eqs. 4, 5   aus_from_expressions    Eqs. 10, 11   METHODS["am"], METHODS["mml"]
+    Eq. 6       loss_dm1                Eqs. 12-15    hypergradient     Eqs. 16, 17   train_step
 
 Symbols: theta = {backbone, FE classifier, AU classifier}, psi = the meta net, f the features,
 z logits, p probabilities, omega the loss weights, alpha and beta the learning rates of theta
@@ -233,7 +233,8 @@ def loss_emo(z_emo, y_emo):
 
 
 def aus_from_expressions(p_emo, table, form):
-    """q^AU: Eq. 5 (wild), or Sec. 5.3 (lab). p_emo (B, K), table (K, J) -> (B, J)."""
+    """q^AU: Eq. 5 (wild), or the sigmoid of Eq. 4 (lab, Sec. 5.3). p_emo (B, K), table (K, J)
+    -> (B, J)."""
     if form == "wild":
         return p_emo @ torch.sigmoid(table)
     return torch.sigmoid(p_emo @ table)
@@ -280,12 +281,12 @@ def loss_am(z_emo, z_au, statistics):
 
     Expressions without statistics are left out. Let S be the others: in Eqs. 5, 7 and 8 k runs over
     S, and p^emo is the softmax over S. L^AM is multiplied by p(S), the share of S in the softmax
-    over all; it has no gradient.
+    over all; it has no gradient. If S is empty, L^AM is 0 but for rounding.
     """
     s, weight = statistics, 1
     if s.left_out is not None:
         weight = 1 - (z_emo.detach().softmax(1) * s.left_out).sum(1)  # (B,), p(S)
-        z_emo = z_emo.masked_fill(s.left_out, -torch.inf)
+        z_emo = z_emo.masked_fill(s.left_out, torch.finfo(z_emo.dtype).min)
     return weight * (loss_dm1(z_emo, z_au, s.table, s.form) + loss_dm2(z_emo, z_au, s.table))
 
 
@@ -310,13 +311,8 @@ def loss_weights(meta, f, cfg):
     backbone can make its own loss small.
     """
     learned = iter((cfg.weight_max * meta(f.detach()).sigmoid()).unbind(1)) if meta else None
-    columns = []
-    for source in loss_sources(vars(cfg)):
-        if source == "meta":
-            columns.append(next(learned))
-        else:
-            columns.append(f.new_full((len(f),), source))
-    return torch.stack(columns, 1)
+    return torch.stack([next(learned) if source == "meta" else f.new_full((len(f),), source)
+                        for source in loss_sources(vars(cfg))], 1)
 
 
 def spare_buffers(net):
@@ -504,20 +500,22 @@ def meta_test(run, taped, omega, val, hypergrad):
 
 
 def choose_hypergrad(run, batch, val):
-    """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32."""
+    """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32: in
+    bf16 and in a GPU's TF32, rounding alone makes them differ by some 6 %."""
     if not run.meta or run.hypergrad == "create_graph":
         return run.hypergrad
     check_tangents(run.net)
     if run.hypergrad == "jvp":
         return run.hypergrad
     buffers, run.net.precision = spare_buffers(run.net), "float32"
-    taped, omega = meta_train(run, batch)
-    tangent, definition = (  # in this order, because create_graph frees the graph that both use
-        torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
-        for form in ("jvp", "create_graph"))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        taped, omega = meta_train(run, batch)
+        tangent, definition = (  # in this order: create_graph frees the graph that both use
+            torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
+            for form in ("jvp", "create_graph"))
     run.net.load_state_dict(buffers, strict=False)
     run.net.precision = run.cfg.precision
-    difference = float((tangent - definition).norm() / definition.norm())
+    difference = float((tangent - definition).norm() / definition.norm().clamp(min=1e-30))
     chosen = "jvp" if difference < 1e-3 else "create_graph"
     click.echo(f"{'' if chosen == 'jvp' else 'Warning: '}hypergradient: jvp differs from "
                f"create_graph by {difference:.1e}; going on with {chosen}", err=chosen != "jvp")

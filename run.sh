@@ -91,7 +91,7 @@ finish() {
   xargs -0 -n 2 -P "$JOBS" bash -o pipefail -c "$WORK" run.sh < <(printf '%s\0' "${stage[@]}") &
   trap "stop $!" INT TERM HUP USR1
   if ! wait $!; then
-    echo "run.sh: some runs of this stage failed, see above; start again to go on" >&2
+    echo "run.sh: some runs of this stage failed, see above; mend that and start again to go on" >&2
     exit 1
   fi
   trap - INT TERM HUP USR1

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,11 @@ SEED = 0  # of such a partition
 def load_faces(folder, vocabulary=None):
     """The labels in a data set's folder, as Faces without images: from labels.csv if it is there,
     else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it."""
+    if Path(folder).is_file():
+        raise InputError(f"{folder}: a file; give the folder that it lies in")
     path = Path(folder) / LABELS
+    if path.is_file() and (path.parent / LABEL_FILES[0]).is_file():
+        tell_once(f"{folder}: read from {LABELS}, not from {LABEL_FILES[0]}")
     faces = read_labels_csv(path) if path.is_file() else load_labels(folder)
     return recode(faces, vocabulary, folder) if vocabulary else faces
 
@@ -180,11 +185,14 @@ def check_names(images, expressions, path):
 
 def find_columns(header, path):
     """The header's columns, {name in COLUMNS: index}, and its AUs' columns, {AU number: index}."""
-    places, aus = {}, {}
+    places, aus, unread = {}, {}, []
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
         if match and int(match[1]) not in AU_NAMES:
             raise InputError(f"{path}:1: column {name}: no AU of FACS, 1 to 46; remove it")
+        if not match and re.match("AU[ _-]*[0-9]", name, re.IGNORECASE):
+            raise InputError(f"{path}:1: column {name}: expected AU and a number, such as AU12; "
+                             "rename it, or remove it")
         group, key = (aus, int(match[1])) if match else (places, None)
         for what, spellings in COLUMNS.items():
             if name.lower() in spellings:
@@ -194,6 +202,10 @@ def find_columns(header, path):
                              "keep one of the two")
         if key is not None:
             group[key] = i
+        elif name:
+            unread.append(name)
+    if unread:
+        tell_once(f"{path}: not read: {plural(len(unread), 'column')}, {', '.join(unread):.200}")
     if "aus" in places and aus:
         raise InputError(f"{path}:1: AUs both in a column aus and in columns of their own; keep "
                          "one of the two")
@@ -282,7 +294,7 @@ class Rows:
         """A row's expression; two spellings of one name are refused."""
         if not name or not name.isprintable():
             raise ValueError("no expression; name it or remove this row")
-        folded = "".join(name.split()).casefold()
+        folded = re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", name)).casefold()
         first, row = self.spellings.setdefault(folded, (name, number))
         if first != name:
             raise ValueError(f"{name!r} is {first!r} of row {row} in another spelling; choose one")
@@ -405,7 +417,8 @@ def split_people(y_emo, people, seed, shares=SHARES):
     is in one part only. y_emo (N,), people: N names -> (N,)
 
     People are placed one by one, those with the most images first (equal ones in random order).
-    Each goes to the part that still lacks most of the expressions in their images.
+    Each goes to the part that still lacks most of the expressions in their images. Then, where an
+    expression has nobody to train on, the person with the fewest images that has it is moved there.
     """
     names, person = np.unique(people, return_inverse=True)
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
@@ -416,4 +429,9 @@ def split_people(y_emo, people, seed, shares=SHARES):
     for i in sorted(order, key=lambda i: -images[i].sum()):
         part[i] = np.argmax((missing / np.maximum(wanted, 1e-9)) @ images[i])
         missing[part[i]] -= images[i]
+    training = list(shares).index(TRAIN)
+    for k in range(images.shape[1]):
+        having = np.flatnonzero(images[:, k])
+        if len(having) and training not in part[having]:
+            part[having[np.argmin(images[having].sum(1))]] = training
     return np.array(list(shares))[part[person]]

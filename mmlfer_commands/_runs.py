@@ -74,7 +74,7 @@ def writing(path):
     try:
         yield
     except OSError as error:
-        if error.filename is not None or isinstance(error, BrokenPipeError):
+        if error.filename is not None or not error.errno or isinstance(error, BrokenPipeError):
             raise
         raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
                          "another output") from None

@@ -8,6 +8,7 @@ import yaml
 
 from mmlfer import (
     AU_NAMES,
+    AUS,
     HERE,
     LABEL_FILES,
     NOT_CODED,
@@ -97,6 +98,14 @@ def find_table(name, least, faces, folder):
         raise InputError(f"statistics {name}: no expression has an AU at 20 % or more in {folder}; "
                          "give another --stats, or --stats-least with train")
     return faces, table
+
+
+def without_statistics(faces, folder):
+    """The faces and a table of zeros, for methods that do not read p(AU | expression). Faces whose
+    labels name no AU take RAF-CE's, so that the AU classifier has some; none of them is coded."""
+    own = faces.vocabulary
+    faces = recode(faces, Vocabulary(own.emotions, own.aus or AUS), folder)
+    return faces, np.zeros((len(own.emotions), len(faces.vocabulary.aus)))
 
 
 def left_out(table, vocabulary):

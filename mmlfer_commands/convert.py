@@ -184,7 +184,8 @@ def folders(folder):
     for part, top in zip(parts, tops):
         for place in subfolders(top) if part else [top]:
             for path in sorted(files_below(place)):
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                hidden = any(name.startswith(".") for name in path.relative_to(place).parts)
+                if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
                     yield Face(path, place.name, part)
 
 

@@ -18,6 +18,7 @@ from mmlfer import (
     SIZE,
     InputError,
     progress,
+    tell_once,
     try_read,
     write_whole,
 )
@@ -25,6 +26,8 @@ from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, fac
 from mmlfer_commands._runs import LOCK, held, in_utf8, writing
 
 # ---------------------------------------------------------------- photographs
+
+UNREAD = (".avif", ".gif", ".heic", ".heif")
 
 
 def images_below(folder, seen):
@@ -38,7 +41,9 @@ def images_below(folder, seen):
             continue
         if path.is_dir():
             yield from images_below(path, seen)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
+        elif (suffix := path.suffix.lower()) in UNREAD:
+            tell_once(f"{path.parent}: {suffix} files are passed over; save them as JPEG")
+        elif suffix in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
             yield path  # not a pipe; a broken link is named later
 
 

@@ -293,7 +293,8 @@ def draw_photo(path, results, drawing):
 
 
 def write_jpeg(picture, path):
-    """Write an image of Pillow as a JPEG file."""
+    """Write an image of Pillow as a JPEG file, made smaller if it is larger than these can be."""
+    picture.thumbnail((65500, 65500))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     write_whole(path, buffer.getvalue())

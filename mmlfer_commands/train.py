@@ -29,6 +29,7 @@ from mmlfer import (
     inference_state,
     load_images,
     load_net,
+    loss_sources,
     make_base_net,
     percent,
     pick_device,
@@ -59,7 +60,7 @@ from mmlfer_commands._runs import (
     tell_if_slower,
     versions,
 )
-from mmlfer_commands._stats import find_table, left_out
+from mmlfer_commands._stats import find_table, left_out, without_statistics
 
 
 def check_finite(run, upto):
@@ -238,10 +239,16 @@ def check_same(state, cfg, faces, table, out):
 def read_faces(cfg):
     """The faces of a run with their images, and p(AU | expression) (K, J). InputError if they are
     too few to train on."""
-    faces, table = find_table(cfg.stats, cfg.stats_least, load_faces(cfg.data), cfg.data)
+    faces, aligned = load_faces(cfg.data), loss_sources(vars(cfg))[2]
+    try:
+        faces, table = find_table(cfg.stats, cfg.stats_least, faces, cfg.data)
+    except InputError:
+        if aligned or cfg.stats not in WORDS["stats"]:
+            raise
+        faces, table = without_statistics(faces, cfg.data)
     click.echo(describe(faces, cfg.data))
     check_learnable(faces, cfg.data)
-    if line := left_out(table, faces.vocabulary):
+    if aligned and (line := left_out(table, faces.vocabulary)):
         click.echo(line)
     check_trainable(faces, cfg.data, cfg.batch_size)
     faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
@@ -362,7 +369,8 @@ def command(ctx, out, resume, overwrite, **options):
         if (out / "test.json").exists():
             return click.echo(f"{out}: complete, nothing to do")
     elif not options["data"]:
-        raise click.UsageError("Missing option '--data'.")
+        none = f" {out} holds no run to go on with." if resume else ""
+        raise click.UsageError(f"Missing option '--data'.{none}")
     else:
         cfg = Config(**options)
     fit(cfg, out, resumed)

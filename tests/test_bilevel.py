@@ -220,6 +220,24 @@ def test_auto_falls_back_when_the_forms_differ(capsys, monkeypatch):
     assert "Warning: hypergradient: jvp differs" in capsys.readouterr().err
 
 
+def test_forms_that_are_both_zero_agree(capsys):
+    """MAL's, where the first batch has no face whose AUs are coded."""
+    run, (x, y_emo, y_au) = make_run("mal", hypergrad="auto", arch="resnet18"), random_batch(4)
+    nothing = torch.full_like(y_au, mmlfer.NOT_CODED)
+    assert mmlfer.choose_hypergrad(run, (x, y_emo, nothing), random_batch(4, seed=1)) == "jvp"
+    assert "differs from create_graph by 0.0e+00" in capsys.readouterr().out
+
+
+def test_the_forms_are_compared_without_tf32(monkeypatch):
+    """Its products of 10 bits make them differ by some percent; after the comparison it is as before."""
+    seen, own = [], mmlfer.meta_train
+    monkeypatch.setattr(mmlfer, "meta_train", lambda *args: (seen.append(torch.backends.cudnn.allow_tf32), own(*args))[1])
+    for before in (True, False):
+        torch.backends.cudnn.allow_tf32 = before
+        mmlfer.choose_hypergrad(make_run(hypergrad="auto", arch="resnet18"), random_batch(4), random_batch(4, seed=1))
+        assert seen.pop() is False and torch.backends.cudnn.allow_tf32 is before and torch.backends.cudnn.enabled
+
+
 @pytest.mark.parametrize("share,form", [(5e-4, "jvp"), (2e-3, "create_graph")])
 def test_the_forms_may_differ_by_a_thousandth(monkeypatch, share, form):
     run, jvp = make_run(hypergrad="auto", arch="resnet18"), mmlfer.hypergradient_jvp

@@ -74,7 +74,7 @@ def test_rafdbs_basic_part_is_not_taken_for_the_compound_one(tmp_path):
 
 def test_a_folder_of_images_for_each_class(tmp_path):
     make(tmp_path, ["faces/joy/b.png", "faces/joy/a.JPG", "faces/calm, or so/x/1.jpg", "faces/calm, or so/notes.txt",
-                    "faces/.cache/1.jpg", "faces/__MACOSX/1.jpg", "faces/joy/._a.JPG", "faces/readme.md"])
+                    "faces/.cache/1.jpg", "faces/__MACOSX/1.jpg", "faces/joy/._a.JPG", "faces/joy/.thumbs/b.png", "faces/readme.md"])
     text, said = done(tmp_path, "folders", tmp_path / "faces")
     assert text == ('image,expression,aus\n"faces/calm, or so/x/1.jpg","calm, or so",?\nfaces/joy/a.JPG,joy,?\n'
                     "faces/joy/b.png,joy,?\n")

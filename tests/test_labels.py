@@ -107,6 +107,14 @@ BAD = {  # content, and the line of it that is wrong
                  "choose one"),
     "blanks": (PLAIN.replace("contempt,val", "happily  surprised,val"), "labels.csv:3: 'happily  surprised' is 'happily surprised' of "
                "row 2 in another spelling; choose one"),
+    "dashes": (PLAIN.replace("contempt,val", "Happily-surprised,val"), "labels.csv:3: 'Happily-surprised' is 'happily surprised' of "
+               "row 2 in another spelling; choose one"),
+    "underscores": (PLAIN.replace("contempt,val", "happily_surprised,val"), "labels.csv:3: 'happily_surprised' is 'happily surprised' "
+                    "of row 2 in another spelling; choose one"),
+    "accents apart": ("image,expression,aus\n1.jpg,g\xeane\xb4,\n2.jpg,ge\u0302ne\xb4,\n", "labels.csv:3: 'ge\u0302ne\xb4' is 'g\xeane\xb4' of "
+                      "row 2 in another spelling; choose one"),
+    **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: expected AU and a number, such as AU12; rename it, or "
+                       "remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
     "twice": (PLAIN.replace("b/0003", "b/../a/0001"), "labels.csv:5: a/0001.jpg is the image of row 2, too; keep one of the two"),
     "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; place or link it there"),
     "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; place or "
@@ -185,6 +193,46 @@ def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
     assert all(len(of_one) == 1 for of_one in parts.values()) and len(parts) > 30
     for k in range(3):
         assert np.bincount(faces.split[faces.y_emo == k]) / 200 == pytest.approx([0.6, 0.2, 0.2], abs=0.05)
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, capsys):
+    read(tmp_path, table_of(6, {"subject": lambda i: i, "aus": lambda i: 1, "author": lambda i: ""}))
+    assert f"{tmp_path}/labels.csv: not read: 2 columns, subject, author\n" in capsys.readouterr().err
+
+
+def test_labels_csv_wins_over_rafces_files_and_that_is_said(noise_folder, tmp_path, capsys):
+    for name in mmlfer.LABEL_FILES:
+        (tmp_path / name).write_bytes((noise_folder / name).read_bytes())
+    assert _labels.load_faces(tmp_path).vocabulary == mmlfer.RAFCE and capsys.readouterr().err == ""
+    read(tmp_path, PLAIN)
+    assert _labels.load_faces(tmp_path).files == ("labels.csv",) * 3
+    assert capsys.readouterr().err == f"{tmp_path}: read from labels.csv, not from RAFCE_emolabel.txt\n"
+
+
+def test_a_label_file_in_place_of_its_folder_is_one_line(tmp_path):
+    (tmp_path / "labels.csv").write_text(PLAIN)
+    result = invoke("train", "--data", tmp_path / "labels.csv", "--out", tmp_path / "run")
+    assert result.stderr == f"Error: {tmp_path}/labels.csv: a file; give the folder that it lies in\n" and result.exit_code == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_expression_has_somebody_to_train_on(seed):
+    """Three images of one or two people are easily all for test and validation; nobody else is moved for them."""
+    rng = np.random.default_rng(seed)
+    y_emo = np.repeat([0, 1, 2, 3, 4], [200, 100, 3, 3, 1])
+    people = [*rng.integers(0, 40, 300), *rng.integers(0, 40, 3), 50, 50, 51, 52]
+    split = _labels.split_people(y_emo, people, seed)
+    assert all(mmlfer.TRAIN in split[y_emo == k] for k in range(5))
+    assert all(len({*split[np.array(people) == person]}) == 1 for person in {*people})
+    assert np.bincount(split)[mmlfer.TRAIN] < 0.7 * 307
+
+
+def test_the_person_with_the_fewest_images_is_moved_to_training():
+    """b and c have the rare expression; the images of a alone are all that is wanted for training."""
+    y_emo = np.array([0] * 60 + [0] * 20 + [1] + [0] * 18 + [1])
+    people = ["a"] * 60 + ["b"] * 21 + ["c"] * 19
+    split = _labels.split_people(y_emo, people, 0)
+    assert (split[:60] == mmlfer.TRAIN).all() and (split[81:] == mmlfer.TRAIN).all() and (split[60:81] != mmlfer.TRAIN).all()
 
 
 def test_people_with_most_images_are_placed_first():

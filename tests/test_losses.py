@@ -80,6 +80,14 @@ def test_eq05_to_eq09_match_naive_loops(form):
 
 
 @pytest.mark.parametrize("form", ["wild", "lab"])
+def test_without_any_statistics_the_alignment_loss_is_nothing(form):
+    z_emo, z_au = (torch.randn(3, n, generator=torch.manual_seed(n), requires_grad=True) for n in (5, 7))
+    loss = mmlfer.loss_am(z_emo, z_au, mmlfer.Statistics.of(torch.zeros(5, 7), form))
+    gradients = torch.autograd.grad(loss.sum(), (z_emo, z_au))
+    assert all(part.abs().max() < 1e-4 for part in (loss, *gradients))
+
+
+@pytest.mark.parametrize("form", ["wild", "lab"])
 def test_expressions_left_out_match_naive_loops(form):
     """Expressions whose row in the table is all zeros: they are neither in the softmax nor in the sums of Eqs. 5, 7 and
     8, and the loss is multiplied by the others' share of the whole softmax. That share has no gradient, and neither have

@@ -150,6 +150,12 @@ def test_a_full_disk_is_named_with_the_lock(tmp_path):
     assert str(error.value) == f"{tmp_path}/.lock: cannot be written (File too large); free some space or name another output"
 
 
+def test_an_error_of_an_encoder_is_no_full_disk():
+    with pytest.raises(OSError, match="encoder error -2") as error, _runs.writing("table.csv"):
+        raise OSError("encoder error -2 when writing image file")
+    assert not isinstance(error.value, mmlfer.InputError)
+
+
 def test_a_pipe_that_closes_is_no_full_disk():
     with pytest.raises(BrokenPipeError), _runs.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")

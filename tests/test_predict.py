@@ -188,7 +188,24 @@ def test_hidden_files_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
     assert names == ["b.jpg", "sub/c.jpg", ".hidden.jpg"]
 
 
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".avif", ".gif"])
+def test_pictures_that_are_not_read_are_named_once_for_each_folder(ckpt, faces_folder, tmp_path, suffix):
+    shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
+    for name in ("a", "c"):
+        (tmp_path / f"{name}{suffix}").write_bytes(b"x")
+    result = invoke("predict", "--ckpt", ckpt, tmp_path)
+    assert result.exit_code == 0 and result.stdout.count("\n") == 1
+    assert result.stderr == f"{tmp_path}: {suffix.lower()} files are passed over; save them as JPEG\n"
+
+
 # ---------------------------------------------------------------- outputs
+
+
+@pytest.mark.parametrize("size, written", [((65600, 8), (65500, 8)), ((8, 65500), (8, 65500)), ((131000, 40), (65500, 20))])
+def test_drawings_have_no_longer_sides_than_a_jpeg_can_have(tmp_path, size, written):
+    predict.write_jpeg(Image.new("RGB", size), tmp_path / "drawn.jpg")
+    with Image.open(tmp_path / "drawn.jpg") as image:
+        assert image.size == written
 
 
 def test_no_aus_and_untrained_aus_are_distinguished(ckpt, faces_folder, tmp_path):

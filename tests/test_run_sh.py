@@ -221,7 +221,7 @@ def test_a_failed_run_is_named_and_fails_its_stage(place, jobs):
     assert result.returncode == 1 and "Error: some reason" in result.stdout + result.stderr
     command = [line for line in result.stderr.splitlines() if line.startswith("run.sh: failed: ")]
     assert len(command) == 1 and "--out ./runs/search/mtl/0.1 " in command[0]
-    assert result.stderr.endswith("run.sh: some runs of this stage failed, see above; start again to go on\n")
+    assert result.stderr.endswith("run.sh: some runs of this stage failed, see above; mend that and start again to go on\n")
     assert set(trained(place)) == {"search/mtl/0.1", "search/mtl/0.3", "final/stl-0", "final/stl-1"}  # the whole stage, no other
     again = run_sh(place, **FEW, JOBS=jobs)
     assert again.returncode == 0 and "final/mtl-1" in trained(place)

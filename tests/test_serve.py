@@ -239,6 +239,7 @@ NEAR = "near: expected the five points of at most 20 faces, as an answer has the
     ("/predict?near=x", b"x", "POST", 400, NEAR), ("/predict?near=[[[1,2]]]", b"x", "POST", 400, NEAR),
     ("/predict?near=" + str([[[1, 1]] * 5]).replace(" ", ""), b"x", "POST", 400, NEAR),
     ("/predict?near=" + str([[[1, 1], [9, 1], [5, 5], [1, 9], [9, "NaN"]]]).replace(" ", "").replace("'", ""), b"x", "POST", 400, NEAR),
+    ("/predict?near=" + str([[[5, 5], [5, 5], [7, 7], [0, 0], [10, 10]]]).replace(" ", ""), b"x", "POST", 400, NEAR),
     ("/predict", None, "GET", 405, "GET /predict: method not allowed; see "),
     ("/", b"x", "POST", 405, "POST /: method not allowed; see "),
     ("/../etc/passwd", None, "GET", 404, "GET /../etc/passwd: not found; see "),

@@ -232,6 +232,12 @@ def test_interrupt_amid_an_epoch_resumes_to_the_same_end(faces_folder, tmp_path,
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_a_run_that_is_not_there_cannot_be_gone_on_with(tmp_path):
+    for resume, told in (("--resume",), f"Missing option '--data'. {tmp_path} holds no run to go on with."), ((), "Missing option '--data'."):
+        result = invoke("train", "--out", tmp_path, *resume)
+        assert result.exit_code == 2 and result.stderr.endswith(f"Error: {told}\n")
+
+
 def test_it_does_not_write_over_a_run(trained, faces_folder, tmp_path):
     out, _ = trained
     before = (out / "last.pt").read_bytes()

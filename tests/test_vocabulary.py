@@ -190,6 +190,27 @@ def test_table_1_is_taken_by_name_for_some_of_rafces_expressions(tmp_path):
     assert table.tolist() == [[wild[name].get(au, 0) for au in (12, 25, 45)] for name in ("sadly angry", "happily sad")]
 
 
+@pytest.mark.parametrize("stats", ["wild", "train"])
+@pytest.mark.parametrize("coded", [True, False])
+def test_methods_that_read_no_statistics_need_none(own, tmp_path, stats, coded):
+    """Here Table 1 is of other expressions, and too few rows are coded to count. Other methods still need statistics."""
+    shutil.copytree(own, tmp_path / "own")
+    if not coded:
+        text = "\n".join(",".join([*line.split(",")[:-1], "?"]) for line in (own / "labels.csv").read_text().splitlines()[1:])
+        (tmp_path / "own/labels.csv").write_text(f"image,expression,split,aus\n{text}\n")
+    options = ("--data", tmp_path / "own", "--stats", stats, "--stats-least", 1000, *TRAIN)
+    result = invoke("train", *options, "--method", "mal", "--out", tmp_path / "run")
+    assert result.exit_code == 0 and "left out of L^AM" not in result.stdout, result.output
+    state = load(tmp_path / "run/best.pt")
+    assert (state["emotions"], state["aus"]) == (list(NAMES), list(NUMBERS if coded else AUS))
+    [row] = csv.DictReader((tmp_path / "run/log.csv").open())
+    assert abs(float(row["train_loss_am"])) < 1e-5 and (float(row["train_loss_au"]) > 0) == coded
+    assert invoke("eval", "--ckpt", tmp_path / "run/best.pt").exit_code == 0
+    for method, given in (("mml", stats), ("mal", "none.yaml")):
+        result = invoke("train", *options, "--method", method, "--stats", given, "--out", tmp_path / "other")
+        assert result.exit_code == 1 and ("statistics" if given == stats else "none.yaml: ") in result.stderr.splitlines()[-1]
+
+
 def test_where_no_aus_are_coded_the_statistics_name_them(tmp_path):
     """Then L^AM is trained without AU labels."""
     (tmp_path / "labels.csv").write_text("image,expression,aus\n1.jpg,sadly angry,?\n2.jpg,happily sad,?\n")

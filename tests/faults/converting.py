@@ -21,7 +21,7 @@ FAULTS = [
           "convert::test_rafdbs_basic_part_is_not_taken_for_the_compound_one"),
     Fault("convert-part-as-class", FILE, "for place in subfolders(top) if part else [top]:", "for place in [top]:",
           "convert::test_folders_of_classes_in_folders_of_parts"),
-    Fault("convert-hidden-images", FILE, ' and not path.name.startswith("."):', ":",
+    Fault("convert-hidden-images", FILE, "IMAGE_SUFFIXES and not hidden:", "IMAGE_SUFFIXES:",
           "convert::test_a_folder_of_images_for_each_class"),
     Fault("convert-metadata-from-the-top", FILE, 'yield Face(path.parent / row["file_name"]', 'yield Face(folder / row["file_name"]',
           "convert::test_hugging_faces_metadata_in_each_parts_folder"),

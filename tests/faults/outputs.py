@@ -56,7 +56,7 @@ FAULTS = [
           'f".{glob.escape(path.name)}.*.part"', '".*.part"',
           "outputs::test_a_run_removes_what_killed_writes_left_and_nothing_else"),
     Fault("full-disk-without-a-name", "mmlfer_commands/_runs.py",
-          "if error.filename is not None or isinstance(error, BrokenPipeError):", "if True:",
+          "if error.filename is not None or not error.errno or isinstance(error, BrokenPipeError):", "if True:",
           "outputs::test_a_full_disk_is_named_with_the_output"),
     Fault("full-disk-of-a-lock-without-a-name", "mmlfer_commands/_runs.py",
           "        with writing(lock):\n", "        if True:\n", "outputs::test_a_full_disk_is_named_with_the_lock"),

@@ -45,7 +45,7 @@ FAULTS = [
     Fault("csv-rafce-with-some-aus", LABELS,
           "return RAFCE\n", "pass\n", "labels::test_rafces_names_keep_rafces_order"),
     Fault("csv-spellings-apart", LABELS,
-          '"".join(name.split()).casefold()', "name", "labels::test_what_is_wrong_is_one_line"),
+          're.sub(r"[\\s_-]", "", unicodedata.normalize("NFC", name)).casefold()', "name", "labels::test_what_is_wrong_is_one_line"),
     Fault("csv-out-of-the-folder", LABELS,
           'parts = parts[:-1] if parts else [""]', "parts = parts[:-1]",
           "labels::test_what_is_wrong_is_one_line"),
