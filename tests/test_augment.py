@@ -66,6 +66,14 @@ def test_every_image_of_every_epoch_has_its_own_move(batches):
     assert all(torch.equal(a, b) for a, b in zip(moved.epoch(1)[2], moved.epoch(1)[2]))
 
 
+def test_moves_are_drawn_by_the_seed_and_the_epoch_from_a_stream_of_their_own(batches):
+    _, moved, _ = batches
+    for epoch in (0, 3):
+        drawn = np.random.default_rng([3, 9, epoch]).uniform(-1, 1, (2, 4 * moved.steps, 4)).astype(np.float32)
+        for part, moves in zip((4, 5), drawn):
+            assert torch.cat([step[part] for step in moved.epoch(epoch)]).tolist() == moves.tolist()
+
+
 def test_both_batches_of_a_step_are_moved_and_nothing_else_changes(batches):
     plain, moved, _ = batches
     assert len(plain.epoch(0)[0]) == 4

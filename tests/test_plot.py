@@ -174,6 +174,15 @@ def test_the_darkest_colour_stands_for_all_images_of_a_row(run, kept):
     assert kept["confusion.png"].axes[0].images[0].get_clim() == (0, 100)
 
 
+def test_a_number_is_light_or_dark_by_its_own_square(run, kept):
+    content = json.loads((run / "test.json").read_text())
+    content["best"]["confusion"][1][:3] = [10, 0, 0]  # all of row 1 in column 0, a quarter of row 0 in column 1
+    (run / "test.json").write_text(json.dumps(content))
+    invoke("plot", run)
+    inks = {tuple(map(round, text.get_position()[::-1])): text.get_color() for text in kept["confusion.png"].axes[0].texts}
+    assert (inks[1, 0], inks[0, 1]) == ("white", "black")
+
+
 def test_an_unfinished_run_has_only_its_curves_drawn(run):
     (run / "test.json").unlink()
     result = invoke("plot", run)

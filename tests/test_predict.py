@@ -408,10 +408,10 @@ def test_faces_of_photographs_from_left_to_right(ckpt, photos, tmp_path):
 
 
 def test_photographs_without_a_face_are_no_failure(ckpt, photos, tmp_path):
-    result = invoke("predict", "--ckpt", ckpt, "--photos", photos / "nobody.png", "--jsonl", tmp_path / "p.jsonl",
-                    "--csv", tmp_path / "p.csv")
+    result = invoke("predict", "--ckpt", ckpt, "--photos", *[photos / "nobody.png"] * 2, "--jsonl",
+                    tmp_path / "p.jsonl", "--csv", tmp_path / "p.csv")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr.endswith(f"no face: {photos}/nobody.png\n1 of 1 images without a face\n")
+    assert result.stderr.endswith(2 * f"no face: {photos}/nobody.png\n" + "2 of 2 images without a face\n")
     assert (tmp_path / "p.jsonl").read_text() == "" and (tmp_path / "p.csv").read_text().count("\n") == 1
 
 
@@ -451,6 +451,7 @@ def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
     result = {"box": [30, 30, 40, 50], "expressions": [{"name": "sadly angry", "p": 0.714}],
               "aus": [{"au": 4, "name": "brow lowerer", "p": 0.9}, {"au": 15, "name": "", "p": 0.8}]}
     assert predict.label_of(result, 26) == "sadly angry 71 %\nAUs: 4 15"
+    assert predict.label_of(result, 9) == "sadly\nangry 71\n%\nAUs: 4 15"
     drawn = np.asarray(predict.draw_predictions(image, [result]), int)
     assert drawn.shape == (480, 640, 3)  # a small picture is enlarged
     zoom = 640 / 120
@@ -475,6 +476,15 @@ def test_each_face_has_its_own_box_and_its_label_on_dark_ground(monkeypatch):
     assert not white.any()  # no letter lies beside its ground
     for left, top, *_ in (result["box"] for result in results):
         assert yellow[top - 2 : top + 93, left + 40].any() and yellow[top + 45, left - 2 : left + 3].any()
+
+
+def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
+    spots, place = [], predict.place_label
+    monkeypatch.setattr(predict, "place_label", lambda *args: spots.append(place(*args)) or spots[-1])
+    results = [{"box": [200 + 90 * i, 150, 80, 90], "expressions": [{"name": "sadly angry", "p": 0.5}], "aus": []} for i in range(3)]
+    predict.draw_predictions(np.full((480, 760, 3), 128, np.uint8), results)
+    assert len(spots) == 3 and spots[0][2] - spots[0][0] > 90
+    assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(spots, 2))
 
 
 def test_labels_lie_in_the_picture_and_on_no_face():

@@ -79,6 +79,7 @@ def test_eval_gives_what_training_reported(trained, faces_folder):
     val = json.loads(invoke("eval", "--ckpt", out / "last.pt", "--split", "val", "--json").stdout)
     assert val["accuracy"] == load(out / "last.pt")["log"][-1]["val_acc"]
     text = invoke("eval", "--ckpt", out / "best.pt", "--data", faces_folder).stdout
+    assert text.splitlines()[0] == f"{faces_folder}: 60 images"  # of all parts
     for word in ("happily surprised", "Acc.", "Diag.", "macro F1", "inner brow raiser", "confusion"):
         assert word in text
     counts = [line for line in text.splitlines() if line.startswith("Acc.")][0].split()

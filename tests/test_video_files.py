@@ -241,6 +241,15 @@ def test_a_camera_is_read_until_ctrl_c_or_the_end(templated, nobody, tmp_path, m
             assert times[-1] < 0.4 if name == "e" else 10 < len(rows) < 500
 
 
+def test_a_cameras_frames_are_answered_one_by_one_and_a_files_in_batches(templated, everywhere, sixty, tmp_path, monkeypatch):
+    sizes, answers = [], (np.full((8, 14), 1 / 14, np.float32), np.full((8, 32), 0.9, np.float32))
+    monkeypatch.setattr(predict, "predict_faces", lambda net, x: sizes.append(len(x)) or tuple(p[: len(x)] for p in answers))
+    assert run(templated, tmp_path, sixty[0], "--end", 0.6).exit_code == 0
+    monkeypatch.setattr(cv2, "VideoCapture", lambda number: Camera(n=9))
+    run(templated, tmp_path, "3")
+    assert sizes == [8, 7] + [1] * 9 and len(rows_of(tmp_path / "camera3.csv")) == 9
+
+
 def test_a_frame_that_cannot_be_decoded_is_left_out(monkeypatch):
     camera = Camera(n=6)
     camera.retrieve = lambda: (False, None) if camera.read == 3 else (True, np.zeros((4, 4, 3), np.uint8))

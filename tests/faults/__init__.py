@@ -8,6 +8,7 @@ from faults import (
     outputs,
     overlooked,
     pretraining,
+    sample,
     serving,
     training,
     video,
@@ -51,5 +52,5 @@ CONTROLS = {UNCHANGED: "SURVIVED", BROKEN: "killed"}  # what must come out, in e
 
 FAULTS = [
     *method.FAULTS, *data.FAULTS, *training.FAULTS, *pretraining.FAULTS, *commands.FAULTS, *converting.FAULTS,
-    *outputs.FAULTS, *overlooked.FAULTS, *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS, *wiring.FAULTS,
+    *outputs.FAULTS, *overlooked.FAULTS, *sample.FAULTS, *serving.FAULTS, *video.FAULTS, *vocabulary.FAULTS, *wiring.FAULTS,
 ]
