@@ -501,7 +501,7 @@ def meta_test(run, taped, omega, val, hypergrad):
 
 def choose_hypergrad(run, batch, val):
     """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32: in
-    bf16 and in a GPU's TF32, rounding alone makes them differ by some 6 %."""
+    bf16 and in a GPU's TF32, rounding alone makes them differ by some percent."""
     if not run.meta or run.hypergrad == "create_graph":
         return run.hypergrad
     check_tangents(run.net)
