@@ -1,17 +1,15 @@
 """Tables 2 and 3 of finished runs, their comparison in pairs, and the best run of a search."""
 
-import binascii
 import csv
 import hashlib
 import json
 import math
 import os
-import zlib
 
 import numpy as np
 import pytest
 import yaml
-from conftest import invoke
+from conftest import inflated, invoke
 from PIL import Image
 
 import mmlfer
@@ -488,10 +486,6 @@ def test_search_refuses_what_it_cannot_choose_from(tmp_path):
     assert error("rho") == f"Error: {run}: not a run of `train` (ValueError('val_acc nan'))\n"
     (run / "test.json").unlink()
     assert error("rho") == f"Error: {run}: not finished; go on with: mmlfer train --out '{run}' --resume\n"
-
-
-def inflated(text):
-    return list(zlib.decompress(binascii.a2b_base64(text)))
 
 
 def test_export_keeps_what_table_and_plot_need(trained, tmp_path):
