@@ -1,12 +1,13 @@
 """Put plausible faults into a copy of the source, one at a time, and see whether the tests notice.
 
-    python tests/mutate.py [NAME ...] [-j N] [--list]
+    python tests/mutate.py [NAME ...] [-j N] [--list] [--check]
 
 A NAME selects the faults of tests/faults/ whose names begin with it; without one, all run. For
 each fault, the tests that must fail are run in a copy of the checkout's files, in a child process
 that has loaded torch already. Two controls run every time: one changes nothing and must survive,
 one breaks the program and must be killed. The exit code is 1 if a control goes wrong, or if a fault
-survives that is not explained as equivalent. For Linux and macOS.
+survives that is not explained as equivalent. --check runs nothing: it tells which faults no longer fit
+the code, because a line was reworded. For Linux and macOS.
 """
 
 import argparse
@@ -162,11 +163,14 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("-j", "--jobs", type=int, default=1, metavar="N", help="faults at a time")
     parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
+    parser.add_argument("--check", action="store_true", help="print the faults that do not fit the code")
     options, start = parser.parse_args(), time.perf_counter()
     wanted = tuple(options.names) or ("",)
     faults = [fault for fault in FAULTS if fault.name.startswith(wanted)]
     if options.list:
         return print("\n".join(f"{fault.name:38} {fault.file:27} {fault.tests}" for fault in faults))
+    if options.check:
+        sys.exit("\n".join(misfits([*CONTROLS, *faults])) or None)
     if not faults:
         sys.exit("no fault has such a name")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
