@@ -304,15 +304,24 @@ def loss_sources(options):
     return [options.get(source, source) for source in METHODS[options["method"]]]
 
 
+def learned(method):
+    """Which of (L^emo, L^AU, L^AM) the meta net weights: their places, in its outputs' order."""
+    return [i for i, source in enumerate(METHODS[method]) if source == "meta"]
+
+
 def loss_weights(meta, f, cfg):
     """omega (B, 3), the weights of the three losses: constants, or W g(f; psi) where learned.
 
     f (B, F) is detached: the weights are coefficients of the loss, not a path by which the
     backbone can make its own loss small.
     """
-    learned = iter((cfg.weight_max * meta(f.detach()).sigmoid()).unbind(1)) if meta else None
-    return torch.stack([next(learned) if source == "meta" else f.new_full((len(f),), source)
-                        for source in loss_sources(vars(cfg))], 1)
+    columns = [None if source == "meta" else f.new_full((len(f),), source)
+               for source in loss_sources(vars(cfg))]
+    if meta:
+        weights = cfg.weight_max * meta(f.detach()).sigmoid()
+        for i, column in zip(learned(cfg.method), weights.unbind(1)):
+            columns[i] = column
+    return torch.stack(columns, 1)
 
 
 def spare_buffers(net):
@@ -320,18 +329,18 @@ def spare_buffers(net):
     return {name: b.clone() for name, b in net.named_buffers()}
 
 
-def hypergradient(net, losses, omega, val, alpha, psi):
+def hypergradient(taped, omega, val, alpha, psi):
     """Eqs. 12-15: d L^val(theta*) / d psi, through theta* = theta - alpha grad_theta L^MTL.
 
-    This is the definition. losses, omega (B, 3) with their graphs to theta and psi; val =
+    This is the definition. taped.losses, omega (B, 3) with their graphs to theta and psi; val =
     (x, y_emo), the meta-test batch; alpha {parameter name: learning rate}; psi a list of tensors.
     Returns a gradient for each tensor of psi and changes nothing in place.
     """
-    theta = dict(net.named_parameters())
-    l_mtl = (omega * losses).sum(1).mean()  # Eq. 12
+    theta = dict(taped.net.named_parameters())
+    l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
     grad = torch.autograd.grad(l_mtl, list(theta.values()), create_graph=True)
     theta_star = {n: p - alpha[n] * g for (n, p), g in zip(theta.items(), grad)}  # Eq. 13
-    return torch.autograd.grad(loss_val(net, theta_star, val), psi)  # Eqs. 14, 15
+    return torch.autograd.grad(loss_val(taped.net, theta_star, val), psi)  # Eqs. 14, 15
 
 
 def loss_val(net, theta_star, val):
@@ -405,7 +414,7 @@ class Taped:
             return forward
 
         with torch.no_grad(), replaced(self.net, rule_of):
-            df = features(self.net, None)  # (B, F); None: the images do not depend on theta
+            df = tangent_features(self.net)  # (B, F)
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
         with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
             warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
@@ -491,12 +500,13 @@ def meta_train(run, batch):
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
-def meta_test(run, taped, omega, val, hypergrad):
-    """The gradient of L^val at theta* by psi, a list of tensors, in one of the two forms."""
-    args = omega, val[:2], learning_rates(run.net, run.opt), list(run.meta.parameters())
-    if hypergrad == "jvp":
-        return hypergradient_jvp(taped, *args)
-    return hypergradient(run.net, taped.losses, *args)
+FORMS = {"create_graph": hypergradient, "jvp": hypergradient_jvp}  # by the words of --hypergrad
+
+
+def meta_test(run, taped, omega, val, form):
+    """The gradient of L^val at theta* by psi, a list of tensors, in one of FORMS."""
+    return FORMS[form](taped, omega, val[:2], learning_rates(run.net, run.opt),
+                       list(run.meta.parameters()))
 
 
 def choose_hypergrad(run, batch, val):
@@ -584,12 +594,18 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
 
 def features(net, x):
-    """f (B, F) of x; in a tangent pass x is None and this is df, rounded as the forward pass is.
-    With bf16 it runs under autocast: parameters, BatchNorm's statistics and f stay float32."""
+    """f (B, F) of normalised images x (B, 3, S, S). With bf16 the backbone runs under autocast:
+    parameters, BatchNorm's statistics and f stay float32."""
     if net.precision == "float32":
         return net.backbone(x)
     with torch.autocast(net.mean.device.type, torch.bfloat16):
         return net.backbone(x).float()
+
+
+def tangent_features(net):
+    """df (B, F) in a tangent pass, rounded as f is: the first layer's rule takes None for the
+    images' derivative, because they do not depend on theta."""
+    return features(net, None)
 
 
 def make_backbone(arch):
@@ -603,7 +619,7 @@ def make_backbone(arch):
 
 def make_meta_net(method, inputs=512):
     """psi: a linear layer on f, zero at first (so omega is W / 2); None if nothing is learned."""
-    outputs = loss_sources({"method": method}).count("meta")
+    outputs = len(learned(method))
     if not outputs:
         return None
     meta = torch.nn.Linear(inputs, outputs)

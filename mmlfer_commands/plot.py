@@ -18,7 +18,7 @@ from mmlfer import (
     InputError,
     Vocabulary,
     brief,
-    loss_sources,
+    learned,
     write_whole,
 )
 from mmlfer_commands._results import find_files, read_results
@@ -105,9 +105,8 @@ def plot_methods(rows, path):
         title = row.title.replace("$", r"\$")  # no mathematics in a file's name
         look = {"color": color, "marker": "." if len(mean["epoch"]) == 1 else ""}  # no line then
         left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=title, **look)
-        sources = loss_sources({"method": row.method})[1:]
-        for key, source, style in zip(WEIGHTS, sources, ("-", "--")):
-            if source == "meta":
+        for i, (key, style) in enumerate(zip(WEIGHTS, ("-", "--")), 1):
+            if i in learned(row.method):
                 right.plot(steps * mean["epoch"], mean[key], style,
                            label=f"{title}, {WEIGHTS[key]}", **look)
     left.set(title="(a) validation accuracy, mean of the seeds")

@@ -52,7 +52,7 @@ def test_the_rooms_do_not_import_each_other_in_a_circle():
 def test_files_stay_short():
     paths = [*FILES, *(ROOT / "tests").rglob("*.py"), ROOT / "run.sh", ROOT / "mmlfer_commands/page.html"]
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
-    assert lines.pop("mmlfer.py") <= 1300
+    assert lines.pop("mmlfer.py") <= 1350
     assert [name for name, count in lines.items() if count > 600] == []
 
 
