@@ -1231,21 +1231,6 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def check_output(path, *inputs):
-    """InputError if an output would replace an input: one of these files or folders, a label file,
-    an image beside the given images or below the given folders."""
-    output = Path(path).resolve()
-    if not output.exists():
-        return
-    for source in map(Path, inputs):
-        folder = source if source.is_dir() else source.parent
-        images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
-        beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
-        same = source.exists() and output.samefile(source)
-        if same or (images and beside) or output.name in (*LABEL_FILES, "labels.csv"):
-            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
-
-
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py

@@ -33,8 +33,9 @@ from mmlfer import (
     parse_aus,
     plural,
     tell_once,
+    write_whole,
 )
-from mmlfer_commands._runs import in_utf8
+from mmlfer_commands._outputs import in_utf8
 
 LABELS = "labels.csv"
 COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
@@ -395,6 +396,13 @@ def row_of(path, name):
     table = Rows(path, next(rows)[1])
     return next(number for number, cells in rows
                 if parse_place(cells[table.places["image"]], table.folder) == name)
+
+
+def write_labels(folder, names, *columns):
+    """Write label files in RAF-CE's form, a column of strings for each of LABEL_FILES."""
+    for file, column in zip(LABEL_FILES, columns):
+        rows = (f"{name} {value}\n" for name, value in zip(names, column))
+        write_whole(Path(folder) / file, "".join(rows).encode())
 
 
 # ---------------------------------------------------------------- partitions

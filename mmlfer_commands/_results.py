@@ -19,7 +19,8 @@ from mmlfer import (
     expression_metrics,
     loss_sources,
 )
-from mmlfer_commands._runs import WORDS, name_of
+from mmlfer_commands._outputs import name_of
+from mmlfer_commands._runs import WORDS
 
 PAPER = {  # Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),

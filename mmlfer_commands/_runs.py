@@ -2,13 +2,10 @@
 versions, and whether a device has bf16."""
 
 import contextlib
-import glob
 import hashlib
-import os
 import platform
 import shlex
 import signal
-from pathlib import Path
 
 import click
 import numpy as np
@@ -18,84 +15,9 @@ from mmlfer import HERE, InputError, tell_once, torch
 # the options of `train` that are paths, and the words that they take in place of a path
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
 
-LOCK = ".lock"  # in a folder that one process at a time writes to
 
 # Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-
-
-@contextlib.contextmanager
-def locked(out, lock):
-    """Lock a run's folder or file for this process; the system unlocks it when the process ends."""
-    import fcntl
-
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # two processes that create it at once get the same file
-    except OSError as error:
-        raise InputError(f"{lock}: cannot be written ({error.strerror}); name another output"
-                         ) from None
-    with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
-                             "output") from None
-        with writing(lock):
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
-        os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
-        yield
-
-
-def in_utf8(text):
-    """A text that may be a file's name, with ? for what is not in UTF-8."""
-    return text.encode(errors="replace").decode()
-
-
-def name_of(path):
-    """The name of a file or folder as one line of text in UTF-8, for tables and figures."""
-    return in_utf8(" ".join(Path(str(path)).name.split()))
-
-
-def check_two_outputs(**options):
-    """Refuse two options (name=path or None) that name one file; one device or pipe is allowed."""
-    places = [os.path.realpath(path) for path in options.values() if path]
-    one_file = len({*places}) < len(places)
-    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
-        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
-
-
-@contextlib.contextmanager
-def writing(path):
-    """Add the path of an output to an error that names no file, such as that of a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None or not error.errno or isinstance(error, BrokenPipeError):
-            raise
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
-                         "another output") from None
-
-
-@contextlib.contextmanager
-def held(folder):
-    """Lock a folder while it is filled; the lock's file is removed at the end."""
-    with locked(folder, folder / LOCK):
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-
-
-def remove_parts(*paths):
-    """Remove the temporary files that killed writes of these paths left. Call it only with their
-    lock, because another process may be writing."""
-    for path in paths:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

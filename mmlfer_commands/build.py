@@ -1,11 +1,8 @@
 """mmlfer build: RAF-CE from RAF-ML and RAF-AU (Sec. 3.1)."""
 
 import collections
-import contextlib
 import itertools
-import os
 import shutil
-from pathlib import Path
 
 import click
 
@@ -24,10 +21,9 @@ from mmlfer import (
     progress,
     read_labels,
     stem,
-    write_whole,
 )
-from mmlfer_commands._labels import describe, split_faces
-from mmlfer_commands._runs import LOCK, held, writing
+from mmlfer_commands._labels import describe, split_faces, write_labels
+from mmlfer_commands._outputs import new_folder
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -70,31 +66,6 @@ def find_file(name, *folders, needed=True):
     if needed:
         raise InputError(f"{folders[0]}: no {name} there; give the folder as distributed")
     return None
-
-
-@contextlib.contextmanager
-def new_folder(out):
-    """A folder to fill, inside the new folder `out`; its content moves up to `out` when it is
-    complete, so that a call that was stopped can be repeated. One process at a time fills it."""
-    out = Path(out)
-    part = out / ".part"
-    check_new(out, part.name)
-    with held(out), writing(out):
-        check_new(out, part.name)  # another process may have filled it meanwhile
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        try:
-            yield part
-            for path in list(part.iterdir()):
-                path.rename(out / path.name)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def check_new(out, part):
-    """Refuse an output that is not a new folder; what a stopped call left there is allowed."""
-    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
-        raise InputError(f"{out}: not empty; name a new folder")
 
 
 def join_labels(raf_ml, raf_au):
@@ -164,13 +135,6 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
                    "called or in `aligned`; a net should see only one kind", err=True)
     return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
                       f"partition: {origin}"])
-
-
-def write_labels(folder, names, *columns):
-    """Write label files in RAF-CE's form, a column of strings for each of LABEL_FILES."""
-    for file, column in zip(LABEL_FILES, columns):
-        rows = (f"{name} {value}\n" for name, value in zip(names, column))
-        write_whole(Path(folder) / file, "".join(rows).encode())
 
 
 @click.command("build")

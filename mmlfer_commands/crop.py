@@ -1,16 +1,11 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
-import contextlib
 import csv
-import io
 import os
-import re
 import sys
 from pathlib import Path
 
 import click
-from PIL import Image
-from tqdm import tqdm
 
 from mmlfer import (
     IMAGE_SUFFIXES,
@@ -20,10 +15,17 @@ from mmlfer import (
     progress,
     tell_once,
     try_read,
-    write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._runs import LOCK, held, in_utf8, writing
+from mmlfer_commands._outputs import (
+    check_empty,
+    check_pictures_folder,
+    filling,
+    output_names,
+    say,
+    shown,
+    write_png,
+)
 
 # ---------------------------------------------------------------- photographs
 
@@ -63,80 +65,11 @@ def list_images(paths):
     return found
 
 
-def output_names(paths):
-    """A name for the output of each path: its stem in UTF-8, cut to what a file's name can hold,
-    and made unique by a number."""
-    names, taken = [], set()
-    for path in paths:
-        text = os.fsencode(path.stem).decode(errors="replace")
-        stem = name = text.encode()[:200].decode(errors="ignore")
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(name)
-    return names
-
-
-def check_pictures_folder(folder, *inputs):
-    """Refuse to write images to the folder of an input, or to one inside an input folder."""
-    place = folder.resolve()
-    for source in map(Path, inputs):
-        own = (source if source.is_dir() else source.parent).resolve()
-        if place == own or (source.is_dir() and own in place.parents):
-            raise InputError(f"{folder}: is an input or lies among the inputs; name another output")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: not a folder; name another output")
-
-
-def check_empty(folder):
-    """Refuse to write to a folder that is not empty, so that nothing is overwritten."""
-    if (folder / "faces.csv").is_file():
-        raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
-                         "and start again, or name a new folder")
-    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {LOCK}):
-        raise InputError(f"{folder}: not an empty folder; name a new one")
-
-
-@contextlib.contextmanager
-def filling(folder):
-    """Write to an empty folder, one process at a time."""
-    with held(folder), writing(folder):
-        check_empty(folder)  # another process may have filled it meanwhile
-        yield
-
-
 def photo_faces(paths):
     """Yield (path, image, faces) of each photograph, or (path, the reason why not, None)."""
     for path in progress(paths, "finding faces", unit=" photos"):
         image = try_read(path, None)
         yield path, image, None if isinstance(image, str) else find_faces(image)
-
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
-
-
-def say(line, err=True):
-    """Print a line to standard error, or to standard output, above the progress bar. Control
-    characters, which a file's name may have, are shown as ?."""
-    with tqdm.external_write_mode():
-        click.echo(CONTROL.sub("?", line), err=err)
-
-
-def shown(path):
-    """A path as text that can be printed and written, whatever its bytes. A name such as `=1.jpg`,
-    which a spreadsheet would take for a formula, gets ./ in front."""
-    text = in_utf8(str(path))
-    return f"./{text}" if text.startswith(FORMULA) else text
-
-
-def write_png(image, path):
-    """Write an image (H, W, 3) as a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
 
 
 like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of aligned faces, "

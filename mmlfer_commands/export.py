@@ -7,16 +7,8 @@ import warnings
 import click
 import numpy as np
 
-from mmlfer import (
-    AU_NAMES,
-    PATH,
-    InputError,
-    check_output,
-    load_net,
-    torch,
-    trains_aus,
-    write_whole,
-)
+from mmlfer import AU_NAMES, PATH, InputError, load_net, torch, trains_aus, write_whole
+from mmlfer_commands._outputs import check_output
 from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands._runs import versions
 

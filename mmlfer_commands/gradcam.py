@@ -11,7 +11,6 @@ from mmlfer import (
     PATH,
     InputError,
     as_batch,
-    check_output,
     decode,
     device_option,
     image_paths,
@@ -19,9 +18,9 @@ from mmlfer import (
     torch,
     trains_aus,
 )
+from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import load_faces
-from mmlfer_commands._runs import in_utf8
-from mmlfer_commands.plot import pyplot, save_figure
+from mmlfer_commands._outputs import check_output, in_utf8
 
 
 def gradcam(net, x, k=None):

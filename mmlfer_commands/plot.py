@@ -2,11 +2,8 @@
 probabilities over time."""
 
 import csv
-import io
 import json
 import re
-import warnings
-from pathlib import Path
 
 import click
 import numpy as np
@@ -21,34 +18,8 @@ from mmlfer import (
     learned,
     write_whole,
 )
+from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._results import find_files, read_results
-
-
-def pyplot():
-    """Matplotlib without a screen."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("figures need matplotlib: pip install -e '.[plot]'") from None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def save_figure(plt, figure, path):
-    """Write a figure whole, in the format that its name ends in, with nothing cut off."""
-    kind, known = Path(path).suffix[1:].lower() or "png", figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise InputError(f"{path}: no format of a figure ({', '.join(known)}); name it like "
-                         "figure.png")
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
-        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    write_whole(path, buffer.getvalue())
-
 
 WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 

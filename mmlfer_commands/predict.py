@@ -27,7 +27,6 @@ from mmlfer import (
     PATH,
     InputError,
     as_batch,
-    check_output,
     decode,
     device_option,
     json_option,
@@ -39,18 +38,20 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
-from mmlfer_commands._runs import check_two_outputs, tell_if_slower, writing
-from mmlfer_commands.crop import (
+from mmlfer_commands._outputs import (
     check_empty,
+    check_output,
     check_pictures_folder,
+    check_two_outputs,
     filling,
-    like_option,
-    list_images,
     output_names,
-    photo_faces,
     say,
     shown,
+    write_jpeg,
+    writing,
 )
+from mmlfer_commands._runs import tell_if_slower
+from mmlfer_commands.crop import like_option, list_images, photo_faces
 
 # ---------------------------------------------------------------- predicting
 # These are all iterators, so that of a hundred thousand images only some hundred are in memory.
@@ -290,14 +291,6 @@ def draw_photo(path, results, drawing):
     for result in results:
         result["drawing"] = shown(drawing)
     return True
-
-
-def write_jpeg(picture, path):
-    """Write an image of Pillow as a JPEG file, made smaller if it is larger than these can be."""
-    picture.thumbnail((65500, 65500))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    write_whole(path, buffer.getvalue())
 
 
 # ---------------------------------------------------------------- the command

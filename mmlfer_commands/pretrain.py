@@ -31,7 +31,6 @@ from mmlfer import (
     FiniteRange,
     InputError,
     Stream,
-    check_output,
     device_option,
     make_backbone,
     pick_device,
@@ -43,6 +42,7 @@ from mmlfer import (
     write_rows,
 )
 from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
+from mmlfer_commands._outputs import check_output, locked, remove_parts
 from mmlfer_commands._people import (
     Images,
     draw_pairs,
@@ -51,15 +51,7 @@ from mmlfer_commands._people import (
     read_pairs,
     read_people,
 )
-from mmlfer_commands._runs import (
-    caught_signals,
-    check_kept,
-    given_options,
-    has_bf16,
-    locked,
-    remove_parts,
-    stopped_line,
-)
+from mmlfer_commands._runs import caught_signals, check_kept, given_options, has_bf16, stopped_line
 
 # ---------------------------------------------------------------- bad images
 

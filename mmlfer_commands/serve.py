@@ -37,11 +37,11 @@ from mmlfer import (
     trains_aus,
 )
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
+from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
 from mmlfer_commands.predict import csv_row, items_of_photo, predict_images, table_columns
-from mmlfer_commands.synth import draw_face, strengths
 
 MAX_BYTES, MAX_PIXELS = 20_000_000, 50_000_000  # of a picture
 KINDS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # Pillow reads these without other programs

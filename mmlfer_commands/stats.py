@@ -3,21 +3,11 @@
 import click
 import numpy as np
 
-from mmlfer import (
-    OBSERVED,
-    PATH,
-    PROTOTYPICAL,
-    SPLITS,
-    InputError,
-    check_output,
-    counts,
-    markdown,
-    write_whole,
-)
+from mmlfer import OBSERVED, PATH, PROTOTYPICAL, SPLITS, InputError, counts, markdown, write_whole
+from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import describe, load_faces
-from mmlfer_commands._runs import check_two_outputs, name_of
+from mmlfer_commands._outputs import check_output, check_two_outputs, name_of
 from mmlfer_commands._stats import frequencies, load_stats, yaml_name
-from mmlfer_commands.plot import pyplot, save_figure
 
 
 def au_sums(p):

@@ -49,13 +49,12 @@ from mmlfer_commands._backbones import (
     start_base_net,
 )
 from mmlfer_commands._labels import check_learnable, check_trainable, describe, is_rafce, load_faces
+from mmlfer_commands._outputs import locked, remove_parts
 from mmlfer_commands._runs import (
     WORDS,
     caught_signals,
     check_kept,
     given_options,
-    locked,
-    remove_parts,
     stopped_line,
     tell_if_slower,
     versions,

@@ -33,6 +33,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
+from mmlfer_commands._outputs import output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
     Clip,
@@ -43,7 +44,7 @@ from mmlfer_commands._video import (
     check_scipy,
     fit,
 )
-from mmlfer_commands.crop import like_option, output_names, say, shown
+from mmlfer_commands.crop import like_option
 from mmlfer_commands.predict import Item, ahead, predict_crops
 
 BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead

@@ -27,7 +27,7 @@ from conftest import invoke  # noqa: E402
 from scenes import backdrop, paste  # noqa: E402
 
 import mmlfer  # noqa: E402
-from mmlfer_commands import _alignment, _stats, _video, synth  # noqa: E402
+from mmlfer_commands import _alignment, _drawing, _stats, _video  # noqa: E402
 
 SHOWN = ("happily surprised", "sadly angry", "fearfully surprised", "angrily disgusted", "happily disgusted")
 EYES, LASTS, TURNS = 80, 4.0, 5.0  # pixels between the eyes; seconds of an expression; of a turn of the head
@@ -49,7 +49,7 @@ def face_at(now, side, seed=2):
     """The person's face (side, side, 3) at time `now`: still, from the front, like a training face."""
     k, share = int(now // LASTS), min(1.0, (now % LASTS) / 0.6)
     before, after = (strengths(SHOWN[i % len(SHOWN)]) for i in (max(k - 1, 0), k))
-    face = synth.draw_face(mixed(before, after, share), np.random.default_rng(seed), side, np.random.default_rng(seed))
+    face = _drawing.draw_face(mixed(before, after, share), np.random.default_rng(seed), side, np.random.default_rng(seed))
     return np.asarray(face)
 
 

@@ -10,7 +10,7 @@ from conftest import invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import build
+from mmlfer_commands import _outputs, build
 
 #            Surprise Fear Disgust Happiness Sadness Anger
 DISTRIBUTIONS = {
@@ -255,16 +255,16 @@ def test_build_beside_or_within_its_sources(sources):
 
 def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
     out = tmp_path / "new/folder"
-    with build.new_folder(out) as part:
+    with _outputs.new_folder(out) as part:
         (part / "a.txt").write_text("a")
         assert not (out / "a.txt").exists()
     assert [p.name for p in out.iterdir()] == ["a.txt"]
     (tmp_path / "killed/.part/aligned").mkdir(parents=True)
-    with build.new_folder(tmp_path / "killed") as part:
+    with _outputs.new_folder(tmp_path / "killed") as part:
         assert not list(part.iterdir())
     (tmp_path / "file").touch()
     for taken in (out, tmp_path / "file"):
-        with pytest.raises(mmlfer.InputError, match="not empty; name a new folder"), build.new_folder(taken):
+        with pytest.raises(mmlfer.InputError, match="not empty; name a new folder"), _outputs.new_folder(taken):
             pass
 
 

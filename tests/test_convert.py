@@ -7,7 +7,7 @@ import pytest
 from conftest import invoke
 
 import mmlfer
-from mmlfer_commands import _labels, convert
+from mmlfer_commands import _formats, _labels, convert
 
 
 def make(folder, files):
@@ -57,7 +57,7 @@ Image/original/test_0002.jpg,sadly angry,test,?
 def test_rafdbs_classes_are_those_of_rafce_but_for_three():
     """The published order is that of RAF-CE without fearfully disgusted, happily fearful and happily sad."""
     left = [name for name in mmlfer.EMOTIONS if name not in ("fearfully disgusted", "happily fearful", "happily sad")]
-    assert list(convert.RAFDB) == left and len(left) == 11
+    assert list(_formats.RAFDB) == left and len(left) == 11
 
 
 def test_rafdbs_basic_part_is_not_taken_for_the_compound_one(tmp_path):
@@ -117,7 +117,7 @@ def test_hugging_faces_metadata_with_people_alone_and_with_aus_in_one_column(tmp
 def test_the_words_that_name_a_part():
     words = {"train": "train training Train", "val": "val valid validation dev", "test": "test testing TEST", "": "tests anxiety"}
     for part, names in words.items():
-        assert {convert.part_of(name) for name in names.split()} == {part}
+        assert {_formats.part_of(name) for name in names.split()} == {part}
     for name, part in (("training_set_annotations.txt", "train"), ("my-dev.csv", "val"), ("train_val_list.txt", ""), ("list.txt", "")):
         assert convert.part_in(name) == part
 
@@ -173,7 +173,7 @@ def test_aus_coded_in_part_have_columns_of_their_own(tmp_path):
 
 def faces_of(*rows):
     """Faces of (person, expression, part) each."""
-    return [convert.Face(f"{i}.jpg", expression, part, {"aus": "?", "person": person})
+    return [_formats.Labelled(f"{i}.jpg", expression, part, {"aus": "?", "person": person})
             for i, (person, expression, part) in enumerate(rows)]
 
 

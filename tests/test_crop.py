@@ -19,7 +19,7 @@ from PIL import Image
 from scenes import EYES, backdrop, paste, two_face_scene
 
 import mmlfer
-from mmlfer_commands import _alignment, crop
+from mmlfer_commands import _alignment, _outputs, crop
 from mmlfer_commands.synth import synthesize
 
 
@@ -446,14 +446,14 @@ def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
 
 def test_the_names_of_outputs_are_made_unique(tmp_path):
     paths = [tmp_path / name for name in ("a.jpg", "b/a.png", "A.jpg", "a-2.jpg", "c.jpg")]
-    names = crop.output_names(paths)
+    names = _outputs.output_names(paths)
     assert names == ["a", "a-2", "A-3", "a-2-2", "c"] and len({n.lower() for n in names}) == 5
 
 
 def test_output_names_are_made_of_names_that_are_not_utf_8():
     """The name is not just `.jpg`, which would be hidden."""
     paths = [Path(os.fsdecode(name)) for name in (b"\xff.jpg", b"\xfe.jpg", b"\xe9t\xe9.jpg", b"\xff" * 250 + b".jpg")]
-    assert crop.output_names(paths) == ["\ufffd", "\ufffd-2", "\ufffdt\ufffd", "\ufffd" * 66]
+    assert _outputs.output_names(paths) == ["\ufffd", "\ufffd-2", "\ufffdt\ufffd", "\ufffd" * 66]
 
 
 def test_the_longest_names_are_cut(large_faces, sketch, tmp_path):

@@ -15,7 +15,7 @@ from PIL import Image
 from reference import AUS, EMOTIONS, read_folder
 
 import mmlfer
-from mmlfer_commands import _labels, synth, train
+from mmlfer_commands import _drawing, _labels, train
 
 EMO, PARTITION, AU = mmlfer.LABEL_FILES
 
@@ -41,7 +41,7 @@ def test_label_files_as_people_have_them(tmp_path):
 
 def test_au_tokens_keep_their_sides_for_drawing():
     assert mmlfer.parse_aus("4+l12+24T") == ((4, ""), (12, "L"), (24, "T"))
-    moved = synth.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
+    moved = _drawing.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
     assert moved[12][0] == 0 < moved[12][1] and moved[4][1] == 0 < moved[4][0] and min(moved[24]) > 0
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import mmlfer
-from mmlfer import check_output
-from mmlfer_commands._runs import check_two_outputs
+from mmlfer_commands._outputs import check_output, check_two_outputs
 
 
 def test_a_device_stays_a_device(tmp_path):

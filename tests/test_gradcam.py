@@ -9,7 +9,7 @@ from conftest import invoke, random_batch, run_of
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import gradcam, plot
+from mmlfer_commands import _figures, gradcam
 
 
 def make_checkpoint(path, data, **options):
@@ -30,7 +30,7 @@ def kept(monkeypatch):
     figures = []
     monkeypatch.setattr(gradcam, "save_figure", lambda plt, figure, path: figures.append(figure))
     yield figures
-    plot.pyplot().close("all")
+    _figures.pyplot().close("all")
 
 
 def titles(figure):

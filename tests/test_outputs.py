@@ -17,14 +17,22 @@ from conftest import SMALL, SMALL_PRETRAINING, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment, _people, _runs, build, crop, predict, pretrain, train
+from mmlfer_commands import (
+    _alignment,
+    _outputs,
+    _people,
+    _runs,
+    predict,
+    pretrain,
+    train,
+)
 
 # ---------------------------------------------------------------- two processes at one output
 
 
 def test_a_folder_is_filled_by_one_process(tmp_path):
     out = tmp_path / "faces"
-    with build.new_folder(out) as part:
+    with _outputs.new_folder(out) as part:
         (part / "a").touch()
         for command in (("synth", out, "--n", 3, "--size", 32),
                         ("synth", out, "--people", 2, "--per-person", 2, "--size", 32)):
@@ -44,8 +52,7 @@ def filled_before(folder):
 
 
 def test_a_folder_that_was_filled_meanwhile_stays(tmp_path, monkeypatch):
-    for module in (build, crop):
-        monkeypatch.setattr(module, "held", filled_before)
+    monkeypatch.setattr(_outputs, "held", filled_before)
     result = invoke("synth", tmp_path / "a", "--n", 3, "--size", 32)
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a: not empty; name a new folder\n")
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
@@ -59,7 +66,7 @@ def test_crops_and_drawings_go_to_a_folder_of_one_process(sketch, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (64, 64)).save(photo)
     for command in (("crop", photo, "--out", out), ("predict", "--ckpt", sketch, "--photos", photo, "--draw", out)):
-        with _runs.held(out):
+        with _outputs.held(out):
             result = invoke(*command)
             assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith(f"Error: {out}: in use by process ")
         assert os.listdir(out) == []
@@ -70,9 +77,9 @@ def test_crops_and_drawings_go_to_a_folder_of_one_process(sketch, tmp_path):
 
 
 def test_of_two_processes_that_create_a_lock_at_once_one_holds_it(tmp_path, monkeypatch):
-    with _runs.locked(tmp_path, tmp_path / ".lock"):
+    with _outputs.locked(tmp_path, tmp_path / ".lock"):
         monkeypatch.setattr(Path, "exists", lambda self: False)  # as the other saw it, a moment before
-        with pytest.raises(mmlfer.InputError, match="in use by process"), _runs.locked(tmp_path, tmp_path / ".lock"):
+        with pytest.raises(mmlfer.InputError, match="in use by process"), _outputs.locked(tmp_path, tmp_path / ".lock"):
             pass
 
 
@@ -145,21 +152,21 @@ def test_a_full_disk_is_named_with_the_output(sketch, faces_folder, tmp_path):
 
 
 def test_a_full_disk_is_named_with_the_lock(tmp_path):
-    with files_of_at_most(0), pytest.raises(mmlfer.InputError) as error, _runs.locked(tmp_path, tmp_path / ".lock"):
+    with files_of_at_most(0), pytest.raises(mmlfer.InputError) as error, _outputs.locked(tmp_path, tmp_path / ".lock"):
         pass
     assert str(error.value) == f"{tmp_path}/.lock: cannot be written (File too large); free some space or name another output"
 
 
 def test_an_error_of_an_encoder_is_no_full_disk():
-    with pytest.raises(OSError, match="encoder error -2") as error, _runs.writing("table.csv"):
+    with pytest.raises(OSError, match="encoder error -2") as error, _outputs.writing("table.csv"):
         raise OSError("encoder error -2 when writing image file")
     assert not isinstance(error.value, mmlfer.InputError)
 
 
 def test_a_pipe_that_closes_is_no_full_disk():
-    with pytest.raises(BrokenPipeError), _runs.writing("-"):
+    with pytest.raises(BrokenPipeError), _outputs.writing("-"):
         raise BrokenPipeError(32, "Broken pipe")
-    with pytest.raises(FileNotFoundError), _runs.writing("-"):
+    with pytest.raises(FileNotFoundError), _outputs.writing("-"):
         Path("/no/such/file").read_text()  # that error names its file
 
 

@@ -10,7 +10,7 @@ from conftest import SMALL, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _labels, synth
+from mmlfer_commands import _drawing, _labels, synth
 
 MINE = {  # 6 expressions, not in the order of the alphabet, and 12 AUs
     "joy": {6: 0.8, 12: 0.95, 25: 0.6},
@@ -95,7 +95,7 @@ def test_synth_draws_the_papers_statistics_as_labels_csv_too(tmp_path, faces_fol
 
 def test_the_aus_that_synth_draws_are_those_that_change_a_face():
     """Each AU changes it alone or, such as those of an open mouth, together with another."""
-    draw = lambda aus: np.asarray(synth.draw_face(aus, np.random.default_rng(5), 64), int)  # noqa: E731
+    draw = lambda aus: np.asarray(_drawing.draw_face(aus, np.random.default_rng(5), 64), int)  # noqa: E731
     plain = {with_: draw(dict.fromkeys(with_, (1, 1))) for with_ in ((), (25, 27))}
     changing = [au for au in mmlfer.AU_NAMES if any(
         np.abs(draw(dict.fromkeys({*with_, au}, (1, 1))) - image).max() > 24 for with_, image in plain.items() if au not in with_)]

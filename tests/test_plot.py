@@ -13,7 +13,7 @@ from conftest import invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import plot
+from mmlfer_commands import _figures, plot
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def kept(monkeypatch):
     figures = {}
     monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: figures.setdefault(path.name, figure))
     yield figures
-    plot.pyplot().close("all")
+    _figures.pyplot().close("all")
 
 
 def check_picture(path, least=500):
@@ -157,7 +157,7 @@ def test_confusion_is_shown_as_shares_of_each_row(run, kept):
     assert counts == {(0, 0): "15", (0, 1): "5", (1, 0): "4", (1, 1): "2", (1, 2): "4", (13, 13): "10"}
     for text in axis.texts:  # a number is light on a dark square, dark on a light one
         j, k = map(round, text.get_position())
-        square, ink = (sum(colour[:3]) for colour in (axis.images[0].to_rgba(share)[k, j], plot.pyplot().matplotlib.colors.to_rgb(text.get_color())))
+        square, ink = (sum(colour[:3]) for colour in (axis.images[0].to_rgba(share)[k, j], _figures.pyplot().matplotlib.colors.to_rgb(text.get_color())))
         assert abs(square - ink) > 1, (k, j)
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted", "true (images)")
     assert [t.get_text() for t in axis.get_xticklabels()] == list(mmlfer.EMOTIONS)

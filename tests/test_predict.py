@@ -24,7 +24,7 @@ from PIL import Image
 from scenes import two_face_scene
 
 import mmlfer
-from mmlfer_commands import predict
+from mmlfer_commands import _outputs, predict
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_pictures_that_are_not_read_are_named_once_for_each_folder(ckpt, faces_f
 
 @pytest.mark.parametrize("size, written", [((65600, 8), (65500, 8)), ((8, 65500), (8, 65500)), ((131000, 40), (65500, 20))])
 def test_drawings_have_no_longer_sides_than_a_jpeg_can_have(tmp_path, size, written):
-    predict.write_jpeg(Image.new("RGB", size), tmp_path / "drawn.jpg")
+    _outputs.write_jpeg(Image.new("RGB", size), tmp_path / "drawn.jpg")
     with Image.open(tmp_path / "drawn.jpg") as image:
         assert image.size == written
 

@@ -18,7 +18,7 @@ import torch
 from conftest import SMALL_PRETRAINING, assert_same_pretraining, invoke, load, write_lfw
 
 import mmlfer
-from mmlfer_commands import _backbones, _runs, pretrain
+from mmlfer_commands import _backbones, _outputs, pretrain
 
 
 def refused(*args):
@@ -493,7 +493,7 @@ def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch)
 def test_a_file_has_one_process_at_a_time(people, tmp_path):
     out = tmp_path / "new.pth"
     options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL_PRETRAINING)
-    with _runs.locked(out, tmp_path / ".new.lock"):
+    with _outputs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
         assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
                                      "name another output"]

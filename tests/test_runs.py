@@ -21,7 +21,7 @@ from forks import python
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _runs, _stats, train
+from mmlfer_commands import _outputs, _runs, _stats, train
 from mmlfer_commands.synth import synthesize
 
 PARTITION = mmlfer.LABEL_FILES[1]
@@ -374,9 +374,9 @@ def test_the_statistics_named_reach_the_run(noise_folder, tmp_path, monkeypatch,
 
 
 HOLD = """import sys
-from mmlfer_commands import _runs
+from mmlfer_commands import _outputs
 from pathlib import Path
-with _runs.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
+with _outputs.locked(Path(sys.argv[1]), Path(sys.argv[1], ".lock")):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -402,14 +402,14 @@ def test_a_child_of_the_holder_does_not_hold_the_lock(tmp_path):
     """Because a worker may outlive its killed parent."""
     out, lock = tmp_path / "w.pth", tmp_path / ".w.lock"
     read, write = os.pipe()
-    with _runs.locked(out, lock):
+    with _outputs.locked(out, lock):
         child = os.fork()
         if child == 0:
             os.write(write, b"x")
             signal.pause()
         os.read(read, 1)  # it has begun
     try:
-        with _runs.locked(out, lock):
+        with _outputs.locked(out, lock):
             pass
     finally:
         os.kill(child, signal.SIGKILL)

@@ -10,7 +10,7 @@ from PIL import Image
 from reference import AUS, EMOTIONS
 
 import mmlfer
-from mmlfer_commands import _stats, build, plot, stats
+from mmlfer_commands import _figures, _labels, _stats, stats
 
 
 def naive_frequencies(folder):
@@ -69,7 +69,7 @@ def test_at_20_and_70_percent_exactly():
 
 
 def test_statistics_written_are_statistics_read(tmp_path):
-    build.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
+    _labels.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
     table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert np.allclose(table[:, [mmlfer.AUS.index(a) for a in (12, 25, 4)]], [[0.6667, 0.6667, 0.3333]] * 14)
@@ -77,7 +77,7 @@ def test_statistics_written_are_statistics_read(tmp_path):
 
 def test_an_au_of_20_percent_exactly_is_written_and_read(tmp_path):
     rows = [(f"{i}.jpg", i % 14, 0, "12+4" if i < 14 else "12") for i in range(70)]
-    build.write_labels(tmp_path, *zip(*rows))
+    _labels.write_labels(tmp_path, *zip(*rows))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
     assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == dict.fromkeys(mmlfer.EMOTIONS, {4: 0.2, 12: 1.0})
     assert (_stats.load_stats(str(tmp_path / "s.yaml"))[:, mmlfer.AUS.index(4)] == 0.2).all()
@@ -98,7 +98,7 @@ def test_lab_against_wild_gives_the_papers_observations():
 
 def test_expressions_without_images_or_aus_are_named(tmp_path):
     rows = [f"{i}.jpg" for i in range(30)]  # expressions 0..11; of 3 every AU is below 20 %, 12 and 13 have no image
-    build.write_labels(tmp_path, rows, [i % 12 for i in range(30)], [0] * 30, ["null" if i % 12 == 3 else "12" for i in range(30)])
+    _labels.write_labels(tmp_path, rows, [i % 12 for i in range(30)], [0] * 30, ["null" if i % 12 == 3 else "12" for i in range(30)])
     result = invoke("stats", "--data", tmp_path, "--plot", tmp_path / "h.png", "--out", tmp_path / "s.yaml")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == ("no observed AU, and so left out of L^AM: sadly angry (3 images), happily fearful "
@@ -190,7 +190,7 @@ def test_heat_map_is_a_picture_with_nothing_cut_off(tmp_path):
     assert picture.std() > 30 and all((edge == 255).all() for edge in (picture[:3], picture[-3:], picture[:, :3], picture[:, -3:]))
     with pytest.raises(mmlfer.InputError, match="h.foo: no format of a figure .* name it like figure.png"):
         stats.plot_stats([("a", mmlfer.EMOTIONS, table)], mmlfer.AUS, tmp_path / "h.foo")
-    plot.pyplot().close("all")
+    _figures.pyplot().close("all")
 
 
 # ---------------------------------------------------------------- Table 1

@@ -13,7 +13,7 @@ from conftest import ROOT, invoke, run_program, write_labels_as
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _stats, synth
+from mmlfer_commands import _drawing, _stats, synth
 
 AU = mmlfer.LABEL_FILES[2]
 
@@ -72,7 +72,7 @@ def test_every_au_of_table_1_changes_the_drawing_on_its_side():
     columns = np.flatnonzero((_stats.load_stats("wild") + _stats.load_stats("lab")).any(0))
     aus = [mmlfer.AUS[j] for j in columns]
     assert len(aus) == 17
-    draw = lambda a: np.asarray(synth.draw_face(a, np.random.default_rng(5), 112), int)  # noqa: E731
+    draw = lambda a: np.asarray(_drawing.draw_face(a, np.random.default_rng(5), 112), int)  # noqa: E731
     neutral = draw({})
     for au in aus:
         changed = np.abs(draw({au: (1, 1)}) - neutral).max(2) > 24
@@ -107,7 +107,7 @@ def test_synth_draws_one_face_from_one_generator_as_ever():
     """Without a generator for the person, all is drawn from one generator, in the order of the drawing."""
     aus = {12: (1, 1), 25: (0.7, 0.7)}
     one, two = np.random.default_rng(3), np.random.default_rng(3)
-    assert synth.draw_face(aus, one, 32).tobytes() == synth.draw_face(aus, two, 32, two).tobytes()
+    assert _drawing.draw_face(aus, one, 32).tobytes() == _drawing.draw_face(aus, two, 32, two).tobytes()
     assert one.random() == two.random()
 
 
@@ -134,7 +134,7 @@ def test_names_that_say_aligned_already(tmp_path):
 @pytest.mark.parametrize("text,right,left", [("12", 1, 1), ("L12", 0, 1), ("12R", 1, 0), ("LT12", 0, 1), ("T12", 1, 1)])
 def test_a_side_moves_alone(text, right, left):
     a = np.random.default_rng(0).uniform(0.6, 1.15)
-    assert synth.strengths(mmlfer.parse_aus(text), np.random.default_rng(0)) == {12: (a * right, a * left)}
+    assert _drawing.strengths(mmlfer.parse_aus(text), np.random.default_rng(0)) == {12: (a * right, a * left)}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -142,7 +142,7 @@ def test_of_an_au_named_twice_the_stronger_moves_each_side(seed):
     a, b, c = np.random.default_rng(seed).uniform(0.6, 1.15, 3)  # the draws of the tokens, in their order
     for text, right, left in (("L12+R12", b, a), ("R12+L12", a, b), ("12+L12", a, max(a, b)), ("L12+12", b, max(a, b)),
                               ("L12+L12+12", c, max(a, b, c)), ("4+L12+R12", c, b)):
-        moved = synth.strengths(mmlfer.parse_aus(text), np.random.default_rng(seed))
+        moved = _drawing.strengths(mmlfer.parse_aus(text), np.random.default_rng(seed))
         assert moved[12] == (right, left), text
     assert moved[4] == (a, a)
 
@@ -168,7 +168,7 @@ def test_a_face_is_of_its_row_and_seed_alone(tmp_path):
         for i, (name, numbers) in enumerate((("9", (12, 43)), ("2", ()))):
             rng = np.random.default_rng([seed, 2, i])
             amounts = {n: rng.uniform(0.6, 1.15) for n in numbers}
-            face = synth.draw_face({n: (a * (n != 12), a) for n, a in amounts.items()}, rng, 48)
+            face = _drawing.draw_face({n: (a * (n != 12), a) for n, a in amounts.items()}, rng, 48)
             face.save(tmp_path / "f.jpg", quality=92)
             assert (tmp_path / f"{seed}/aligned/{name}_aligned.jpg").read_bytes() == (tmp_path / "f.jpg").read_bytes()
     drawn = {p.read_bytes() for p in tmp_path.glob("[05]/aligned/*")}
@@ -328,7 +328,7 @@ def test_faces_are_drawn_as_those_of_the_results_were():
     drawn = []
     for seed, aus in SIX.items():
         strength = {au: ((1.0, 0.5), (0.7, 1.0))[i % 2] for i, au in enumerate(aus)}
-        face = synth.draw_face(strength, np.random.default_rng(seed), 96, np.random.default_rng([seed, 1]))
+        face = _drawing.draw_face(strength, np.random.default_rng(seed), 96, np.random.default_rng([seed, 1]))
         drawn.append(np.asarray(face, float))
     before = np.asarray(Image.open(ROOT / "tests/figures/drawn.jpg"), float)
     off = (np.hstack(drawn) - before).reshape(32, 3, 192, 3, 3).mean((1, 3))

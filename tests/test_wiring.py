@@ -12,6 +12,7 @@ from PIL import Image
 import mmlfer
 from mmlfer_commands import (
     _alignment,
+    _figures,
     bench,
     crop,
     demo,
@@ -159,9 +160,9 @@ def test_a_run_with_runs_below_it_is_a_run(tmp_path):
 
 
 def test_a_written_figure_is_closed(tmp_path):
-    plt = plot.pyplot()
+    plt = _figures.pyplot()
     plt.close("all")
-    plot.save_figure(plt, plt.subplots()[0], tmp_path / "f.SVG")
+    _figures.save_figure(plt, plt.subplots()[0], tmp_path / "f.SVG")
     assert plt.get_fignums() == [] and (tmp_path / "f.SVG").read_bytes().startswith(b"<?xml")
 
 

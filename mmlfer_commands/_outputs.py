@@ -1,0 +1,207 @@
+"""Places that commands write to: locks, new folders, names of outputs, lines and pictures."""
+
+import contextlib
+import glob
+import io
+import os
+import platform
+import re
+import shutil
+from pathlib import Path
+
+import click
+from PIL import Image
+from tqdm import tqdm
+
+from mmlfer import IMAGE_SUFFIXES, LABEL_FILES, InputError, write_whole
+
+LOCK = ".lock"  # in a folder that one process at a time writes to
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
+
+
+@contextlib.contextmanager
+def locked(out, lock):
+    """Lock a run's folder or file for this process; the system unlocks it when the process ends."""
+    import fcntl
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()  # two processes that create it at once get the same file
+    except OSError as error:
+        raise InputError(f"{lock}: cannot be written ({error.strerror}); name another output"
+                         ) from None
+    with open(lock, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
+                             "output") from None
+        with writing(lock):
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
+        os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
+        yield
+
+
+@contextlib.contextmanager
+def held(folder):
+    """Lock a folder while it is filled; the lock's file is removed at the end."""
+    with locked(folder, folder / LOCK):
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Add the path of an output to an error that names no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or not error.errno or isinstance(error, BrokenPipeError):
+            raise
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
+
+
+def remove_parts(*paths):
+    """Remove the temporary files that killed writes of these paths left. Call it only with their
+    lock, because another process may be writing."""
+    for path in paths:
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(out):
+    """A folder to fill, inside the new folder `out`; its content moves up to `out` when it is
+    complete, so that a call that was stopped can be repeated. One process at a time fills it."""
+    out = Path(out)
+    part = out / ".part"
+    check_new(out, part.name)
+    with held(out), writing(out):
+        check_new(out, part.name)  # another process may have filled it meanwhile
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            for path in list(part.iterdir()):
+                path.rename(out / path.name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def check_new(out, part):
+    """Refuse an output that is not a new folder; what a stopped call left there is allowed."""
+    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
+        raise InputError(f"{out}: not empty; name a new folder")
+
+
+def check_empty(folder):
+    """Refuse to write to a folder that is not empty, so that nothing is overwritten."""
+    if (folder / "faces.csv").is_file():
+        raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
+                         "and start again, or name a new folder")
+    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {LOCK}):
+        raise InputError(f"{folder}: not an empty folder; name a new one")
+
+
+@contextlib.contextmanager
+def filling(folder):
+    """Write to an empty folder, one process at a time."""
+    with held(folder), writing(folder):
+        check_empty(folder)  # another process may have filled it meanwhile
+        yield
+
+
+def check_output(path, *inputs):
+    """InputError if an output would replace an input: one of these files or folders, a label file,
+    an image beside the given images or below the given folders."""
+    output = Path(path).resolve()
+    if not output.exists():
+        return
+    for source in map(Path, inputs):
+        folder = source if source.is_dir() else source.parent
+        images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
+        beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
+        same = source.exists() and output.samefile(source)
+        if same or (images and beside) or output.name in (*LABEL_FILES, "labels.csv"):
+            raise InputError(f"{path}: is an input or lies among the inputs; name another output")
+
+
+def check_pictures_folder(folder, *inputs):
+    """Refuse to write images to the folder of an input, or to one inside an input folder."""
+    place = folder.resolve()
+    for source in map(Path, inputs):
+        own = (source if source.is_dir() else source.parent).resolve()
+        if place == own or (source.is_dir() and own in place.parents):
+            raise InputError(f"{folder}: is an input or lies among the inputs; name another output")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder; name another output")
+
+
+def check_two_outputs(**options):
+    """Refuse two options (name=path or None) that name one file; one device or pipe is allowed."""
+    places = [os.path.realpath(path) for path in options.values() if path]
+    one_file = len({*places}) < len(places)
+    if one_file and (os.path.isfile(places[0]) or not os.path.exists(places[0])):
+        raise click.UsageError(f"--{' and --'.join(options)} name one file.")
+
+
+def output_names(paths):
+    """A name for the output of each path: its stem in UTF-8, cut to what a file's name can hold,
+    and made unique by a number."""
+    names, taken = [], set()
+    for path in paths:
+        text = os.fsencode(path.stem).decode(errors="replace")
+        stem = name = text.encode()[:200].decode(errors="ignore")
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def in_utf8(text):
+    """A text that may be a file's name, with ? for what is not in UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def name_of(path):
+    """The name of a file or folder as one line of text in UTF-8, for tables and figures."""
+    return in_utf8(" ".join(Path(str(path)).name.split()))
+
+
+def shown(path):
+    """A path as text that can be printed and written, whatever its bytes. A name such as `=1.jpg`,
+    which a spreadsheet would take for a formula, gets ./ in front."""
+    text = in_utf8(str(path))
+    return f"./{text}" if text.startswith(FORMULA) else text
+
+
+def say(line, err=True):
+    """Print a line to standard error, or to standard output, above the progress bar. Control
+    characters, which a file's name may have, are shown as ?."""
+    with tqdm.external_write_mode():
+        click.echo(CONTROL.sub("?", line), err=err)
+
+
+def write_png(image, path):
+    """Write an image (H, W, 3) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    write_whole(path, buffer.getvalue())
+
+
+def write_jpeg(picture, path):
+    """Write an image of Pillow as a JPEG file, made smaller if it is larger than these can be."""
+    picture.thumbnail((65500, 65500))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    write_whole(path, buffer.getvalue())
