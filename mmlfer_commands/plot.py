@@ -16,7 +16,6 @@ from mmlfer import (
     Vocabulary,
     brief,
     learned,
-    write_whole,
 )
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._results import find_files, read_results
