@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmlfer import InputError
+from mmlfer import InputError, torch
 from mmlfer_commands._alignment import Face, find_again, find_faces, three_of
 
 KEEP = 0.5  # seconds that a face keeps its number while it is not seen
@@ -73,6 +74,28 @@ class ClipError(InputError):
     """One clip cannot be read; the program goes on with the others."""
 
 
+def times_of_file(path):
+    """The times at which a file's picture begins and should end, seconds, and the number of its
+    frames; the last two are 0 if the file does not say. OpenCV counts time from the first frame,
+    whenever that is, and does not tell the length of the picture from that of the sound."""
+    import av
+
+    try:
+        with av.open(os.path.abspath(path)) as file:
+            stream = file.streams.video[0]
+            start = float((stream.start_time or 0) * stream.time_base)
+            said = stream.metadata.get("DURATION", "")  # Matroska's: 00:00:02.400000000
+            if stream.duration:
+                end = start + float(stream.duration * stream.time_base)
+            elif said:
+                end = sum(float(part) * 60**i for i, part in enumerate(said.split(":")[::-1]))
+            else:
+                return start, (file.duration or 0) / av.time_base, stream.frames
+            return start, end, stream.frames or round((end - start) * (stream.average_rate or 0))
+    except (av.error.FFmpegError, IndexError, ValueError):
+        return 0.0, 0.0, 0
+
+
 class Clip:
     """A video file, or a camera, with its first frame found. ClipError if it has none."""
 
@@ -95,10 +118,12 @@ class Clip:
                             "before its index; give another copy")
         if not self.grabbed:
             raise ClipError(f"{clip}: no frame in it; give another copy")
-        self.start, self.read, self.time, self.step = time.monotonic(), 0, 0.0, 0.0
-        count, rate = (self.capture.get(p) for p in (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FPS))
-        self.count = count if 0 < count < 2**31 and self.camera is None else 0
-        self.seconds = self.count / rate if rate > 0 else 0
+        self.opened, self.begin, self.end, self.count = time.monotonic(), 0.0, 0.0, 0
+        if self.camera is None:
+            with no_remarks():
+                self.begin, self.end, self.count = times_of_file(clip)
+        self.read, self.time, self.step = 0, self.begin, 0.0
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if RATES[0] <= rate <= RATES[1] else 30.0
 
     @staticmethod
@@ -120,8 +145,8 @@ class Clip:
         import cv2
 
         if self.camera is not None:
-            return time.monotonic() - self.start
-        return self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            return time.monotonic() - self.opened
+        return self.begin + self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
 
     def frames(self, every=1, rate=None, start=0.0, end=math.inf):
         """Yield the Frames from `start` to before `end`, seconds: of every `every` frames one, or
@@ -147,12 +172,12 @@ class Clip:
             return
         if self.camera is not None:
             yield f"camera {self.name}: gives no more frames"
-        elif self.seconds - self.time - self.step > SHORT:
-            yield (f"{self.name}: its frames end at {self.time:.1f} of {self.seconds:.1f} seconds: "
+        elif self.end - self.time - self.step > SHORT:
+            yield (f"{self.name}: its frames end at {self.time:.1f} of {self.end:.1f} seconds: "
                    "cut off, or broken from there; the rows until there are written")
         elif 2 * self.read > self.count > self.read:
             yield (f"{self.name}: {self.read} frames can be read where the file names "
-                   f"{self.count:.0f}; broken ones are left out, the times of the others are right")
+                   f"{self.count}; broken ones are left out, the times of the others are right")
 
     def close(self):
         self.capture.release()
@@ -188,21 +213,19 @@ def middle(box):
     return box[:2] + box[2:] / 2
 
 
-def overlap_share(one, other):
-    """The intersection of two boxes (left, top, width, height) over their union."""
-    low, high = np.maximum(one[:2], other[:2]), np.minimum(one[:2] + one[2:], other[:2] + other[2:])
-    both = np.prod(np.maximum(high - low, 0))
-    return both / (one[2] * one[3] + other[2] * other[3] - both)
+def distances(expected, faces):
+    """How different Faces are, (n, m): 1 - overlap of their boxes, plus the distance of their
+    middles in widths of a face. 0 for equal boxes, inf if too far apart or of too unlike sizes."""
+    from torchvision.ops import box_convert, box_iou
 
-
-def distance_of(expected, face):
-    """How different two Faces are: 1 - overlap of their boxes, plus the distance of their middles
-    in widths of a face. 0 for equal boxes, inf if they are too far apart or of too unlike sizes."""
-    width, other = expected.box[2], face.box[2]
-    far = math.dist(middle(expected.box), middle(face.box)) / max(width, other)
-    if far > 1 or not 0.5 < width / other < 2:
-        return math.inf
-    return 1 - overlap_share(expected.box, face.box) + far
+    one, other = (torch.from_numpy(np.array([face.box for face in some]).reshape(-1, 4))
+                  for some in (expected, faces))
+    far = torch.cdist(one[:, :2] + one[:, 2:] / 2, other[:, :2] + other[:, 2:] / 2)
+    widths, theirs = one[:, 2:3], other[:, 2]
+    far /= torch.maximum(widths, theirs)
+    overlap = box_iou(*(box_convert(boxes, "xywh", "xyxy") for boxes in (one, other)))
+    unlike = (far > 1) | (widths <= theirs / 2) | (widths >= 2 * theirs)
+    return (1 - overlap + far).masked_fill(unlike, math.inf).numpy()
 
 
 def assign(costs):
@@ -213,12 +236,11 @@ def assign(costs):
     return [(r, c) for r, c in zip(rows.tolist(), columns.tolist()) if np.isfinite(costs[r, c])]
 
 
-def check_scipy():
-    """InputError if scipy is not installed."""
-    try:
-        import scipy.optimize  # noqa: F401
-    except ImportError:
-        raise InputError("following faces needs scipy: pip install -e '.[photos]'") from None
+def check_modules():
+    """InputError if a package that `video` needs is not installed."""
+    for module in ("av", "scipy"):
+        if not importlib.util.find_spec(module):
+            raise InputError(f"video needs {module}: pip install -e '.[photos]'")
 
 
 class Tracker:
@@ -264,11 +286,8 @@ class Tracker:
         """Give each face the number of the track that it continues, or a new one. -> [(number,
         Face)]. Of tracks that fit equally well, the one that was seen last is taken."""
         ids = list(self.tracks)
-        costs = np.full((len(ids), len(faces)), math.inf)
-        for row, i in enumerate(ids):
-            expected, age = self.tracks[i].at(now), self.before - self.tracks[i].time
-            for column, face in enumerate(faces):
-                costs[row, column] = distance_of(expected, face) + age / KEEP
+        ages = np.array([self.before - self.tracks[i].time for i in ids])
+        costs = distances([self.tracks[i].at(now) for i in ids], faces) + ages[:, None] / KEEP
         numbered = {}
         for row, column in assign(costs):
             self.tracks[ids[row]].seen(faces[column], now)

@@ -3,9 +3,11 @@
 import collections
 import contextlib
 import csv
+import dataclasses
 import functools
 import itertools
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from mmlfer_commands._video import (
     Drawing,
     Tracker,
     camera_number,
-    check_scipy,
+    check_modules,
     fit,
 )
 from mmlfer_commands.crop import like_option
@@ -210,46 +212,61 @@ def rows_of_frames(groups, state, drawing):
         yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
 
 
-def predict_clip(clip, net, state, template, table, drawing, options, caught):
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is done with each clip: the options of the command, and what it predicts with."""
+
+    net: object
+    state: dict  # of the checkpoint
+    template: np.ndarray
+    out: Path
+    every: int
+    fps: float | None
+    start: float
+    end: float
+    search: float
+    smooth: float | None
+    draw: bool
+    caught: list  # the signals that came
+
+
+def predict_clip(job, clip, table, drawing):
     """Write the rows of a Clip to a Table, and draw it. -> frames, faces, frames without a face
 
     One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
     """
-    live = clip.camera is not None
-    frames = clip.frames(options["every"], options["fps"], options["start"], options["end"])
-    decoded = ahead(frames, AHEAD)
-    tracker, size = Tracker(options["search"]), state["config"]["size"]
-    items = items_of_frames(decoded, tracker, template, size, drawing)
-    answered = ahead(predict_crops(net, items, 1 if live else BATCH), 1 if live else BATCH)
+    batch = BATCH if clip.camera is None else 1
+    decoded = ahead(clip.frames(job.every, job.fps, job.start, job.end), AHEAD)
+    tracker, size = Tracker(job.search), job.state["config"]["size"]
+    items = items_of_frames(decoded, tracker, job.template, size, drawing)
+    answered = ahead(predict_crops(job.net, items, batch), batch)
     count, without = 0, 0
     with contextlib.closing(decoded), contextlib.closing(answered):  # no thread outlives this
         groups = itertools.groupby(answered, lambda item: item.number)
-        rows = rows_of_frames(until(caught, groups), state, drawing)
-        if options["smooth"]:
-            rows = smoothed(rows, options["smooth"], state)
-        total = clip.count // options["every"] or None
-        bar = progress(rows, shown(clip.name), total, unit=" frames")
+        rows = rows_of_frames(until(job.caught, groups), job.state, drawing)
+        if job.smooth:
+            rows = smoothed(rows, job.smooth, job.state)
+        bar = progress(rows, shown(clip.name), clip.count // job.every or None, unit=" frames")
         for _, faces in bar:
             table.rows.writerows(row for row, _ in faces)
             count += 1
             without += not faces[0][0]["success"]
-    if drawing and not caught:
+    if drawing and not job.caught:
         drawing.end = max(drawing.end, clip.time + clip.step)
     return count, tracker.count, without
 
 
-def run_clip(name, stem, out, net, state, template, options, caught):
+def run_clip(job, name, stem):
     """Predict one clip, and print what was written. -> whether it could be read to its end"""
-    path, drawing = out / f"{stem}.csv", None
+    path, drawing = job.out / f"{stem}.csv", None
     with contextlib.ExitStack() as files:
         clip = Clip(name)
         files.callback(clip.close)
-        table = Table(files, path, columns_of(state, options["smooth"]))
-        if options["draw"]:
-            drawing = Drawing(out / f"{stem}.webm", clip.rate)
+        table = Table(files, path, columns_of(job.state, job.smooth))
+        if job.draw:
+            drawing = Drawing(job.out / f"{stem}.webm", clip.rate)
             files.callback(drawing.close)
-        count, faces, without = predict_clip(clip, net, state, template, table, drawing, options,
-                                             caught)
+        count, faces, without = predict_clip(job, clip, table, drawing)
     if drawing:
         drawing.check()
     say(f"{shown(name)}: {count} frames, {faces} faces, {without} frames without one: "
@@ -260,14 +277,33 @@ def run_clip(name, stem, out, net, state, template, options, caught):
     return not remarks
 
 
+def run_clips(job, clips, stems):
+    """Predict clips, and name those that cannot be read. Ctrl-C at a camera ends that camera alone;
+    any other signal the program. -> whether all could be read to their end"""
+    good = True
+    for clip, stem in zip(clips, stems):
+        try:
+            good &= run_clip(job, clip, stem)
+        except ClipError as error:
+            good = False
+            say(f"Warning: skipped {error}")
+        if camera_number(clip) is not None and {*job.caught} == {signal.SIGINT}:
+            job.caught.clear()
+        elif job.caught:
+            say("stopped")
+            sys.exit(128 + job.caught[-1])
+    return good
+
+
 def check_new(out, stems, draw):
     """Refuse outputs that exist already, so that nothing is overwritten."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; name another output")
     for stem in stems:
-        for path in (out / f"{stem}.csv", out / f"{stem}.webm")[: 1 + draw]:
-            if path.exists():
-                raise InputError(f"{path}: is there already; remove it, or name another --out")
+        for suffix in (".csv", ".webm"):
+            path = out / f"{stem}{suffix}"
+            if path.exists() and (draw or suffix == ".csv"):
+                raise InputError(f"{path}: exists; remove it, or name another --out")
 
 
 def clip_name(clip):
@@ -282,7 +318,8 @@ def clip_name(clip):
 @click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
 @click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if there are "
               "fewer.")
-@click.option("--start", default=0.0, type=SHARE, help="Begin at this time, seconds.")
+@click.option("--start", default=0.0, type=SHARE, help="Begin at this time, seconds, as the clip "
+              "has it.")
 @click.option("--end", type=SHARE, help="End before this time, seconds.")
 @click.option("--search", default=0.5, type=SHARE, metavar="SECONDS", help="Time between searches "
               "of the whole frame for new faces; 0: search every frame.")
@@ -312,21 +349,13 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
         raise click.UsageError("--end is not after --start.")
     stems = output_names([clip_name(clip) for clip in clips])
     check_new(out, stems, draw)
-    check_scipy()
+    check_modules()
     net, state = load_net(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
     template = choose_template(like, state)
-    options = {"every": every or 1, "fps": fps, "start": start, "search": search,
-               "smooth": smooth, "draw": draw, "end": math.inf if end is None else end}
-    bad = False
     with caught_signals() as caught:
-        for clip, stem in zip(clips, stems):
-            try:
-                bad |= not run_clip(clip, stem, out, net, state, template, options, caught)
-            except ClipError as error:
-                bad = True
-                say(f"Warning: skipped {error}")
-            if caught and camera_number(clip) is None:
-                raise KeyboardInterrupt
+        job = Job(net, state, template, out, every or 1, fps, start,
+                  math.inf if end is None else end, search, smooth, draw, caught)
+        bad = not run_clips(job, clips, stems)
     if bad:
         sys.exit(1)

@@ -54,12 +54,18 @@ def times_of(path):
     return [float(row["timestamp"]) for row in rows_of(path)]
 
 
-def write_at(path, images, milliseconds, codec="mpeg4"):
-    """A video of images, each at its own time, by PyAV."""
+def write_at(path, images, milliseconds, codec="mpeg4", sound=0):
+    """A video of images, each at its own time, by PyAV; with so many seconds of silence from 0 on."""
     with av.open(str(path), "w") as file:
+        audio = file.add_stream("aac", rate=8000, layout="mono") if sound else None
         stream = file.add_stream(codec, rate=1000)
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = "yuv420p", Fraction(1, 1000)
+        for i in range(round(8000 * sound / 1024)):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts, frame.time_base = 8000, 1024 * i, Fraction(1, 8000)
+            file.mux(audio.encode(frame))
+        file.mux(audio.encode() if audio else ())
         for image, time in zip(images, milliseconds):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame.pts, frame.time_base = time, Fraction(1, 1000)

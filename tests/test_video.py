@@ -6,7 +6,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from clips import grey, moving, rows_of, run, write_at, write_clip
+from clips import grey, moving, rows_of, run, times_of, write_at, write_clip
 from conftest import invoke
 from PIL import Image
 
@@ -135,6 +135,27 @@ def test_times_of_a_variable_rate(tmp_path, name, codec):
     assert [1000 * frame.time for frame in frames] == pytest.approx(times, abs=1e-6)
 
 
+@pytest.mark.parametrize("name, begin, sound", [("a.mkv", 5000, 0), ("a.mp4", 5000, 0), ("s.mp4", 1520, 2), ("s.mkv", 1520, 2), ("long.mkv", 1520, 9),
+                                                ("long.mp4", 0, 9)])
+def test_a_picture_that_starts_late_or_ends_before_its_sound(templated, nobody, tmp_path, name, begin, sound):
+    """As ffprobe's pts_time has it, and nothing is missing; --start and --end are these times, too."""
+    times = [begin + 40 * i for i in range(10)]
+    clip = write_at(tmp_path / name, grey(10), times, sound=sound)
+    result = run(templated, tmp_path / "out", clip)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert times_of(tmp_path / f"out/{clip.stem}.csv") == [time / 1000 for time in times]
+    result = run(templated, tmp_path / "part", clip, "--start", (begin + 100) / 1000, "--end", (begin + 200) / 1000, "--draw")
+    assert result.exit_code == 0 and times_of(tmp_path / f"part/{clip.stem}.csv") == [time / 1000 for time in times[3:5]]
+    drawn = frames_of(tmp_path / f"part/{clip.stem}.webm")
+    assert len(drawn) <= 5 and drawn[0].time == 0
+
+
+def test_one_late_frame_is_drawn_for_a_frames_time(templated, nobody, tmp_path):
+    clip = write_at(tmp_path / "a.mkv", grey(1), [5000])
+    assert run(templated, tmp_path / "out", clip, "--draw").exit_code == 0
+    assert times_of(tmp_path / "out/a.csv") == [5.0] and len(frames_of(tmp_path / "out/a.webm")) <= 2
+
+
 def test_rotation_in_the_metadata_counts(tmp_path):
     """As from a phone held upright: wide frames, and a quarter turn clockwise in the header of the track."""
     image = np.zeros((48, 64, 3), np.uint8)
@@ -244,5 +265,7 @@ def test_the_assignment_is_the_best_for_all_together():
     def other(*box):
         return _alignment.Face(np.array(box, float), np.zeros((5, 2)), 1.0)
 
-    assert _video.distance_of(face, face) == 0 and _video.distance_of(face, other(5, 0, 10, 10)) == pytest.approx(1 - 1 / 3 + 0.5)
-    assert {_video.distance_of(face, other(*box)) for box in ((11, 0, 10, 10), (0, 0, 21, 21), (2, 2, 5, 5))} == {np.inf}
+    others = [other(*box) for box in ((5, 0, 10, 10), (11, 0, 10, 10), (0, 0, 21, 21), (2, 2, 5, 5))]
+    far = _video.distances([others[0], face], [face, *others])
+    assert far.shape == (2, 5) and far[1, 0] == 0 and far[1, 1] == far[0, 0] == pytest.approx(1 - 1 / 3 + 0.5)
+    assert {*far[1, 2:]} == {np.inf} and _video.distances([], others).shape == (0, 4)

@@ -134,10 +134,10 @@ def test_one_name_for_two_clips_and_outputs_that_are_there(templated, nobody, tm
     (out / "my clip.csv").unlink()
     result = run(templated, out, *clips)
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {out}/my clip-2.csv: is there already; remove it, or name another --out\n")
+        1, f"Error: {out}/my clip-2.csv: exists; remove it, or name another --out\n")
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("my clip-2.csv", "kept")]
     (out / "my clip-2.csv").rename(out / "my clip-2.webm")
-    assert run(templated, out, *clips, "--draw").stderr.startswith(f"Error: {out}/my clip-2.webm: is there already;")
+    assert run(templated, out, *clips, "--draw").stderr.startswith(f"Error: {out}/my clip-2.webm: exists;")
     result = run(templated, clips[0], clips[1])
     assert result.stderr == f"Error: {clips[0]}: not a folder; name another output\n"
 
@@ -239,6 +239,33 @@ def test_a_camera_is_read_until_ctrl_c_or_the_end(templated, nobody, tmp_path, m
         else:
             assert (result.exit_code, result.stderr) == (0, "")
             assert times[-1] < 0.4 if name == "e" else 10 < len(rows) < 500
+
+
+@pytest.mark.parametrize("order", ["camera first", "clip first"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_ctrl_c_ends_one_camera_and_other_signals_the_program(templated, nobody, sixty, tmp_path, monkeypatch, order, number):
+    """Ctrl-C at the camera leaves the clip after it whole, and any signal that came before or amid a clip stops all."""
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source, own=cv2.VideoCapture: Camera({9: lambda: signal.raise_signal(number)})
+                        if source == 3 else own(source))
+    clips = ["3", sixty[0]] if order == "camera first" else [sixty[0], "3"]
+    result = run(templated, tmp_path, *clips)
+    rows = {path.stem: len(rows_of(path)) for path in tmp_path.iterdir()}
+    assert 0 < rows["camera3"] < 500
+    if number == signal.SIGINT:
+        assert (result.exit_code, result.stderr, rows["a"]) == (0, "", 60)
+    else:
+        assert (result.exit_code, result.stderr) == (128 + number, "stopped\n")
+        assert rows.get("a") == (None if order == "camera first" else 60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_the_exit_code_names_the_signal_that_stopped_a_clip(templated, sixty, tmp_path, monkeypatch, number):
+    calls = []
+    monkeypatch.setattr(_video, "find_faces", lambda image, found=(): calls.append(1) or (
+        os.kill(os.getpid(), number) if len(calls) == 9 else None) or [])
+    result = run(templated, tmp_path, *sixty, "--search", 0)
+    assert (result.exit_code, result.stderr, os.listdir(tmp_path)) == (128 + number, "stopped\n", ["a.csv"])
+    assert 0 < len(rows_of(tmp_path / "a.csv")) < 60
 
 
 def test_a_cameras_frames_are_answered_one_by_one_and_a_files_in_batches(templated, everywhere, sixty, tmp_path, monkeypatch):
