@@ -121,8 +121,8 @@ class Vocabulary:
 
     @classmethod
     def of(cls, state):
-        """The vocabulary of a checkpoint or a test.json; old files that name none are RAF-CE's."""
-        return cls(tuple(state.get("emotions", EMOTIONS)), tuple(state.get("aus", AUS)))
+        """The vocabulary of a checkpoint or a test.json."""
+        return cls(tuple(state["emotions"]), tuple(state["aus"]))
 
 
 RAFCE = Vocabulary(EMOTIONS, AUS)
@@ -1011,8 +1011,7 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
-    ORIGIN = {"data_sha256": "", "images_sha256": "", "backbone": "", "train_names": [],
-              "template": None}  # what it is trained on; these values if an old file has none
+    ORIGIN = ("data_sha256", "images_sha256", "backbone", "train_names", "template")
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # saved as they are
 
     def __init__(self, cfg, steps, net, table, state=None):
@@ -1033,7 +1032,8 @@ class Run:
         parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        vars(self).update(self.ORIGIN)
+        self.data_sha256 = self.images_sha256 = self.backbone = ""  # what it is trained on
+        self.train_names, self.template = [], None
         self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
@@ -1081,13 +1081,14 @@ def read_checkpoint(path):
         cfg, vocabulary = Config(**state["config"]), Vocabulary.of(state)
         known = (cfg.method in METHODS and cfg.arch in FEATURES and cfg.size in range(32, 513)
                  and isinstance(cfg.data, str) and isinstance(state["net"], dict)
+                 and {*Run.ORIGIN} <= {*state}
                  and all(isinstance(name, str) for name in vocabulary.emotions)
                  and {*vocabulary.aus} <= {*AU_NAMES})
     except (KeyError, TypeError):
         known = False
     if not known:
         raise InputError(f"{path}: of another version of mmlfer, or damaged")
-    return {**Run.ORIGIN, **state, "config": dataclasses.asdict(cfg)}
+    return {**state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto", precision="float32"):

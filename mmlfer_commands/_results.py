@@ -27,9 +27,11 @@ PAPER = {  # Acc. / Diag. by method and statistics
     "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
 }
-SEARCHED = ("rho", "rho_am")
-BEFORE = {"weight_max": 1.0, "augment": False, "precision": "float32"}  # in older runs
-OWN = ("form", "statistics", *SEARCHED)  # traits that may differ from method to method
+READERS = {"rho": "rho", "rho_am": "rho_am", "lr_meta": "meta", "hypergrad": "meta",
+           "weight_max": "meta"}  # {option: the source, in METHODS, of methods that read it}
+NO_TRAITS = ("method", "stats", "stats_least", "form", "seed", "data", "device", "weights",
+             "weights_bgr", "weights_norm")  # options compared by content, or not at all
+OWN = ("form", "statistics", "rho", "rho_am")  # traits that may differ from method to method
 
 
 def files_below(folder):
@@ -85,30 +87,19 @@ def stats_name(run):
 
 
 def find_traits(run):
-    """The traits of a test.json's run: the options that its method uses, except seed, data folder
-    and device; and by content its statistics and, if known, its labels, images and backbone."""
-    sources, options = METHODS[run["method"]], run.get("options")
-    traits = {}
-    if sources[2]:
-        traits["form"] = (run["form"], run["form"])
-        traits["statistics"] = (run["stats"], run["stats"])
-    if options is None:  # written by an older version
-        return {**traits, "options": ("unknown", "unknown")}
+    """The traits of a test.json's run: its statistics, labels, images and backbone by content, and
+    the other options that its method reads, except seed and device."""
+    sources, options, traits = METHODS[run["method"]], run["options"], {}
     if sources[2]:
         content = run["table_sha256"]
+        traits["form"] = (run["form"], run["form"])
         traits["statistics"] = (content, f"{name_of(run['stats'])} ({content:.8})")
     for trait in ("data", "images"):
-        if content := run.get(f"{trait}_sha256"):
-            traits[trait] = (content, f"{name_of(options['data'])} ({content:.8})")
-    unread = {"method", "stats", "stats_least", "form", "seed", "data", "device"}
-    unread |= {*SEARCHED} - {*sources}
-    options = {**BEFORE, **options}
-    if "meta" not in sources:
-        unread |= {"lr_meta", "hypergrad", "weight_max"}
-    if "backbone" in run:
-        unread |= {"weights", "weights_bgr", "weights_norm"}
-        traits["backbone"] = (run["backbone"], shown_backbone(run["backbone"], options))
-    return traits | {name: (value, value) for name, value in options.items() if name not in unread}
+        content = run[f"{trait}_sha256"]
+        traits[trait] = (content, f"{name_of(options['data'])} ({content:.8})")
+    traits["backbone"] = (run["backbone"], shown_backbone(run["backbone"], options))
+    return traits | {name: (value, value) for name, value in options.items()
+                     if name not in NO_TRAITS and READERS.get(name) in (None, *sources)}
 
 
 def shown_backbone(backbone, options):
@@ -141,9 +132,6 @@ def read_run(path):
     """A run's test.json; its numbers must follow from its predictions."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if "truth" not in run and "confusion" in run["best"] and "pred" not in run["best"]:
-            raise InputError(f"{path}: written by an early version, which kept no predictions; "
-                             "remove it or train again")
         best, truth, pred = run["best"], unpacked(run["truth"]), unpacked(run["best"]["pred"])
         emotions = Vocabulary.of(run).emotions
         k = len(emotions)
@@ -162,8 +150,6 @@ def read_run(path):
                         rates(own, emotions))
         hash((tested.row(), names))  # no lists among the options
         return tested
-    except InputError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
             OSError, zlib.error) as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
@@ -222,11 +208,8 @@ def comparable(trait, row, other):
 
     Two rows of the same name are compared in every trait: two of mtl in rho. Rows of different
     names are compared in the traits that both have, except those in OWN: stl and mtl in epochs, but
-    not mtl and am in rho, which is searched for each. A row of an older version, which kept no
-    options, is compared with others in that alone.
+    not mtl and am in rho, which is searched for each.
     """
-    if trait == "options" or ("options" in row.traits) != ("options" in other.traits):
-        return trait == "options"
     return other.name == row.name or (trait in other.traits and trait not in OWN)
 
 

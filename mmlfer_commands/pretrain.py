@@ -458,7 +458,7 @@ def resumed_options(paths, given):
     state = torch_load(paths["last"])
     if not isinstance(state, dict) or state.get("format") != PRETRAINING_FORMAT:
         raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
-    own = options_of(state)
+    own = state["options"]
     check_kept(given, own, MOVABLE, paths["last"])
     moved = {name: value for name, value in given.items() if name in MOVABLE}
     return types.SimpleNamespace(**{**own, **moved}), state
@@ -469,13 +469,7 @@ def finished_options(path):
     state = torch_load(path)
     if not isinstance(state, dict) or state.get("format") != BACKBONE_FORMAT:
         raise InputError(f"{path}: not a file of `mmlfer pretrain`; name another --out")
-    return options_of(state)
-
-
-def options_of(state):
-    """The options in a checkpoint or in weights; float32 was called fp32."""
-    precision = state["options"]["precision"]
-    return {**state["options"], "precision": "float32" if precision == "fp32" else precision}
+    return state["options"]
 
 
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume

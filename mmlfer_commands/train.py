@@ -143,11 +143,9 @@ def read_test_set(run, faces, table, out):
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
               "options": options, "emotions": list(faces.vocabulary.emotions),
               "aus": list(faces.vocabulary.aus), "names": test.names, "truth": test.y_emo.tolist(),
-              "data_sha256": run.data_sha256,
-              "table_sha256": hashlib.sha256(table.tobytes()).hexdigest()}
-    for name in ("images_sha256", "backbone"):
-        if getattr(run, name):  # unknown to a run that an earlier version started
-            result[name] = getattr(run, name)
+              "data_sha256": run.data_sha256, "images_sha256": run.images_sha256,
+              "table_sha256": hashlib.sha256(table.tobytes()).hexdigest(),
+              "backbone": run.backbone}
     start = time.perf_counter()
     result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
     net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision)
@@ -180,15 +178,13 @@ def resumed_config(out, given):
         content = yaml.safe_load((out / "config.yaml").read_text())
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
+        backbone = content["backbone"]
         for option in CONFIG_OPTIONS:
             check_value(option, getattr(cfg, option.name))
-    except (OSError, ValueError, TypeError, yaml.YAMLError, click.BadParameter):
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, click.BadParameter):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    movable = ["data", "device"]
-    if "backbone" in content:  # not in those of earlier versions
-        check_backbone(content["backbone"], cfg, given.get("weights", "auto"), out)
-        movable.append("weights")
-    check_kept(given, vars(cfg), movable, out)
+    check_backbone(backbone, cfg, given.get("weights", "auto"), out)
+    check_kept(given, vars(cfg), ("data", "device", "weights"), out)
     moved = {name: given[name] for name in ("data", "device") if name in given}
     return dataclasses.replace(cfg, **moved)
 
@@ -227,7 +223,7 @@ def check_same(state, cfg, faces, table, out):
                          "names, labels or partition differ; a resumed run keeps its data")
     if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
         raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
-    if state["images_sha256"] not in ("", digest_of_images(faces.images)):
+    if state["images_sha256"] != digest_of_images(faces.images):
         raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
                          "are the same, pixels differ; a resumed run keeps its data")
     if not np.array_equal(state["table"], table.astype(np.float32)):

@@ -541,15 +541,3 @@ def test_a_resumed_run_keeps_its_options_and_its_images(pretrained, people, tmp_
     assert lines == [f"Error: {faces}: not the images that {tmp_path}/w.last.pt was trained on"]
     torch.save({"net": {}}, tmp_path / "w.last.pt")
     assert refused("--out", out, "--resume") == [f"Error: {tmp_path}/w.last.pt: not a run of `mmlfer pretrain`"]
-
-
-def test_a_run_from_when_float32_was_called_fp32_goes_on(pretrained, tmp_path):
-    paths = pretrain.run_paths(tmp_path / "net.pth")
-    for name, suffix in (("out", ".pth"), ("last", ".last.pt")):
-        state = load(pretrained[0].with_suffix(suffix))
-        torch.save({**state, "options": {**state["options"], "precision": "fp32"}}, paths[name])
-    result = invoke("pretrain", "--out", paths["out"], "--resume", "--precision", "float32")
-    assert result.output == f"{paths['out']}: complete, nothing to do\n"
-    assert pretrain.resumed_options(paths, {"precision": "float32"})[0].precision == "float32"
-    with pytest.raises(mmlfer.InputError, match="its run has --precision float32, not bf16"):
-        pretrain.resumed_options(paths, {"precision": "bf16"})

@@ -144,21 +144,6 @@ def test_resume_refuses_other_pictures_under_the_same_labels(stopped):
     assert not (out / "test.json").exists()
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_claims_nothing(stopped):
-    """Its last.pt names neither its images nor its backbone, and so its test.json does not either."""
-    out, faces = stopped
-    state, config = load(out / "last.pt"), yaml.safe_load((out / "config.yaml").read_text())
-    for name in ("images_sha256", "backbone"):
-        state.pop(name), config.pop(name, None)
-    torch.save(state, out / "last.pt"), (out / "config.yaml").write_text(yaml.safe_dump(config))
-    turn_a_picture(faces)
-    result = invoke("train", "--out", out, "--resume", "--data", faces, "--weights", "none")
-    assert result.exit_code == 0, result.output
-    assert not {"images_sha256", "backbone"} & json.loads((out / "test.json").read_text()).keys()
-    result = invoke("table", out, "--out", "-")
-    assert result.exit_code == 0 and "| mml wild | 1 |" in result.stdout
-
-
 def test_a_complete_run_without_last_pt_stays(trained, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(trained[0], out)
