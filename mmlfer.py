@@ -329,18 +329,25 @@ def spare_buffers(net):
     return {name: b.clone() for name, b in net.named_buffers()}
 
 
-def hypergradient(taped, omega, val, alpha, psi):
+def alone(tensors):
+    """The mean of each tensor over the processes that share a batch, where there is only one."""
+    return tensors
+
+
+def hypergradient(taped, omega, val, alpha, psi, mean=alone):
     """Eqs. 12-15: d L^val(theta*) / d psi, through theta* = theta - alpha grad_theta L^MTL.
 
     This is the definition. taped.losses, omega (B, 3) with their graphs to theta and psi; val =
     (x, y_emo), the meta-test batch; alpha {parameter name: learning rate}; psi a list of tensors.
-    Returns a gradient for each tensor of psi and changes nothing in place.
+    Returns a gradient for each tensor of psi and changes nothing in place. With several processes,
+    each has its share of both batches, and `mean` is theirs, differentiable: the result is exact,
+    because losses are sums over samples.
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
-    grad = torch.autograd.grad(l_mtl, list(theta.values()), create_graph=True)
+    grad = mean(torch.autograd.grad(l_mtl, list(theta.values()), create_graph=True))
     theta_star = {n: p - alpha[n] * g for (n, p), g in zip(theta.items(), grad)}  # Eq. 13
-    return torch.autograd.grad(loss_val(taped.net, theta_star, val), psi)  # Eqs. 14, 15
+    return mean(torch.autograd.grad(loss_val(taped.net, theta_star, val), psi))  # Eqs. 14, 15
 
 
 def loss_val(net, theta_star, val):
@@ -350,7 +357,7 @@ def loss_val(net, theta_star, val):
     return loss_emo(outputs[1], y_emo).mean()
 
 
-def hypergradient_jvp(taped, omega, val, alpha, psi):
+def hypergradient_jvp(taped, omega, val, alpha, psi, mean=alone):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
@@ -359,17 +366,17 @@ def hypergradient_jvp(taped, omega, val, alpha, psi):
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
-    grad = torch.autograd.grad(l_mtl, list(theta.values()), retain_graph=True)
+    grad = mean(torch.autograd.grad(l_mtl, list(theta.values()), retain_graph=True))
     theta_star = {}
     for (name, p), g in zip(theta.items(), grad):  # Eq. 13, in the gradient's memory
         theta_star[name] = g.mul_(-alpha[name]).add_(p.detach()).requires_grad_()
     l_val = loss_val(taped.net, theta_star, val)
-    v = torch.autograd.grad(l_val, list(theta_star.values()), materialize_grads=True)
+    v = mean(torch.autograd.grad(l_val, list(theta_star.values()), materialize_grads=True))
     with torch.no_grad():  # in torch 2.6 the zeros of parameters that L^val does not use need it
         direction = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
     del grad, theta_star, l_val
     d_losses = taped.along(direction)  # (B, 3)
-    return torch.autograd.grad(omega, psi, -d_losses / len(d_losses), retain_graph=True)
+    return mean(torch.autograd.grad(omega, psi, -d_losses / len(d_losses), retain_graph=True))
 
 
 class Taped:
@@ -506,7 +513,7 @@ FORMS = {"create_graph": hypergradient, "jvp": hypergradient_jvp}  # by the word
 def meta_test(run, taped, omega, val, form):
     """The gradient of L^val at theta* by psi, a list of tensors, in one of FORMS."""
     return FORMS[form](taped, omega, val[:2], learning_rates(run.net, run.opt),
-                       list(run.meta.parameters()))
+                       list(run.meta.parameters()), run.mean)
 
 
 def choose_hypergrad(run, batch, val):
@@ -543,7 +550,8 @@ def train_step(run, batch, val):
     batch and val are x (B, 3, S, S), y_emo (B,), y_au (B, J). Meta-train and base-learning share
     one forward pass at theta, because theta has not changed in between; only this pass updates
     BatchNorm's running statistics. Returns a Step: the batch means of losses and weights, and
-    the norms of the gradients.
+    the norms of the gradients. Of several processes each has its share of both batches, which its
+    BatchNorm normalises apart; all end with the same nets and the same Step.
     """
     # Meta-train: the losses of the training batch, weighted by the meta net
     taped, omega = meta_train(run, batch)  # taped.losses, omega (B, 3)
@@ -561,9 +569,13 @@ def train_step(run, batch, val):
     # Base-learning: theta moves under the new weights
     run.opt.zero_grad()
     (omega.detach() * taped.losses).sum(1).mean().backward()  # Eq. 16
-    norm_theta = torch.nn.utils.get_total_norm([p.grad for p in run.net.parameters()])
-    run.opt.step()  # Eq. 17
     means = torch.cat([taped.losses, omega], 1).detach().mean(0)  # (6,)
+    grads = [p.grad for p in run.net.parameters()]
+    own = [*grads, means, *(b for n, b in run.net.named_buffers() if ".running_" in n)]
+    for one, of_all in zip(own, run.mean(own)):
+        one.copy_(of_all)
+    norm_theta = torch.nn.utils.get_total_norm(grads)
+    run.opt.step()  # Eq. 17
     return Step(*means, norm_theta, norm_psi)
 
 
@@ -665,14 +677,15 @@ class Faces:
     y_emo: np.ndarray  # (N,) 0..K-1
     split: np.ndarray  # (N,) TRAIN, TEST or VAL
     y_au: np.ndarray  # (N, J) 0, 1 or NOT_CODED
-    images: object = None  # (N, 3, S, S) uint8 tensor
+    images: object = None  # (N, 3, S, S) uint8, a tensor or a torch Subset of one
     vocabulary: Vocabulary = RAFCE
     files: tuple = LABEL_FILES  # names of the files with expressions, partition and AUs
 
     def select(self, keep):
-        """The faces at an index or mask."""
-        keep = np.arange(len(self.names))[keep]
-        images = None if self.images is None else self.images[keep]
+        """The faces at an index or mask. Images are not copied before they are used."""
+        keep, images = np.arange(len(self.names))[keep], self.images
+        if images is not None:
+            images = torch.utils.data.Subset(images, torch.from_numpy(keep))
         return dataclasses.replace(
             self, names=[self.names[i] for i in keep], y_emo=self.y_emo[keep],
             split=self.split[keep], y_au=self.y_au[keep], images=images)
@@ -887,18 +900,26 @@ def image_paths(faces, folder):
     return [path if path.exists() else None for path in paths]
 
 
-def load_images(faces, folder, size, skip_bad=False):
+def decode_all(paths, size, room=None):
+    """The images of N paths in `room`, an array (N, 3, S, S) uint8 that is made if none is given,
+    those that can be read first; and why not of the others, {number: sentence}."""
+    images, bad = np.empty((len(paths), 3, size, size), np.uint8) if room is None else room, {}
+    for i, image in enumerate(decode(paths, size)):
+        if isinstance(image, str):
+            bad[i] = image
+        else:
+            images[i - len(bad)] = image.transpose(2, 0, 1)
+    return images, bad
+
+
+def load_images(faces, folder, size, skip_bad=False, decoded=decode_all):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     paths = image_paths(faces, folder)
     found, there = list(filter(None, paths)), np.array([path is not None for path in paths], bool)
     bad = [f"{name} is not found below {folder}" for name in faces.select(~there).names]
     faces = faces.select(there)
-    images, good = np.empty((len(found), 3, size, size), np.uint8), np.zeros(len(found), bool)
-    for i, image in enumerate(decode(found, size)):
-        if isinstance(image, str):
-            bad.append(image)
-        else:
-            images[i], good[i] = image.transpose(2, 0, 1), True
+    images, unread = decoded(found, size)
+    bad += unread.values()
     if bad and not skip_bad:
         place = "/aligned" if faces.files == LABEL_FILES else f", as {faces.files[0]} names them"
         raise InputError(f"{len(bad)} of {len(there)} images cannot be read: {'; '.join(bad[:3])}"
@@ -910,7 +931,8 @@ def load_images(faces, folder, size, skip_bad=False):
     if 0 < len(plain) < len(found):
         click.echo(f"Warning: {len(found) - len(plain)} aligned crops and {len(plain)} other "
                    f"images, such as {plain[0]}: faces should be cropped alike", err=True)
-    return dataclasses.replace(faces.select(good), images=torch.from_numpy(images[good]))
+    good = np.delete(np.arange(len(found)), list(unread))
+    return dataclasses.replace(faces.select(good), images=torch.from_numpy(images[: len(good)]))
 
 
 def counts(y_emo, k):
@@ -972,7 +994,8 @@ def predict_faces(net, images, batch=64):
     device, mode = next(net.parameters()).device, net.training
     net.eval()
     with torch.no_grad():
-        outputs = [net(part.to(device))[1:] for part in images.split(batch)]
+        parts = torch.arange(len(images)).split(batch)
+        outputs = [net(images[rows].to(device))[1:] for rows in parts]
     net.train(mode)
     p_emo, p_au = torch.cat([z for z, _ in outputs]).softmax(1), torch.cat([z for _, z in outputs])
     if not (p_emo.isfinite().all() and p_au.isfinite().all()):
@@ -1011,6 +1034,7 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
+    mean = staticmethod(alone)  # over processes
     ORIGIN = ("data_sha256", "images_sha256", "backbone", "train_names", "template")
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # saved as they are
 
@@ -1119,20 +1143,22 @@ def save_checkpoint(state, path):
 
 
 class Batches:
-    """The faces on the training device, and each epoch's batches, which follow from the seed.
+    """The faces, on the training device or `at` another, and each epoch's batches, which follow
+    from the seed. Each of several processes takes its share of every batch.
 
     A training epoch is a permutation cut into whole batches (the rest is dropped, and is another
     in each epoch). Validation batches, for the meta-test, run through permutations of the
     validation faces. Each sample is flipped with probability 1/2, and moved with --augment.
     """
 
-    def __init__(self, faces, cfg, device):
+    def __init__(self, faces, cfg, device, at=None, share=slice(None)):
+        self.device, self.share, at = device, share, at or device
         self.seed, self.size, self.augment = cfg.seed, cfg.batch_size, cfg.augment
         self.rows = [np.flatnonzero(faces.split == code) for code in (TRAIN, VAL)]
         self.steps = len(self.rows[0]) // self.size
-        self.images = faces.images.to(device)
-        self.y_emo = torch.from_numpy(faces.y_emo).to(device)
-        self.y_au = torch.from_numpy(faces.y_au).to(device).float()
+        self.images = faces.images.to(at)
+        self.y_emo = torch.from_numpy(faces.y_emo).to(at)
+        self.y_au = torch.from_numpy(faces.y_au).to(at).float()
 
     def epoch(self, epoch):
         """The arguments of `pair` for each step of an epoch."""
@@ -1146,7 +1172,7 @@ class Batches:
             rng = np.random.default_rng([self.seed, Stream.MOVES, epoch])
             plan += list(rng.uniform(-1, 1, (2, n, 4)).astype(np.float32))
         parts = [torch.from_numpy(part).to(self.images.device).split(self.size) for part in plan]
-        return list(zip(*parts))
+        return [tuple(part[self.share] for part in step) for step in zip(*parts)]
 
     def pair(self, index, flip, val_index, val_flip, moves=None, val_moves=None):
         """The training and the validation batch of one step of an epoch."""
@@ -1155,9 +1181,10 @@ class Batches:
     def take(self, index, flip, moves=None):
         """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips and moves keep labels."""
         x = self.images[index]
-        x = torch.where(flip[:, None, None, None], x.flip(3), x)
-        x = x if moves is None else moved(x, moves)
-        return x.contiguous(memory_format=torch.channels_last), self.y_emo[index], self.y_au[index]
+        x = torch.where(flip[:, None, None, None], x.flip(3), x).to(self.device)
+        x = x if moves is None else moved(x, moves.to(self.device))
+        y_emo, y_au = (y[index].to(self.device) for y in (self.y_emo, self.y_au))
+        return x.contiguous(memory_format=torch.channels_last), y_emo, y_au
 
 
 def moved(x, moves):
