@@ -89,7 +89,7 @@ SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of sid
 FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F, the length of f
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # only named by Pillow
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
@@ -807,13 +807,25 @@ def is_aligned(path):
     return path.stem.endswith("_aligned") or path.parent.name == "aligned"
 
 
+@functools.cache
+def image_suffixes():
+    """The suffixes of the pictures that Pillow reads, with what is installed beside it."""
+    formats = Image.registered_extensions()
+    return {suffix for suffix, name in formats.items() if name not in NO_PICTURES}
+
+
+def is_image(path):
+    """Whether a file has the name of a picture that can be read, blanks at its end or not."""
+    return os.path.splitext(path)[1].strip().lower() in image_suffixes()
+
+
 def image_index(*folders):
     """{stem: path} of the images in the folders where copies of RAF-AU have them. Of two images
     with one stem it is the aligned crop, else the one in the first of these folders."""
     places = [base / sub for folder in folders for base in (folder, folder / "RAF-AU")
               for sub in ("aligned/aligned", "aligned", "")]
     paths = [path for place in places if place.is_dir() for path in sorted(place.iterdir())
-             if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
+             if is_image(path) and path.name[0] != "."]
     index = {}
     for path in sorted(paths, key=lambda path: not is_aligned(path)):
         index.setdefault(stem(path), path)

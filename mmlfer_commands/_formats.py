@@ -5,17 +5,25 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from mmlfer import IMAGE_SUFFIXES, InputError, image_index, parse_code, plural, read_labels, stem
-from mmlfer_commands._labels import read_columns, read_rows
-from mmlfer_commands._results import files_below, find_files
+from mmlfer import (
+    TEST,
+    TRAIN,
+    VAL,
+    InputError,
+    image_index,
+    parse_code,
+    plural,
+    read_labels,
+    stem,
+)
+from mmlfer_commands._inputs import find_files, images_among, images_below, is_hidden
+from mmlfer_commands._labels import PARTS, Rows, read_columns, read_rows
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
          "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
          "angrily surprised", "angrily disgusted", "disgustedly surprised")  # its classes 1..11
 ABAW = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other")
 ABAW_AUS = "1,2,4,6,7,10,12,15,23,24,25,26"  # the challenge's order, as of the classes 0..7
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-         "dev": "val", "test": "test", "testing": "test"}
 NOT_CODED = {"aus": "?"}
 CODES = {1: True, 0: False, -1: None}  # whether an AU is seen
 
@@ -27,6 +35,7 @@ class Labelled(NamedTuple):
     expression: str  # "" where it is unknown
     split: str = ""  # train, val, test; "" where none is published
     labels: dict = NOT_CODED  # labels.csv's other columns
+    place: str = ""  # where they stand, if not in the image's own path
 
 
 # ---------------------------------------------------------------- reading
@@ -44,7 +53,7 @@ def read_list(path):
 
 def part_of(name):
     """The part that a folder's name or a cell stands for: train, val, test, or "" for none."""
-    return PARTS.get(name.lower(), "")
+    return {TRAIN: "train", VAL: "val", TEST: "test"}.get(PARTS.get(name.lower()), "")
 
 
 def part_in(name):
@@ -127,15 +136,14 @@ def rafdb(folder, expressions):
             raise InputError(f"{path}:{number}: expected train_ or test_ in the name and a class "
                              "from 1; fix this row")
         image = index.get(stem(name), folder / "Image" / "aligned" / name)
-        yield Labelled(image, (expressions or RAFDB)[code - 1], part)
+        yield Labelled(image, (expressions or RAFDB)[code - 1], part, place=f"{path}:{number}")
 
 
 def subfolders(folder):
     """The folders in a folder that has no images of its own: they would have no class."""
-    inside = [path for path in sorted(folder.iterdir()) if not path.name.startswith((".", "__"))]
-    for path in inside:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            raise InputError(f"{path}: lies beside the folders of the classes; move it into one")
+    inside = [path for path in sorted(folder.iterdir()) if not is_hidden(path.name)]
+    for path in images_among([path for path in inside if not path.is_dir()], folder):
+        raise InputError(f"{path}: lies beside the folders of the classes; move it into one")
     return [path for path in inside if path.is_dir()]
 
 
@@ -152,43 +160,59 @@ def folders(folder):
                          "it is; move it away")
     for part, top in zip(parts, tops):
         for place in subfolders(top) if part else [top]:
-            for path in sorted(files_below(place)):
-                hidden = any(name.startswith(".") for name in path.relative_to(place).parts)
-                if path.suffix.lower() in IMAGE_SUFFIXES and not hidden:
-                    yield Labelled(path, place.name, part)
+            yield from (Labelled(path, place.name, part) for path in images_below(place))
+
+
+def class_column(columns, column, path):
+    """The index of metadata.csv's column of expressions, which --column may name."""
+    known = [name for name in columns if name.lower() in ("expression", "label", "emotion")]
+    if column and column not in columns:
+        raise InputError(f"{path}: no column {column}; it has {', '.join(columns)[:200]}")
+    if not column and len(known) != 1:
+        raise InputError(f"{path}: which column has the expressions? Name one with --column: "
+                         f"{', '.join(columns)[:200]}")
+    return columns.index(column or known[0])
 
 
 def huggingface(folder, column, expressions):
     """Read Hugging Face's imagefolder with metadata.csv.
 
-    metadata.csv lies in the data set's folder IN, or in each of its train, validation and test.
-    Its column file_name is a path from where it lies; the part stands in a column split or is the
-    name of a folder. Columns person, aus and AU1, AU2 ... are taken over as they are.
+    metadata.csv lies in the data set's folder IN, or in each of its train, validation and test. Its
+    columns are called as those of labels.csv: file_name is a path from where it lies; the part
+    stands in a column split or is the name of a folder; person, aus and AU1, AU2 ... are taken.
     """
     paths = find_files(folder, "metadata.csv")
     if not paths:
         raise InputError(f"{folder}: no metadata.csv in it or below it; name the data set's folder")
     for path in paths:
-        columns, rows = read_columns(path, "file_name", *([column] if column else []))
-        known = [name for name in ("expression", "label", "emotion") if name in columns]
-        if not column and len(known) != 1:
-            raise InputError(f"{path}: which column has the expressions? Name one with --column: "
-                             f"{', '.join(columns)[:200]}")
-        taken = [name for name in columns
-                 if name in ("person", "aus") or re.fullmatch("AU0?[1-9][0-9]?", name)]
-        for number, row in rows:
-            where, label = f"{path}:{number}", row[column or known[0]]
+        rows = read_rows(path)
+        columns = next(rows, (1, []))[1]
+        which = class_column(columns, column, path)
+        columns = [f"other {name}" if name.lower() == "expression" else name for name in columns]
+        columns[which] = "expression"
+        table = Rows(path, columns, aus_needed=False)
+        for number, cells in rows:
+            where, label = f"{path}:{number}", "".join(cells[which : which + 1])
             if expressions:
-                label = class_name(label, expressions, where)
+                cells[which] = class_name(label, expressions, where)
             elif label.isdigit():
                 raise InputError(f"{where}: expression {label}: --expressions names the classes, "
                                  "from 0, as in --expressions anger,fear,joy")
-            places = [*path.relative_to(folder).parts[:-1], *Path(row["file_name"]).parts[:-1]]
-            parts = map(part_of, [row["split"]] if "split" in columns else places)
-            given = {name: row[name] for name in taken}
-            labels = given if set(given) - {"person"} else given | NOT_CODED
-            part = next(filter(None, parts), "")
-            yield Labelled(path.parent / row["file_name"], label, part, labels)
+            table.add(number, cells)
+            yield labelled_row(table, cells, folder, where)
+
+
+def labelled_row(table, cells, folder, place):
+    """The row of a metadata.csv that a table has just read, as Labelled."""
+    name = cells[table.places["image"]]
+    words = [*table.path.relative_to(folder).parts[:-1], *Path(name).parts[:-1]]
+    if "split" in table.places:
+        words = [cells[table.places["split"]]]
+    labels = {what: cells[table.places[what]] for what in ("person", "aus") if what in table.places}
+    labels |= {f"AU{au}": cells[i] for au, i in table.aus.items()}
+    return Labelled(table.path.parent / name, table.expressions[-1],
+                    next(filter(None, map(part_of, words)), ""),
+                    labels if {*labels} - {"person"} else labels | NOT_CODED, place)
 
 
 def abaw(paths, images, columns, expressions):
@@ -208,7 +232,8 @@ def abaw(paths, images, columns, expressions):
             name, _, _, expression, *values = cells + [""] * (4 - len(cells))
             where = f"{path}:{number}"
             known = "" if expression == "-1" else class_name(expression, expressions, where)
-            faces.append(Labelled((images or path.parent) / name, known, part_in(path.name)))
+            image = (images or path.parent) / name
+            faces.append(Labelled(image, known, part_in(path.name), place=where))
             coded.append(code_aus(columns, values, where))
     for face, labels in zip(faces, au_labels(coded)):
         yield face._replace(labels=labels | {"person": face.image.parent.name})
@@ -244,6 +269,9 @@ def openface(path):
     coders.
     """
     columns, rows = read_columns(path)
+    if "action_units" in columns:
+        raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "
+                         "used; run OpenFace 2")
     aus = {name: int(name[2:4]) for name in columns if re.fullmatch("AU[0-9]{2}_c", name)}
     if not aus:
         raise InputError(f"{path}: no columns AU01_c, AU02_c ...: give CSV files of OpenFace, "

@@ -40,7 +40,8 @@ from mmlfer_commands._outputs import in_utf8
 LABELS = "labels.csv"
 COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
            "split": ("split", "partition", "subset"), "person": ("person",), "aus": ("aus",)}
-PARTS = {"train": TRAIN, "val": VAL, "validation": VAL, "test": TEST}
+PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL,
+         "dev": VAL, "test": TEST, "testing": TEST}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
 SEED = 0  # of such a partition
@@ -163,14 +164,20 @@ def read_rows(path):
 def read_columns(path, *needed):
     """The columns of a CSV file and (row number, {column: text}) of its rows."""
     (_, columns), *rows = list(read_rows(path)) or [(1, [])]
+    columns = columns[: width_of(columns)]
     for name in needed:
         if name not in columns:
             raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
     for number, cells in rows:
-        if len(cells) != len(columns):
+        if any(cells[len(columns) :]) or len(cells) < len(columns):
             raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
                              f"the first row, got {len(cells)}; fix this row")
     return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
+
+
+def width_of(header):
+    """The number of columns, without those at the end of the rows that have no name."""
+    return max((i for i, name in enumerate(header, 1) if name), default=0)
 
 
 def check_names(images, expressions, path):
@@ -184,7 +191,7 @@ def check_names(images, expressions, path):
                              "at its ends, or has characters that cannot be printed; rename it")
 
 
-def find_columns(header, path):
+def find_columns(header, path, aus_needed):
     """The header's columns, {name in COLUMNS: index}, and its AUs' columns, {AU number: index}."""
     places, aus, unread = {}, {}, []
     for i, name in enumerate(header):
@@ -214,7 +221,7 @@ def find_columns(header, path):
         if what not in places:
             raise InputError(f"{path}:1: no column {' or '.join(COLUMNS[what])}; the first row "
                              "names the columns, as in image,expression,split,aus")
-    if "aus" not in places and not aus:
+    if aus_needed and "aus" not in places and not aus:
         raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
                          "where nobody coded the AUs")
     return places, aus
@@ -255,59 +262,74 @@ def parse_au_cells(texts, aus):
     return tuple(AU_CELLS[text] for text in texts)
 
 
+def named(row):
+    """A row by its number, or by the place that its labels come from."""
+    return f"row {row}" if isinstance(row, int) else row
+
+
 class Rows:
     """The rows of a labels.csv as they are read, each checked against those before it."""
 
-    def __init__(self, path, header):
+    def __init__(self, path, header, aus_needed=True):
         self.path, self.width = path, len(header)
         self.folder = f"{path.parent.resolve()}/"
-        self.places, self.aus = find_columns(header, path)
+        self.places, self.aus = find_columns(header, path, aus_needed)
         self.names = {}  # {name: row number}
         self.expressions, self.spellings = [], {}  # {folded name: (name, row number)}
         self.splits, self.people, self.texts = [], [], []
         self.parts = {}  # {person: (split, row number)}
         self.known = {}  # parsed AUs by their text: most rows repeat another one's
 
-    def add(self, number, cells):
+    def add(self, row, cells):
+        """One row, which is called by its number, or by the place that its labels come from;
+        InputError says what is wrong with it."""
+        try:
+            self.check(row, cells)
+        except ValueError as error:
+            where = f"{self.path}:{row}" if isinstance(row, int) else row
+            raise InputError(f"{where}: {error}") from None
+
+    def check(self, row, cells):
         """One row; ValueError says what is wrong with it."""
         if any(cells[self.width :]) or len(cells) < self.width:
             raise ValueError(f"expected {plural(self.width, 'field')}, as in the first row, got "
                              f"{len(cells)} (a field with a comma in it stands in quotes)")
         get = {what: cells[i] for what, i in self.places.items()}
         name = parse_place(get["image"], self.folder)
-        first = self.names.setdefault(name, number)
-        if first != number:
-            raise ValueError(f"{name} is the image of row {first}, too; keep one of the two")
-        self.add_expression(number, get["expression"])
+        first = self.names.setdefault(name, row)
+        if first != row:
+            raise ValueError(f"{name} is the image of {named(first)}, too; keep one of the two")
+        self.add_expression(row, get["expression"])
         if "split" in get:
             if get["split"].lower() not in PARTS:
                 raise ValueError(f"expected train, val or test, got {get['split']!r}")
             self.splits.append(PARTS[get["split"].lower()])
         if "person" in get:
-            self.add_person(number, get["person"])
+            self.add_person(row, get["person"])
         text = get["aus"] if "aus" in get else tuple(cells[i] for i in self.aus.values())
         if text not in self.known:
             self.known[text] = (parse_au_text(text) if "aus" in get else
                                 parse_au_cells(text, self.aus))
         self.texts.append(text)
 
-    def add_expression(self, number, name):
+    def add_expression(self, row, name):
         """A row's expression; two spellings of one name are refused."""
         if not name or not name.isprintable():
             raise ValueError("no expression; name it or remove this row")
         folded = re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", name)).casefold()
-        first, row = self.spellings.setdefault(folded, (name, number))
+        first, where = self.spellings.setdefault(folded, (name, row))
         if first != name:
-            raise ValueError(f"{name!r} is {first!r} of row {row} in another spelling; choose one")
+            raise ValueError(f"{name!r} is {first!r} of {named(where)} in another spelling; choose "
+                             "one")
         self.expressions.append(first)
 
-    def add_person(self, number, person):
+    def add_person(self, row, person):
         """A row's person. A row without a name is taken for a person of its own."""
-        self.people.append(person or f"\0{number}")
+        self.people.append(person or f"\0{row}")
         if self.splits and person:
-            first, row = self.parts.setdefault(person, (self.splits[-1], number))
+            first, where = self.parts.setdefault(person, (self.splits[-1], row))
             if first != self.splits[-1]:
-                raise ValueError(f"person {person} is in another part in row {row}; keep each "
+                raise ValueError(f"person {person} is in another part in {named(where)}; keep each "
                                  "person in one part, or remove the column")
 
     def faces(self):
@@ -364,10 +386,7 @@ def read_labels_csv(path):
                          "image,expression,split,aus")
     table = Rows(path, header)
     for number, cells in rows:
-        try:
-            table.add(number, cells)
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
+        table.add(number, cells)
     if not table.names:
         raise InputError(f"{path}: no row below the first; a row names an image")
     return table.faces()

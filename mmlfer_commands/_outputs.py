@@ -13,7 +13,7 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
-from mmlfer import IMAGE_SUFFIXES, LABEL_FILES, InputError, write_whole
+from mmlfer import LABEL_FILES, InputError, is_image, write_whole
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -126,8 +126,8 @@ def check_output(path, *inputs):
         return
     for source in map(Path, inputs):
         folder = source if source.is_dir() else source.parent
-        images = source.is_dir() or source.suffix.lower() in IMAGE_SUFFIXES
-        beside = output.suffix.lower() in IMAGE_SUFFIXES and folder.resolve() in output.parents
+        images = source.is_dir() or is_image(source)
+        beside = is_image(output) and folder.resolve() in output.parents
         same = source.exists() and output.samefile(source)
         if same or (images and beside) or output.name in (*LABEL_FILES, "labels.csv"):
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")

@@ -13,15 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    IMAGE_SUFFIXES,
     InputError,
     Stream,
     brief,
+    image_suffixes,
+    is_image,
     progress,
     read_image,
     torch,
     try_read,
 )
+from mmlfer_commands._inputs import is_hidden
 from mmlfer_commands._processes import end_with_parent
 from mmlfer_commands._runs import STOPS
 
@@ -95,34 +97,33 @@ def read_people(folder):
 def read_folders(folder):
     """The images of DIR/PERSON/IMAGE, and warnings of what is left out. Hidden files and folders,
     such as ._001.jpg and .thumbnails, are passed over."""
-    names, counts, empty, loose = [], [], [], 0
+    names, counts, empty, loose, others = [], [], [], 0, 0
     for entry in visible(folder):
         if entry.is_dir():
-            images = [file.name for file in visible(entry) if is_image(file)]
+            inside = visible(entry)
+            images = [file.name for file in inside if is_image(file.name)]
+            others += len(inside) - len(images)
             names += [os.path.join(entry.name, image) for image in images]
             if images:
                 counts.append(len(images))
             else:
                 empty.append(entry.name)
-        elif is_image(entry):
+        elif is_image(entry.name):
             loose += 1
     notes = []
     if empty:
         notes.append(f"folders without an image, left out: {some(empty)}")
     if loose:
         notes.append(f"images outside a person's folder, left out: {loose}")
+    if others:
+        notes.append(f"other files, left out: {others}")
     return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
 
 
 def visible(folder):
     """A folder's entries that are not hidden, sorted by name."""
-    entries = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
+    entries = (entry for entry in os.scandir(folder) if not is_hidden(entry.name))
     return sorted(entries, key=lambda entry: entry.name)
-
-
-def is_image(entry):
-    """Whether a folder's entry has the name of an image."""
-    return entry.name.lower().endswith(IMAGE_SUFFIXES)
 
 
 # MXNet's RecordIO: a magic number, a word (3 bits part, 29 bits length), the data, zeros up to a
@@ -318,8 +319,8 @@ def read_pairs(path, root):
 
 
 def lfw_image(root, name, i):
-    """The path NAME/NAME_0001.jpg below root, with whichever of IMAGE_SUFFIXES is there."""
-    for suffix in IMAGE_SUFFIXES:
+    """The path NAME/NAME_0001.jpg below root, with whichever suffix of an image is there."""
+    for suffix in sorted(image_suffixes()):
         image = Path(name, f"{name}_{i:04d}{suffix}")
         if (root / image).exists():
             return str(image)

@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import zlib
 from pathlib import Path
@@ -19,6 +18,7 @@ from mmlfer import (
     expression_metrics,
     loss_sources,
 )
+from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of
 from mmlfer_commands._runs import WORDS
 
@@ -32,23 +32,6 @@ READERS = {"rho": "rho", "rho_am": "rho_am", "lr_meta": "meta", "hypergrad": "me
 NO_TRAITS = ("method", "stats", "stats_least", "form", "seed", "data", "device", "weights",
              "weights_bgr", "weights_norm")  # options compared by content, or not at all
 OWN = ("form", "statistics", "rho", "rho_am")  # traits that may differ from method to method
-
-
-def files_below(folder):
-    """Yield the files below a folder; links are followed, no folder is read twice."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        if os.path.realpath(place) in seen:
-            folders.clear()
-        else:
-            yield from (Path(place, name) for name in files)
-        seen.add(os.path.realpath(place))
-
-
-def find_files(folder, name):
-    """The files of a name below a folder, sorted."""
-    return sorted(path for path in files_below(folder) if path.name == name and path.is_file())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import collections
 import functools
 import os
-import re
 from pathlib import Path
 
 import click
@@ -34,17 +33,15 @@ from mmlfer_commands._formats import (
     part_in,
     rafdb,
 )
+from mmlfer_commands._inputs import files_below
 from mmlfer_commands._labels import (
-    COLUMNS,
     LABELS,
+    Rows,
     check_names,
     describe,
-    load_faces,
-    parse_place,
-    read_columns,
+    read_rows,
     split_people,
 )
-from mmlfer_commands._results import files_below
 
 # ---------------------------------------------------------------- labels.csv
 
@@ -123,42 +120,51 @@ def complete(faces, seed):
     return faces, notes
 
 
+def write_table(rows, places, out):
+    """Write these rows to labels.csv, if they can be read from it: what is wrong is named by the
+    place that a row comes from. -> what labels.csv then has, as `train` reads it, in lines"""
+    columns = list(rows[0])
+    table = Rows(out, columns)
+    for place, row in zip(places, rows):
+        table.add(place, [row[name] for name in columns])
+    faces = table.faces()
+    write_rows(rows, columns, out)
+    return describe(faces, out.parent)
+
+
 def write_faces(faces, out):
-    """Write labels.csv."""
+    """Write labels.csv of Labelled faces. -> what it has, in lines"""
     more = {name: "?" if name == "aus" else "" for face in faces for name in face.labels}
     published = ["split"] if any(face.split for face in faces) else []
     paths = below([face.image for face in faces], out)
     check_names(paths, {face.expression for face in faces}, out)
     rows = [{"image": path, "expression": face.expression, **dict.fromkeys(published, face.split),
              **more, **face.labels} for path, face in zip(paths, faces)]
-    write_rows(rows, ["image", "expression", *published, *more], out)
+    return write_table(rows, [face.place or str(face.image) for face in faces], out)
 
 
 def not_coded_rows(out):
-    """The columns of a labels.csv whose rows are not coded, and {image's path: row}."""
+    """The rows of a labels.csv that are not coded, {image's path: Labelled}, and whether they have
+    parts. A row's labels are all its cells, but for AUs."""
     if not out.is_file():
         raise InputError(f"{out}: not there; write it first, with the expressions of the images, "
                          "for instance by: mmlfer convert folders")
-    columns, rows = read_columns(out, "expression")
-    image = next((name for name in COLUMNS["image"] if name in columns), None)
-    if image is None:
-        raise InputError(f"{out}: no column image; it has {', '.join(columns)[:200]}")
-    wide, faces = [name for name in columns if re.fullmatch("AU[0-9]+", name, re.I)], {}
-    for number, row in rows:
-        if wide or row.get("aus", "?") != "?":
+    rows, read = read_rows(out), []
+    columns = next(rows, (1, []))[1]
+    table = Rows(out, columns, aus_needed=False)
+    for number, cells in rows:
+        table.add(number, cells)
+        row = dict(zip(columns, cells))
+        if table.aus or "aus" in table.places and row.pop(columns[table.places["aus"]]) != "?":
             raise InputError(f"{out}:{number}: is coded already, and the labels of two sources are "
                              "not mixed; put ? in all rows of the column aus, in a copy")
-        try:
-            faces[parse_place(row[image], f"{out.parent.resolve()}/")] = row
-        except ValueError as error:
-            raise InputError(f"{out}:{number}: {error}") from None
-    return columns, faces
+        read.append(Labelled(None, table.expressions[-1], "", row, f"{out}:{number}"))
+    return dict(zip(table.names, read)), "split" in table.places
 
 
-def add_aus(out, found, parts=()):
-    """Put {image: {AU: True, False or None}} into the rows of labels.csv, and, if they are given,
-    the parts, {image: train, val or test}. Returns a line that says how many images have AUs."""
-    columns, faces = not_coded_rows(out)
+def add_aus(faces, found, out):
+    """Put {image: {AU: True, False or None}} into the rows of labels.csv, {image: Labelled}.
+    Returns a line that says how many images have AUs, and what labels.csv has, in lines."""
     labels = dict(zip(found, au_labels(list(found.values()))))
     names = {name: "?" if name == "aus" else "" for row in labels.values() for name in row}
     n = len(faces.keys() & found.keys())
@@ -166,14 +172,45 @@ def add_aus(out, found, parts=()):
         given = f", such as {next(iter(found))}" if found else ""
         raise InputError(f"{out}: none of its images, such as {next(iter(faces), None)}, is among "
                          f"those with AUs{given}")
-    columns = [name for name in columns if name != "aus"]
-    if parts:
-        columns.append("split")
-        faces = {image: {**row, "split": parts[image]} for image, row in faces.items()}
-    columns += names
-    rows = [{**row, **names, **labels.get(image, {})} for image, row in faces.items()]
-    write_rows([{name: row[name] for name in columns} for row in rows], columns, out)
-    return f"AUs for {n} of {plural(len(rows), 'image')}; the others are not coded"
+    rows = [{**face.labels, **({"split": face.split} if face.split else {}), **names,
+             **labels.get(image, {})} for image, face in faces.items()]
+    written = write_table(rows, [face.place for face in faces.values()], out)
+    return f"AUs for {n} of {plural(len(rows), 'image')}; the others are not coded", written
+
+
+def add_lists(paths, out, as_published, seed, images, aus):
+    """Put the AUs of OpenGraphAU's lists into labels.csv, and their parts, where it has none and
+    they have one for every image. Returns lines that say what was done."""
+    found, parts, notes = {}, {}, []
+    for path in paths:
+        for name, coded in opengraphau(path, aus):
+            image = os.path.relpath((images or path.parent.parent / "img") / name, out.parent)
+            image = Path(image).as_posix()
+            if image in found:
+                raise InputError(f"{path}: {name} has two rows; keep one")
+            found[image], parts[image] = coded, part_in(path.name)
+    faces, divided = not_coded_rows(out)
+    if not divided and all(parts.get(image) for image in faces):
+        rows = [face._replace(split=parts[image]) for image, face in faces.items()]
+        rows, notes = (rows, []) if as_published else complete(rows, seed)
+        faces = dict(zip(faces, rows))
+    done, written = add_aus(faces, found, out)
+    return [done, *notes, written]
+
+
+def add_files(paths, out):
+    """Put the AUs of OpenFace's files into labels.csv. Returns lines that say what was done."""
+    faces, _ = not_coded_rows(out)
+    files = []
+    for path in paths:
+        inside = sorted(files_below(path)) if path.is_dir() else [path]
+        files += [file for file in inside if file == path or file.suffix.lower() == ".csv"]
+    matched = match_by_name(files, faces)
+    found = {name: openface(path) for name, path in matched.items()}
+    done, written = add_aus(faces, {name: aus for name, aus in found.items() if aus}, out)
+    left = ((list(found.values()).count({}), "in which OpenFace found no face"),
+            (len(files) - len(matched), "without an image of that name"))
+    return [done, *[f"{plural(n, 'file')} {reason}" for n, reason in left if n], written]
 
 
 def match_by_name(paths, images):
@@ -241,13 +278,8 @@ def convert(faces, out, as_published, seed, skip_missing):
         raise InputError(f"{out}: is there already; move it away first")
     faces, notes = usable(faces, skip_missing)
     faces, more = (faces, []) if as_published else complete(faces, seed)
-    write_faces(faces, out)
-    tell(out, [*notes, *more])
-
-
-def tell(out, notes):
-    """Print these lines, and what labels.csv has, as `train` reads it."""
-    click.echo("\n".join([*notes, describe(load_faces(out.parent), out.parent)]))
+    written = write_faces(faces, out)
+    click.echo("\n".join([*notes, *more, written]))
 
 
 class Formats(click.Group):
@@ -312,43 +344,12 @@ def abaw_command(paths, images, aus, expressions, **options):
 @seed_option
 @images_option
 @aus_option(required=True, help="The AUs of the columns, in their order.")
-def opengraphau_command(paths, out, as_published, seed, images, aus):
-    out, found, parts, notes = labels_file(out), {}, {}, []
-    for path in paths:
-        for name, coded in opengraphau(path, aus):
-            image = os.path.relpath((images or path.parent.parent / "img") / name, out.parent)
-            image = Path(image).as_posix()
-            if image in found:
-                raise InputError(f"{path}: {name} has two rows; keep one")
-            found[image], parts[image] = coded, part_in(path.name)
-    columns, rows = not_coded_rows(out)
-    faces = [Labelled(image, row["expression"], parts.get(image, ""), row)
-             for image, row in rows.items()]
-    if {*COLUMNS["split"]} & {*columns} or not all(face.split for face in faces):
-        faces = []  # parts in labels.csv stay; and parts of only some images are not used
-    elif not as_published:
-        faces, notes = complete(faces, seed)
-    parts = {face.image: face.split for face in faces if face.split}
-    tell(out, [add_aus(out, found, parts), *notes])
+def opengraphau_command(paths, out, **options):
+    click.echo("\n".join(add_lists(paths, labels_file(out), **options)))
 
 
 @command.command("openface", help=openface.__doc__)
 @click.argument("paths", metavar="IN...", nargs=-1, required=True, type=PATH)
 @click.argument("out", type=PATH)
 def openface_command(paths, out):
-    out = labels_file(out)
-    _, faces = not_coded_rows(out)
-    files = []
-    for path in paths:
-        if path.is_dir():
-            files += sorted(file for file in files_below(path) if file.suffix == ".csv")
-        else:
-            files.append(path)
-    matched = match_by_name(files, faces)
-    found = {name: openface(path) for name, path in matched.items()}
-    notes = [add_aus(out, {name: aus for name, aus in found.items() if aus})]
-    for n, reason in ((list(found.values()).count({}), "in which OpenFace found no face"),
-                      (len(files) - len(matched), "without an image of that name")):
-        if n:
-            notes.append(f"{plural(n, 'file')} {reason}")
-    tell(out, notes)
+    click.echo("\n".join(add_files(paths, labels_file(out))))

@@ -1,22 +1,13 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
 import csv
-import os
 import sys
-from pathlib import Path
 
 import click
 
-from mmlfer import (
-    IMAGE_SUFFIXES,
-    PATH,
-    SIZE,
-    InputError,
-    progress,
-    tell_once,
-    try_read,
-)
+from mmlfer import PATH, SIZE, progress, try_read
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
+from mmlfer_commands._inputs import list_images
 from mmlfer_commands._outputs import (
     check_empty,
     check_pictures_folder,
@@ -26,43 +17,6 @@ from mmlfer_commands._outputs import (
     shown,
     write_png,
 )
-
-# ---------------------------------------------------------------- photographs
-
-UNREAD = (".avif", ".gif", ".heic", ".heif")
-
-
-def images_below(folder, seen):
-    """The images below a folder, but for hidden ones (as macOS leaves "._x.jpg" beside x.jpg);
-    links are followed, but no folder is entered twice."""
-    if (place := os.path.realpath(folder)) in seen:
-        return
-    seen.add(place)
-    for path in sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path)):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from images_below(path, seen)
-        elif (suffix := path.suffix.lower()) in UNREAD:
-            tell_once(f"{path.parent}: {suffix} files are passed over; save them as JPEG")
-        elif suffix in IMAGE_SUFFIXES and (path.is_file() or not path.exists()):
-            yield path  # not a pipe; a broken link is named later
-
-
-def list_images(paths):
-    """The images among these paths and in these folders, in order."""
-    found = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found += sorted(images_below(path, set()))
-        elif path.exists():
-            found.append(path)
-        else:
-            raise InputError(f"{path}: no such file or folder")
-    if not found:
-        raise InputError(f"{', '.join(map(str, paths))}: no images there "
-                         f"({', '.join(IMAGE_SUFFIXES)})")
-    return found
 
 
 def photo_faces(paths):

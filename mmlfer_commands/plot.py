@@ -18,7 +18,8 @@ from mmlfer import (
     learned,
 )
 from mmlfer_commands._figures import pyplot, save_figure
-from mmlfer_commands._results import find_files, read_results
+from mmlfer_commands._inputs import find_files
+from mmlfer_commands._results import read_results
 
 WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 

@@ -38,6 +38,7 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
+from mmlfer_commands._inputs import list_images
 from mmlfer_commands._outputs import (
     check_empty,
     check_output,
@@ -51,7 +52,7 @@ from mmlfer_commands._outputs import (
     writing,
 )
 from mmlfer_commands._runs import tell_if_slower
-from mmlfer_commands.crop import like_option, list_images, photo_faces
+from mmlfer_commands.crop import like_option, photo_faces
 
 # ---------------------------------------------------------------- predicting
 # These are all iterators, so that of a hundred thousand images only some hundred are in memory.

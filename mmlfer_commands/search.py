@@ -9,7 +9,8 @@ import click
 import yaml
 
 from mmlfer import PATH, Config, InputError
-from mmlfer_commands._results import find_files, read_run
+from mmlfer_commands._inputs import find_files
+from mmlfer_commands._results import read_run
 
 # the traits of a run that change with an option
 FOLLOW = {"stats": {"statistics", "form"}, "size": {"images"}, "data": {"data", "images"},

@@ -104,7 +104,7 @@ def test_hugging_faces_metadata_with_other_columns_in_each_part(tmp_path):
                     "test/metadata.csv": "file_name,expression,AU12,person\n0.jpg,calm,1,ann\n"})
     make(tmp_path, ["train/0.jpg", "test/0.jpg"])
     text, _ = done(tmp_path, "huggingface", "--as-published", tmp_path)
-    assert text == ("image,expression,split,AU12,person,AU01\ntest/0.jpg,calm,test,1,ann,\ntrain/0.jpg,joy,train,0,,1\n")
+    assert text == ("image,expression,split,person,AU12,AU1\ntest/0.jpg,calm,test,ann,1,\ntrain/0.jpg,joy,train,,0,1\n")
 
 
 def test_hugging_faces_metadata_with_people_alone_and_with_aus_in_one_column(tmp_path):
@@ -127,7 +127,7 @@ def test_hugging_faces_metadata_of_the_whole_with_aus_and_people(tmp_path):
                                     "train/0.jpg,joy,1,,ann,train\ntrain/1.jpg,calm,0,1,bob,test\ntrain/2.jpg,joy,,,,validation\n"})
     make(tmp_path, ["train/0.jpg", "train/1.jpg", "train/2.jpg"])
     text, _ = done(tmp_path, "huggingface", "--column", "mood", tmp_path)
-    assert text == ("image,expression,split,AU1,AU12,person\ntrain/0.jpg,joy,train,1,,ann\ntrain/1.jpg,calm,test,0,1,bob\n"
+    assert text == ("image,expression,split,person,AU1,AU12\ntrain/0.jpg,joy,train,ann,1,\ntrain/1.jpg,calm,test,bob,0,1\n"
                     "train/2.jpg,joy,val,,,\n")
 
 
@@ -385,7 +385,8 @@ BAD = {  # a format's files -> its arguments and what is said
     "no image at all": ({"joy/notes.txt": ""}, ["folders", "."], "no images found; see `mmlfer convert --help` for the layouts"),
     "no metadata": ({"a.csv": ""}, ["huggingface", "."], ".: no metadata.csv in it or below it; name the data set's folder"),
     "no file_name": (
-        {"metadata.csv": "image,label\n1.jpg,joy\n"}, ["huggingface", "."], "metadata.csv: no column file_name; it has image, label"),
+        {"metadata.csv": "picture,label\n1.jpg,joy\n"}, ["huggingface", "."],
+        "metadata.csv:1: no column image or file_name or filepath; the first row names the columns, as in image,expression,split,aus"),
     "an unknown column of expressions": (
         {"metadata.csv": "file_name,mood\n1.jpg,joy\n"}, ["huggingface", "."],
         "metadata.csv: which column has the expressions? Name one with --column: file_name, mood"),
@@ -400,7 +401,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "metadata.csv:2: expected a class 0..2, got '3'; fix this row, or name all classes with --expressions"),
     "a row that is cut off": (
         {"metadata.csv": "file_name,label\n1.jpg\n"}, ["huggingface", "."],
-        "metadata.csv:2: expected 2 fields, as in the first row, got 1; fix this row"),
+        "metadata.csv:2: expected 2 fields, as in the first row, got 1 (a field with a comma in it stands in quotes)"),
     "another list than abaw's": (
         {"train.txt": "image,label\n1.jpg,3\n"}, ["abaw", "train.txt"],
         "train.txt: expected the header image,valence,arousal,expression,aus"),

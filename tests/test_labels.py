@@ -98,7 +98,7 @@ BAD = {  # content, and the line of it that is wrong
                   "none seen, ?: not coded"),
     **{f"cell of {n}": (WIDE.replace(",,,", f",,{n},"), f"labels.csv:4: AU 1: '{n}'; write 0, 1 or nothing for not coded, whatever "
                         "number stands for unknown in this data set") for n in ("-1", "9", "999", "2", "?")},
-    "unknown split": (PLAIN.replace(",test,", ",dev,"), "labels.csv:4: expected train, val or test, got 'dev'"),
+    "unknown split": (PLAIN.replace(",test,", ",fit,"), "labels.csv:4: expected train, val or test, got 'fit'"),
     "no split": (PLAIN.replace(",test,", ",,"), "labels.csv:4: expected train, val or test, got ''"),
     "no expression": (PLAIN.replace("contempt,val", ",val"), "labels.csv:3: no expression; name it or remove this row"),
     "expression of two lines": (PLAIN.replace("sadly, angry", "sadly\nangry"), "labels.csv:4: no expression; name it or remove this row"),

@@ -41,7 +41,7 @@ def test_folders_are_read_in_order_and_what_is_odd_is_named(people, tmp_path):
                                                   "one/9.JPG", "zoe/7.JPG", "zoe/8.JPG", "zoe/9.JPG"]
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 3, 4, 4, 4]
     assert notes == ["folders without an image, left out: 4 (e1, e2, e3, ...)",
-                     "images outside a person's folder, left out: 1",
+                     "images outside a person's folder, left out: 1", "other files, left out: 2",
                      "people with one image, never held out: 2 (lone/9.JPG, one/9.JPG)"]
     assert np.array_equal(source.read(8, 16), mmlfer.read_image(faces / "zoe/9.JPG", 16))
     train, held = pretrain.hold_out_people(source.labels, 0.5, 0)

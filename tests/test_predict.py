@@ -141,7 +141,7 @@ def test_predict_skips_and_names_what_it_cannot_read(ckpt, faces_folder, tmp_pat
     (tmp_path / "empty").mkdir()
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "empty")
     assert (result.exit_code, result.stderr) == (
-        1, f"Error: {tmp_path}/empty: no images there (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff)\n")
+        1, f"Error: {tmp_path}/empty: no images there\n")
     result = invoke("predict", "--ckpt", ckpt, tmp_path / "gone")
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/gone: no such file or folder\n")
 
@@ -188,14 +188,15 @@ def test_hidden_files_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
     assert names == ["b.jpg", "sub/c.jpg", ".hidden.jpg"]
 
 
-@pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".avif", ".gif"])
+@pytest.mark.parametrize("suffix", [".heic", ".CR2"])
 def test_pictures_that_are_not_read_are_named_once_for_each_folder(ckpt, faces_folder, tmp_path, suffix):
     shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
     for name in ("a", "c"):
         (tmp_path / f"{name}{suffix}").write_bytes(b"x")
     result = invoke("predict", "--ckpt", ckpt, tmp_path)
     assert result.exit_code == 0 and result.stdout.count("\n") == 1
-    assert result.stderr == f"{tmp_path}: {suffix.lower()} files are passed over; save them as JPEG\n"
+    assert result.stderr == (f"{tmp_path}: 2 other files passed over ({suffix.lower()}); save pictures among them as JPEG or "
+                             "PNG\n")
 
 
 # ---------------------------------------------------------------- outputs

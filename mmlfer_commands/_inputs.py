@@ -1,0 +1,69 @@
+"""Files that commands read: those below a folder, and the images among them."""
+
+import os
+from pathlib import Path
+
+from mmlfer import InputError, is_image, plural, tell_once
+
+SYSTEM = ("lost+found", "system volume information", "$recycle.bin", "#recycle", "@recycle",
+          "@eadir", "__macosx")  # folders of systems and network drives
+
+
+def is_hidden(name):
+    """Whether a file or folder is hidden, or is one that a system keeps for itself."""
+    return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def cannot_list(error):
+    raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def files_below(folder):
+    """Yield the files below a folder that are not hidden; links are followed, and no folder is read
+    twice."""
+    seen = set()
+    for place, folders, files in os.walk(folder, onerror=cannot_list, followlinks=True):
+        inside = [name for name in folders if not is_hidden(name)]
+        links = {name: os.path.islink(os.path.join(place, name)) for name in inside}
+        folders[:] = sorted(inside, key=lambda name: (links[name], name))
+        if os.path.realpath(place) in seen:
+            folders.clear()
+        else:
+            yield from (Path(place, name) for name in files if not is_hidden(name))
+        seen.add(os.path.realpath(place))
+
+
+def find_files(folder, name):
+    """The files of a name below a folder, sorted."""
+    return sorted(path for path in files_below(folder) if path.name == name and path.is_file())
+
+
+def images_among(paths, folder):
+    """The images among the files of a folder, sorted. A line counts the others."""
+    others = [path for path in paths if not is_image(path)]
+    if others:
+        kinds = sorted({path.suffix.strip().lower() or path.name for path in others})
+        tell_once(f"{folder}: {plural(len(others), 'other file')} passed over "
+                  f"({', '.join(kinds):.60}); save pictures among them as JPEG or PNG")
+    return sorted(filter(is_image, paths))
+
+
+def images_below(folder):
+    """The images below a folder; a broken link is one, and named later, a pipe is none."""
+    paths = files_below(folder)
+    return images_among([path for path in paths if path.is_file() or not path.exists()], folder)
+
+
+def list_images(paths):
+    """The images among these paths and in these folders, in order."""
+    found = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += images_below(path)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: no images there")
+    return found
