@@ -739,7 +739,7 @@ def read_labels(path, parse, fields=1):
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
-    if "\0" in text or "\N{REPLACEMENT CHARACTER}" in text:
+    if "\0" in text or "\ufffd" in text:
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
     for number, line in enumerate(text.split("\n"), 1):
