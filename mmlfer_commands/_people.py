@@ -72,16 +72,16 @@ def some(names):
     return f"{len(names)} ({', '.join(map(str, names[:3]))}{', ...' if len(names) > 3 else ''})"
 
 
-def read_people(folder):
+def read_people(folder, skip=False):
     """The images of DIR/PERSON/IMAGE or of DIR/train.rec, as Files or Records, and a list of
-    warnings."""
+    warnings. InputError if records are lost, unless they are to be skipped."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
                          "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
                          "draws people")
     if (folder / "train.rec").exists():
-        source, notes = read_records(folder / "train.rec")
+        source, notes = read_records(folder / "train.rec", skip)
     else:
         source, notes = read_folders(folder)
     counts = np.bincount(source.labels)
@@ -180,15 +180,19 @@ def read_index(path):
 
 
 def read_label(file, offset, size):
-    """The first label of the record at an offset; nan if no whole record is there in a file of this
-    size."""
+    """The first label of the record at an offset: inf for a person's record, which has no image but
+    two labels; nan if no whole record is there in a file of this size."""
     file.seek(offset)
     head = file.read(36)
     if len(head) < 36:
         return math.nan
     magic, word, flag, label, first = struct.unpack("<IIIf16xf", head)
-    whole = magic == MAGIC and offset + 8 + word % 2**29 <= size
-    return math.nan if not whole else first if flag else label
+    length = word % 2**29
+    if magic != MAGIC or offset + 8 + length > size:
+        return math.nan
+    if flag > 1 and length == 24 + 4 * flag:
+        return math.inf
+    return first if flag else label
 
 
 def read_end(file, offset):
@@ -197,29 +201,40 @@ def read_end(file, offset):
     its records of people."""
     try:
         labels, image = parse_record(read_record(file, offset))
+        if image:
+            return None
+        if len(labels) > 1 and not 1 <= labels[0] < 2**40:
+            raise ValueError(f"{labels[0]:g} is no number of images")
     except ValueError as error:
         raise InputError(f"{file.name}: record 0: {error}; fetch the file again") from None
-    if image:
-        return None
     return labels[0] if len(labels) > 1 else math.inf
 
 
-def read_records(path):
-    """The images of a train.rec, found by its train.idx, and a list of warnings."""
+def read_records(path, skip=False):
+    """The images of a train.rec, found by its train.idx, and a list of warnings: of records that
+    are lost, if they are to be skipped."""
     keys, offsets = read_index(path.with_suffix(".idx"))
+    notes, first = [], keys[0] == 0 if len(keys) else False
     with open(path, "rb") as file:
-        end = read_end(file, offsets[0]) if 0 in keys[:1] else None
+        end = read_end(file, offsets[0]) if first else None
         if end is not None:
             wanted = (keys >= 1) & (keys < end)
             keys, offsets = keys[wanted], offsets[wanted]
+            if len(keys) < end - 1 < math.inf:
+                notes.append(f"train.idx has {len(keys)} of the {end - 1:.0f} images of record 0")
         size = path.stat().st_size
         bar = progress(offsets, "reading labels", unit=" records")
         labels = np.fromiter((read_label(file, int(offset), size) for offset in bar), np.float64)
-    whole, notes = ~np.isnan(labels), []
-    if not whole.all():
-        notes.append(f"records cut off or not there: {some(keys[~whole])}")
-    labels = np.unique(labels[whole], return_inverse=True)[1]
-    return Records(path, keys[whole], offsets[whole], labels), notes
+    if not first and np.isinf(labels).any():
+        notes.append("train.idx lacks record 0, which says how many images there are")
+    if np.isnan(labels).any():
+        notes.append(f"records cut off or not there: {some(keys[np.isnan(labels)])}")
+    if notes and not skip:
+        raise InputError(f"{path}: {'; '.join(notes)}; fetch train.rec and train.idx again, or go "
+                         "on without what is lost: --skip-bad-images")
+    image = np.isfinite(labels)
+    labels = np.unique(labels[image], return_inverse=True)[1]
+    return Records(path, keys[image], offsets[image], labels), notes
 
 
 class Images:

@@ -408,7 +408,7 @@ def hold_out_people(labels, holdout, seed):
 
 def prepare(opt, world):
     """The images to train on, how many people they show, the verification tests, and a digest."""
-    source, notes = read_people(opt.faces)
+    source, notes = read_people(opt.faces, opt.skip_bad_images)
     train, held = hold_out_people(source.labels, opt.holdout, opt.seed)
     people, labels = np.unique(source.labels[train], return_inverse=True)
     world.say(f"{opt.faces}: {len(source.labels)} images of {source.labels.max() + 1} people; "

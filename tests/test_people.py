@@ -8,7 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import write_lfw
+from conftest import invoke, write_lfw
 from PIL import Image
 
 import mmlfer
@@ -115,9 +115,54 @@ def test_records_are_read_as_insightface_writes_them(tmp_path):
     assert _people.parse_record(data) == ((11.0,), images[3])
 
 
-def test_without_an_end_in_record_0_every_other_record_is_an_image(tmp_path):
+def test_without_an_end_in_record_0_every_record_with_an_image_is_one(tmp_path):
     write_rec(tmp_path / "rec", first=(3.0,))
-    assert _people.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 9))
+    assert _people.read_records(tmp_path / "rec/train.rec")[0].names.tolist() == list(range(1, 7))
+
+
+LOST = "; fetch train.rec and train.idx again, or go on without what is lost: --skip-bad-images"
+
+
+@pytest.mark.parametrize("kept", [1, 4, 6])
+def test_an_index_that_is_cut_at_a_line_is_refused(tmp_path, kept):
+    """Record 0 says that there are six images; their order in the index does not matter."""
+    write_rec(tmp_path / "rec")
+    index = tmp_path / "rec/train.idx"
+    lines = sorted(index.read_text().splitlines(True), key=lambda line: int(line.split()[0]))
+    index.write_text("".join(reversed(lines[:kept])))
+    why = f"train.idx has {kept - 1} of the 6 images of record 0"
+    assert refused(index.parent) == f"{tmp_path}/rec/train.rec: {why}{LOST}"
+    source, notes = _people.read_records(tmp_path / "rec/train.rec", skip=True)
+    assert source.names.tolist() == list(range(1, kept)) and notes == [why]
+
+
+def test_an_index_without_record_0_makes_no_people_of_the_records_of_people(tmp_path):
+    write_rec(tmp_path / "rec")
+    index = tmp_path / "rec/train.idx"
+    index.write_text(index.read_text().replace("0\t0\n", ""))
+    why = "train.idx lacks record 0, which says how many images there are"
+    assert refused(index.parent) == f"{tmp_path}/rec/train.rec: {why}{LOST}"
+    source, notes = _people.read_people(tmp_path / "rec", skip=True)
+    assert source.names.tolist() == [1, 2, 3, 4, 5, 6] and source.labels.max() == 2 and notes == [why]
+
+
+@pytest.mark.parametrize("cut", ["rec", "idx"])
+def test_pretrain_goes_on_without_lost_records_if_told_to(tmp_path, cut):
+    write_rec(tmp_path / "rec")
+    rec, index = tmp_path / "rec/train.rec", tmp_path / "rec/train.idx"
+    if cut == "rec":
+        rec.write_bytes(rec.read_bytes()[: int(_people.read_records(rec)[0].offsets[5]) + 60])
+        why = "records cut off or not there: 1 (6)"
+    else:
+        index.write_text("".join(line for line in index.read_text().splitlines(True) if int(line.split()[0]) < 6))
+        why = "train.idx has 5 of the 6 images of record 0"
+    options = ["pretrain", "--faces", tmp_path / "rec", "--out", tmp_path / "w.pth", "--arch", "resnet18", "--epochs", 1,
+               "--batch-size", 2, "--size", 32, "--holdout", 0, "--workers", 0]
+    result = invoke(*options)
+    assert (result.exit_code, result.stderr) == (1, f"Error: {rec}: {why}{LOST}\n") and not (tmp_path / "w.pth").exists()
+    result = invoke(*options, "--skip-bad-images")
+    assert result.exit_code == 0 and f"Warning: {why}\n" in result.stderr, result.output
+    assert f"{tmp_path}/rec: 5 images of 3 people" in result.stdout
 
 
 @pytest.mark.parametrize("label", [11.0, [11.0, 99.0]])
@@ -147,10 +192,10 @@ def test_a_rec_that_is_cut_off_names_its_lost_records(tmp_path):
     source, _ = _people.read_records(rec)
     whole = rec.read_bytes()
     rec.write_bytes(whole[: int(source.offsets[4]) + 60])  # in the middle of the fifth image
-    source, notes = _people.read_records(rec)
+    source, notes = _people.read_records(rec, skip=True)
     assert source.names.tolist() == [1, 2, 3, 4] and notes == ["records cut off or not there: 2 (5, 6)"]
     rec.write_bytes(whole[: int(source.offsets[3]) + 40].ljust(len(whole), b"\0"))
-    source, notes = _people.read_records(rec)
+    source, notes = _people.read_records(rec, skip=True)
     assert notes == ["records cut off or not there: 2 (5, 6)"]
     assert source.read(3, 32).startswith(f"{rec}: record 4: ")
     rec.write_bytes(whole[:10])
@@ -180,16 +225,14 @@ def test_records_that_are_not_what_they_say(tmp_path):
     blob[offsets[6] + 12 : offsets[6] + 16] = struct.pack("<f", math.nan)
     blob[offsets[4] + 8 : offsets[4] + 12] = struct.pack("<I", 2**31)
     rec.write_bytes(blob)
-    source, notes = _people.read_records(rec)
+    source, notes = _people.read_records(rec, skip=True)
     assert source.names.tolist() == [1, 3, 4, 5] and notes == ["records cut off or not there: 2 (2, 6)"]
     assert source.offsets.tolist() == [offsets[k] for k in (1, 1, 4, 5)]  # of two rows with one key, the later
     assert source.read(2, 32) == f"{rec}: record 4: not an image that can be read (cut off)"
-    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.nan)
-    rec.write_bytes(blob)
-    assert "0 people with images" in refused(rec.parent)
-    blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", math.inf)
-    rec.write_bytes(blob)
-    assert _people.read_records(rec)[0].names.tolist() == [1, 3, 4, 5, 7, 8]
+    for end in (math.nan, math.inf, 0.0, -3.0):
+        blob[offsets[0] + 32 : offsets[0] + 36] = struct.pack("<f", end)
+        rec.write_bytes(blob)
+        assert refused(rec.parent) == f"{rec}: record 0: {end:g} is no number of images; fetch the file again"
 
 
 def test_an_index_of_many_records_takes_little_memory(tmp_path):
