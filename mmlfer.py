@@ -649,6 +649,11 @@ def torch_load(path):
     except IsADirectoryError:
         raise InputError(f"{path}: a folder, expected a checkpoint file") from None
     except Exception as error:  # pickle's, zip's and torch's own, by the kind of damage
+        if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            numpy = {"scalar": "a numpy scalar", "_reconstruct": "a numpy array"}
+            raise InputError(f"{path}: holds {numpy.get(kind[1].split('.')[-1], kind[1])}; only "
+                             "tensors and plain values are read, because all else can run code: "
+                             "where it was made, torch.save(net.state_dict(), FILE)") from None
         raise InputError(f"{path}: not a checkpoint that can be read safely "
                          f"({brief(error)})") from None
 

@@ -126,7 +126,7 @@ def named_tensors(state, path):
     """{name in torchvision's ResNet: (key, tensor)} of a state dict, and the keys of the rest."""
     found, left = {}, []
     for key, value in state.items():
-        match = TENSOR.fullmatch(str(key))
+        match = TENSOR.fullmatch(str(key).replace("_orig_mod.", ""))  # torch.compile's
         name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
         if name in found:
             raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")

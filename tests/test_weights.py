@@ -1,9 +1,14 @@
 """Backbones from anywhere: what `--weights` takes, what it refuses, and that every tensor arrives."""
 
+import argparse
+import collections
+import functools
+import pathlib
 import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -69,12 +74,18 @@ def test_every_wrapper_is_taken_off(source, tmp_path, wrapper):
 
 @pytest.mark.parametrize("prefix", [
     "module.", "backbone.", "encoder.", "model.", "net.", "base.", "base_model.", "resnet.", "feature.", "features.",
-    "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q."])
+    "encoder_q.", "module.feature.", "module.backbone.", "module.encoder_q.", "_orig_mod.", "module._orig_mod.",
+    "_orig_mod.module.backbone._orig_mod."])
 def test_every_prefix_is_taken_off(source, tmp_path, prefix):
     content = {prefix + k: v for k, v in source.items()}
     net, origin = start(saved(content, tmp_path / "w.pth"))
     assert_backbone(net, source)
     assert origin == f"took 120 tensors from {tmp_path}/w.pth, left out {prefix}fc.weight, {prefix}fc.bias"
+
+
+def test_layers_that_were_compiled_one_by_one(source, tmp_path):
+    content = {re.sub(r"^(layer\d\.\d)\.", r"\1._orig_mod.", k): v for k, v in source.items()}
+    assert_backbone(start(saved(content, tmp_path / "w.pth"))[0], source)
 
 
 @pytest.mark.parametrize("prefix", ["", "features.", "module.features.", "backbone."])
@@ -353,6 +364,26 @@ def test_face_nets_of_another_kind_are_refused_by_name(tmp_path, keys):
     state = {"state_dict": {name: torch.zeros(shape) for name, shape in keys.items()}}
     assert refusal(state, tmp_path / "w.pth") == (
         "an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); `mmlfer pretrain` makes one that fits")
+
+
+class Recorder:
+    """A class of whoever wrote the file."""
+
+
+STRANGE = {"a numpy scalar": np.float64(0.9), "a numpy array": np.zeros(3), "argparse.Namespace": argparse.Namespace(lr=0.1),
+           "collections.defaultdict": collections.defaultdict(list), "pathlib.PosixPath": pathlib.PosixPath("runs"),
+           "test_weights.Recorder": Recorder(), "functools.partial": functools.partial(int, "3")}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_holds_more_than_tensors_and_plain_values_names_the_type(source, tmp_path, name, zipped):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": source, "best": STRANGE[name]}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(mmlfer.InputError) as error:
+        start(str(path))
+    assert str(error.value) == (f"{path}: holds {name}; only tensors and plain values are read, because all else can run "
+                                "code: where it was made, torch.save(net.state_dict(), FILE)")
 
 
 def test_a_dict_that_holds_itself_ends(tmp_path):
