@@ -86,7 +86,8 @@ AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 
 NOT_CODED = -1  # in y_au: no coder said whether the AU is present
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of side, share, degrees
-FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048}  # F, the length of f
+ARCHS = ("resnet18", "resnet34", "resnet50", "iresnet18", "iresnet34", "iresnet50", "iresnet100",
+         "adaface-ir18", "adaface-ir50", "adaface-ir101", "evolve-ir50")
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # only named by Pillow
@@ -189,7 +190,7 @@ class Config:
     hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
                              "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
                              "faster; auto: jvp if both agree before the first step.")
-    arch: str = setting(MODEL, "resnet34", click.Choice(list(FEATURES)),
+    arch: str = setting(MODEL, "resnet34", click.Choice(ARCHS),
                         "Backbone; the paper uses resnet34.")
     weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet or "
                            "none; auto: weights/ARCH_casia.pth if it is there, else none.")
@@ -466,6 +467,12 @@ def tangent_relu(layer, x, y, dx, d):
     return torch.ops.aten.threshold_backward(dx, y, 0)
 
 
+def tangent_prelu(layer, x, y, dx, d):
+    """dx where x > 0, else a dx + da x; a (C,) of each channel, or (1,) of all."""
+    a, da = (t.view(1, -1, *[1] * (x.ndim - 2)) for t in (layer.weight, d["weight"]))
+    return torch.where(x > 0, dx, a * dx).addcmul_(x.clamp(max=0), da)
+
+
 def tangent_max_pool(layer, x, y, dx, d):
     """dx at the place of each window's maximum. x, dx (B, C, H, W) -> (B, C, h, w)"""
     _, where = torch.nn.functional.max_pool2d_with_indices(
@@ -481,7 +488,7 @@ def tangent_linear(layer, x, y, dx, d):
 
 # Types are given by name, because `import mmlfer` must not load torch.nn.
 TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
-            "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
+            "PReLU": tangent_prelu, "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
 LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # they act on derivatives as on values
 
 
@@ -595,8 +602,8 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
             self.backbone = make_backbone(arch)
-            self.fe = torch.nn.Linear(FEATURES[arch], len(vocabulary.emotions))
-            self.au = torch.nn.Linear(FEATURES[arch], len(vocabulary.aus))
+            self.fe = torch.nn.Linear(self.backbone.num_features, len(vocabulary.emotions))
+            self.au = torch.nn.Linear(self.backbone.num_features, len(vocabulary.aus))
 
         def forward(self, x):
             f = features(self, (x.to(self.mean.dtype) / 255 - self.mean) / self.std)
@@ -621,10 +628,13 @@ def tangent_features(net):
 
 
 def make_backbone(arch):
-    """torchvision's ResNet of this name without its last layer: (B, 3, S, S) -> f (B, F)."""
+    """The net of this name without its last layer: (B, 3, S, S) -> f (B, F = .num_features)."""
+    if not arch.startswith("resnet"):  # by name, as the commands are
+        return importlib.import_module("mmlfer_commands._nets").make_net(arch)
     import torchvision
 
     backbone = torchvision.models.get_model(arch)
+    backbone.num_features = backbone.fc.in_features
     backbone.fc = torch.nn.Identity()
     return backbone
 
@@ -1066,7 +1076,7 @@ class Run:
         self.table = torch.tensor(table, dtype=torch.float32, device=self.device)
         self.statistics = Statistics.of(self.table, self.form)
         self.net.to(self.device, memory_format=torch.channels_last)
-        self.meta = make_meta_net(cfg.method, FEATURES[cfg.arch])
+        self.meta = make_meta_net(cfg.method, net.backbone.num_features)
         if self.meta:
             self.meta.to(self.device)
         self.opt, self.scheduler = theta_optimizer(self.net, cfg, steps)
@@ -1120,7 +1130,7 @@ def read_checkpoint(path):
         raise InputError(f"{path}: not a checkpoint of mmlfer; give best.pt or last.pt of a run")
     try:
         cfg, vocabulary = Config(**state["config"]), Vocabulary.of(state)
-        known = (cfg.method in METHODS and cfg.arch in FEATURES and cfg.size in range(32, 513)
+        known = (cfg.method in METHODS and cfg.arch in ARCHS and cfg.size in range(32, 513)
                  and isinstance(cfg.data, str) and isinstance(state["net"], dict)
                  and {*Run.ORIGIN} <= {*state}
                  and all(isinstance(name, str) for name in vocabulary.emotions)

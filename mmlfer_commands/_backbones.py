@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from mmlfer import (
-    FEATURES,
+    ARCHS,
     HERE,
     NORMS,
     RAFCE,
@@ -16,6 +16,7 @@ from mmlfer import (
     torch,
     torch_load,
 )
+from mmlfer_commands._nets import in_own_names, is_adaface
 from mmlfer_commands._runs import versions
 
 
@@ -70,9 +71,9 @@ WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "
 PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet", "encoder",
             "encoder_q", "feature", "features")
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*(conv1|bn1|layer[1-4]|[014567])(\..+)")
+LAYERS = r"conv1|bn[12]|prelu|layer[1-4]|[014567]|input_layer\.[012]|body\.\d+|output_layer\.0"
+TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*({LAYERS})(\..+)")
 PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.last.pt
-OTHER_NET = re.compile(r"prelu|input_layer|output_layer", re.I)  # IResNet, IR-SE, face.evoLVe
 
 
 def read_tensors(path):
@@ -93,8 +94,8 @@ def read_tensors(path):
 
 
 def read_backbone(path):
-    """A file's {name in torchvision's ResNet: (key in the file, tensor)}, the keys of all else in
-    it, and {"mean": .., "std": ..} if mmlfer wrote it."""
+    """A file's {name in our net: (key in the file, tensor)}, the keys of all else in it, {"mean":
+    .., "std": ..} if mmlfer wrote it, and whether it is AdaFace's."""
     content = read_tensors(path)
     state = unwrapped(content)
     if not isinstance(state, dict):
@@ -103,14 +104,10 @@ def read_backbone(path):
         raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
                          f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
     found, left = named_tensors(state, path)
-    stem_size = found["conv1.weight"][1].shape[2:] if "conv1.weight" in found else (7, 7)
-    if stem_size == (3, 3) or any(map(OTHER_NET.search, map(str, state))):
-        raise InputError(f"{path}: an IResNet, not torchvision's ResNet-34 (PReLU or a 3x3 stem); "
-                         "`mmlfer pretrain` makes one that fits")
     norm = {}
     if str(content.get("format")).startswith("mmlfer"):
         norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
-    return found, [key for key in left if key not in norm], norm
+    return in_own_names(found), [key for key in left if key not in norm], norm, is_adaface(found)
 
 
 def unwrapped(state):
@@ -123,7 +120,7 @@ def unwrapped(state):
 
 
 def named_tensors(state, path):
-    """{name in torchvision's ResNet: (key, tensor)} of a state dict, and the keys of the rest."""
+    """{name in its net: (key, tensor)} of a state dict's backbone, and the keys of the rest."""
     found, left = {}, []
     for key, value in state.items():
         match = TENSOR.fullmatch(str(key).replace("_orig_mod.", ""))  # torch.compile's
@@ -167,18 +164,19 @@ def misfit(name, given, own):
 
 def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
     """The base net with all of a file's backbone, and a line that says what was taken."""
-    found, left, own_norm = read_backbone(path)
+    found, left, own_norm, adaface = read_backbone(path)
     if own_norm and bgr:
         raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
     net = make_base_net(arch, NORMS["half" if norm == "auto" else norm], vocabulary)
     if wrong := misfits(found, net.backbone.state_dict()):
         with torch.device("meta"):
-            fits = [a for a in FEATURES if not misfits(found, make_backbone(a).state_dict())]
+            fits = [a for a in ARCHS if not misfits(found, make_backbone(a).state_dict())]
         raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
                          f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
-                         + "".join(f"; it is a {a}: --arch {a}" for a in fits))
+                         + "".join(f"; it is {'a' if a[0] == 'r' else 'an'} {a}: --arch {a}"
+                                   for a in fits))
     taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
-    if bgr:
+    if bgr or adaface:
         taken["conv1.weight"] = taken["conv1.weight"].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
     try:
@@ -187,8 +185,17 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
                 getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
-    return net, f"took {len(taken)} tensors from {path}" + (
-        f", left out {', '.join(left[:4])}{', ...' if left[4:] else ''}" if left else "")
+    return net, (f"took {len(taken)} tensors from {path}"
+                 f"{', as AdaFace trains them: on BGR, turned to RGB' if adaface else ''}"
+                 f"{left_out(left)}")
+
+
+def left_out(keys):
+    """What a file has beside the backbone, in words: the tensors, or if these are more than four,
+    the first layers."""
+    layers = dict.fromkeys(key.rpartition(".")[0] or key for key in keys)
+    shown = keys if len(keys) <= 4 else list(layers)
+    return f", left out {', '.join(shown[:6])}{', ...' if shown[6:] else ''}" if keys else ""
 
 
 def load_imagenet(arch, norm, vocabulary):

@@ -1,5 +1,6 @@
 """mmlfer gradcam: where a checkpoint looks (Fig. 4)."""
 
+import contextlib
 import functools
 import textwrap
 from pathlib import Path
@@ -23,18 +24,28 @@ from mmlfer_commands._labels import load_faces
 from mmlfer_commands._outputs import check_output, in_utf8
 
 
+@contextlib.contextmanager
+def kept_map(backbone):
+    """A list that gets the last map A of a forward pass: of torchvision's ResNets what their last
+    stage gives, of others what is averaged, `forward_features`. The net keeps no trace of it."""
+    maps, features = [], hasattr(backbone, "forward_features")
+    owner, name = (backbone, "forward_features") if features else (backbone.layer4, "forward")
+    forward = getattr(owner, name)
+    setattr(owner, name, lambda x: maps.append(forward(x)) or maps[0])
+    try:
+        yield maps
+    finally:
+        delattr(owner, name)
+
+
 def gradcam(net, x, k=None):
-    """Grad-CAM of the last residual stage for expression k, (B,), or the predicted one.
+    """Grad-CAM of the last map for expression k, (B,), or the predicted one.
 
     a_c = mean over space of d z_k / d A_c, map = ReLU(sum_c a_c A_c), scaled to a maximum of 1.
     x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J). The net keeps no hook.
     """
-    stage = []
-    hook = net.backbone.layer4.register_forward_hook(lambda m, i, output: stage.append(output))
-    try:
+    with kept_map(net.backbone) as stage:
         _, z_emo, z_au = net(x)
-    finally:
-        hook.remove()
     k = z_emo.argmax(1) if k is None else k
     z_k = z_emo.gather(1, k[:, None]).sum()
     gradient = torch.autograd.grad(z_k, stage)[0]  # (B, C, h, w)

@@ -20,8 +20,8 @@ import click
 import numpy as np
 
 from mmlfer import (
+    ARCHS,
     COUNT,
-    FEATURES,
     NORMS,
     PATH,
     RATE,
@@ -81,11 +81,11 @@ def people_net_class():
 
         def __init__(self, arch, people, bf16):
             super().__init__()
-            self.bf16 = bf16
+            self.bf16, self.backbone = bf16, make_backbone(arch)
             self.mean, self.std = (values[0] for values in NORMS["half"])  # the same for R, G, B
-            self.backbone = make_backbone(arch)
-            self.neck = torch.nn.BatchNorm1d(FEATURES[arch])  # f is never negative: centre it
-            self.centres = torch.nn.Parameter(torch.randn(people, FEATURES[arch]) * 0.01)
+            width = self.backbone.num_features
+            self.neck = torch.nn.BatchNorm1d(width)  # a ResNet's f is never negative: centre it
+            self.centres = torch.nn.Parameter(torch.randn(people, width) * 0.01)
 
         def embed(self, x):
             """e (B, F), of length 1."""
@@ -543,7 +543,7 @@ def start(paths, options, given, resume, overwrite):
               "person, or with insightface's train.rec and train.idx.")
 @click.option("--out", required=True, type=PATH, help="The backbone's file, for `train "
               "--weights`. Its log (.csv) and checkpoint (.last.pt) are written beside it.")
-@click.option("--arch", default="resnet34", type=click.Choice(list(FEATURES)), help="Backbone.")
+@click.option("--arch", default="resnet34", type=click.Choice(ARCHS), help="Backbone.")
 @click.option("--epochs", default=40, type=COUNT, help="Passes over the images.")
 @click.option("--batch-size", default=512, type=click.IntRange(min=2),
               help="Images of a batch, over all processes.")

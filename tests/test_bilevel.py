@@ -295,7 +295,7 @@ class Scaled(torch.nn.Sequential):
         self.gain = torch.nn.Parameter(torch.ones(1))
 
 
-@pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.PReLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5), Scaled()])
+@pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.SiLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5), Scaled()])
 def test_layers_without_a_rule_are_refused(layer):
     net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
     for form in ("jvp", "auto"):  # once, before the first step

@@ -39,6 +39,15 @@ def test_imports_run_downwards(path):
         assert name.startswith("_") or name in USES.get(path.stem, ()), f"{path.name}:{node.lineno}: {module}"
 
 
+def test_the_module_reaches_commands_and_nets_by_name_at_their_first_use():
+    """Two calls of importlib.import_module, in get_command and make_backbone."""
+    tree = ast.parse((ROOT / "mmlfer.py").read_text(encoding="utf-8"))
+    calls = {function.name: ast.unparse(node) for function in ast.walk(tree) if isinstance(function, ast.FunctionDef)
+             for node in ast.walk(function) if isinstance(node, ast.Call) and "mmlfer_commands" in ast.unparse(node.args)}
+    assert calls == {"get_command": "importlib.import_module(f'mmlfer_commands.{name}')",
+                     "make_backbone": "importlib.import_module('mmlfer_commands._nets')"}
+
+
 def test_the_rooms_do_not_import_each_other_in_a_circle():
     rooms = {path.stem: {module.split(".")[1] for module, _ in imports_of(ast.parse(path.read_text()))
                          if module.startswith("mmlfer_commands.")} for path in FILES[1:]}

@@ -1,0 +1,108 @@
+"""Backbones that are not torchvision's: the IResNet family of face recognition."""
+
+import functools
+import re
+
+from mmlfer import torch
+
+STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "100": (3, 13, 30, 3),
+          "101": (3, 13, 30, 3)}  # blocks of each layer, by the number in the name
+
+
+@functools.cache
+def iresnet_class():
+    """The class of the family, made at its first use: `import` alone must not load torch.nn."""
+    nn = torch.nn
+
+    def convolution(inputs, width, side, stride=1):
+        layer = nn.Conv2d(inputs, width, side, stride, side // 2, bias=False)
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        return layer
+
+    class Block(nn.Module):
+        """BN, 3x3, [BN,] PReLU, 3x3 with the stride, BN, plus the shortcut; no ReLU after it."""
+
+        def __init__(self, inputs, width, stride, between, projected):
+            super().__init__()
+            self.stride = stride
+            self.bn1, self.conv1 = nn.BatchNorm2d(inputs), convolution(inputs, width, 3)
+            self.bn2 = nn.BatchNorm2d(width) if between else nn.Identity()
+            self.prelu, self.conv2 = nn.PReLU(width), convolution(width, width, 3, stride)
+            self.bn3 = nn.BatchNorm2d(width)
+            self.downsample = nn.Sequential(convolution(inputs, width, 1, stride),
+                                            nn.BatchNorm2d(width)) if projected else None
+
+        def forward(self, x):
+            y = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+            if self.downsample:
+                return y + self.downsample(x)
+            return y + x[:, :, :: self.stride, :: self.stride]
+
+    class IResNet(nn.Module):
+        """x (B, 3, S, S) -> f (B, 512): the mean over positions after the last BatchNorm."""
+
+        num_features = 512
+
+        def __init__(self, arch):
+            super().__init__()
+            self.conv1, self.bn1 = convolution(3, 64, 3), nn.BatchNorm2d(64)
+            self.prelu, self.bn2 = nn.PReLU(64), nn.BatchNorm2d(512)
+            inputs = 64
+            for i, count in enumerate(STAGES[re.search(r"\d+$", arch)[0]]):
+                width, blocks = 64 << i, []
+                for first in (True, *[False] * (count - 1)):
+                    # insightface projects in each layer; the others only where the width changes
+                    projected = first and (arch.startswith("iresnet") or inputs != width)
+                    blocks.append(Block(inputs, width, 1 + first, arch != "evolve-ir50", projected))
+                    inputs = width
+                self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
+
+        def forward_features(self, x):
+            """The last map, (B, 512, h, w)."""
+            x = self.prelu(self.bn1(self.conv1(x)))
+            return self.bn2(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+
+        def forward(self, x):
+            return self.forward_features(x).mean((2, 3))
+
+    return IResNet
+
+
+def make_net(arch):
+    """The backbone of an --arch that is not torchvision's: (B, 3, S, S) -> f (B, F)."""
+    return iresnet_class()(arch)
+
+
+# ---------------------------------------------------------------- names of tensors in others' files
+
+OUTER = {"input_layer.0": "conv1", "input_layer.1": "bn1", "input_layer.2": "prelu",
+         "output_layer.0": "bn2"}
+ADAFACE = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")  # res_layer.0 to 5
+EVOLVE = ("bn1", "conv1", "prelu", "conv2", "bn3")
+
+
+def is_adaface(names):
+    """Whether tensors bear AdaFace's names: a BatchNorm between a block's convolutions."""
+    return "body.0.res_layer.2.running_var" in names
+
+
+def own_name(name, blocks, inner):
+    """IResNet's name of a tensor of AdaFace or face.evoLVe; another name stays as it is."""
+    match = re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d)\.(\w+)", name)
+    if not match:
+        layer, _, tensor = name.rpartition(".")
+        return f"{OUTER[layer]}.{tensor}" if layer in OUTER else name
+    block, part, i, tensor = match.groups()
+    places = [f"downsample.{i}"] if part == "shortcut" else inner[int(i):][:1]
+    return f"{blocks[int(block)]}.{places[0]}.{tensor}" if places else name
+
+
+def in_own_names(found):
+    """{name: ..} of a file's tensors with the names that IResNet has for them."""
+    numbers = {int(name.split(".")[1]) for name in found if name.startswith("body.")}
+    stages = [counts for counts in STAGES.values() if set(range(sum(counts))) == numbers]
+    if not stages:
+        return found
+    blocks = [f"layer{i}.{b}" for i, count in enumerate(stages[0], 1) for b in range(count)]
+    inner = ADAFACE if is_adaface(found) else EVOLVE
+    return {own_name(name, blocks, inner): value for name, value in found.items()}
