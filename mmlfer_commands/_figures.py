@@ -1,10 +1,17 @@
 """Figures by matplotlib, without a screen."""
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
 
+from PIL import Image
+from PIL.ExifTags import Base
+
 from mmlfer import InputError, write_whole
+
+MARK = "mmlfer figure"  # in the Exif data: such an image is no input, and may be written again
+MARKED = ("avif", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 
 
 def pyplot():
@@ -25,9 +32,18 @@ def save_figure(plt, figure, path):
     if kind not in known:
         raise InputError(f"{path}: no format of a figure ({', '.join(known)}); name it like "
                          "figure.png")
-    buffer = io.BytesIO()
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[Base.Software] = MARK
+    marked = {"pil_kwargs": {"exif": exif}} if kind in MARKED else {}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
-        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight")
+        figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", **marked)
     plt.close(figure)
     write_whole(path, buffer.getvalue())
+
+
+def is_figure(path):
+    """Whether a file is an image that save_figure wrote."""
+    with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow's plugins raise any
+        return image.getexif().get(Base.Software) == MARK
+    return False

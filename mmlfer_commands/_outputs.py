@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmlfer import LABEL_FILES, InputError, is_image, write_whole
+from mmlfer_commands._figures import is_figure
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -76,6 +77,32 @@ def remove_parts(*paths):
             part.unlink(missing_ok=True)
 
 
+class Lines:
+    """A new file to which each text is written at once: it always ends with a whole one."""
+
+    def __init__(self, files, path):
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = files.enter_context(path.open("xb", 0))  # which an ExitStack closes
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+
+    def write(self, text):
+        """Write a text; InputError, with the file as it was before, if it cannot be written."""
+        place, rest = self.file.tell(), text.encode()
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            self.file.truncate(place)
+            if not place:
+                self.path.unlink()
+            raise InputError(f"{self.path}: cannot be written{' further' * (place > 0)} ("
+                             f"{error.strerror}); {'the lines before are there; ' * (place > 0)}"
+                             "free some space and start again") from None
+
+
 @contextlib.contextmanager
 def new_folder(out):
     """A folder to fill, inside the new folder `out`; its content moves up to `out` when it is
@@ -120,14 +147,16 @@ def filling(folder):
 
 def check_output(path, *inputs):
     """InputError if an output would replace an input: one of these files or folders, a label file,
-    an image beside the given images or below the given folders."""
+    an image, other than a figure of save_figure, beside the given images or below the given
+    folders."""
     output = Path(path).resolve()
     if not output.exists():
         return
+    picture = is_image(output) and not is_figure(output)
     for source in map(Path, inputs):
         folder = source if source.is_dir() else source.parent
         images = source.is_dir() or is_image(source)
-        beside = is_image(output) and folder.resolve() in output.parents
+        beside = picture and folder.resolve() in output.parents
         same = source.exists() and output.samefile(source)
         if same or (images and beside) or output.name in (*LABEL_FILES, "labels.csv"):
             raise InputError(f"{path}: is an input or lies among the inputs; name another output")
@@ -157,20 +186,23 @@ def output_names(paths):
     and made unique by a number."""
     names, taken = [], set()
     for path in paths:
-        text = os.fsencode(path.stem).decode(errors="replace")
+        text = os.fsencode(path.stem).decode(errors="replace")  # the locale may have 8 bits
         stem = name = text.encode()[:200].decode(errors="ignore")
         number = 1
         while name.lower() in taken:
             number += 1
             name = f"{stem}-{number}"
         taken.add(name.lower())
-        names.append(name)
+        names.append(os.fsdecode(name.encode()))
     return names
 
 
 def in_utf8(text):
-    """A text that may be a file's name, with ? for what is not in UTF-8."""
-    return text.encode(errors="replace").decode()
+    """A text that may be a file's name, with ? for what is not in UTF-8, whatever the locale."""
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        return text.encode(errors="replace").decode()
 
 
 def name_of(path):
@@ -192,11 +224,11 @@ def say(line, err=True):
         click.echo(CONTROL.sub("?", line), err=err)
 
 
-def write_png(image, path):
-    """Write an image (H, W, 3) as a PNG file."""
+def png(image):
+    """An image (H, W, 3) as the bytes of a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_jpeg(picture, path):

@@ -1,21 +1,23 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
+import contextlib
 import csv
 import sys
 
 import click
 
-from mmlfer import PATH, SIZE, progress, try_read
+from mmlfer import PATH, SIZE, progress, try_read, write_whole
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
 from mmlfer_commands._inputs import list_images
 from mmlfer_commands._outputs import (
+    Lines,
     check_empty,
     check_pictures_folder,
     filling,
     output_names,
+    png,
     say,
     shown,
-    write_png,
 )
 
 
@@ -36,8 +38,8 @@ def crop_photos(photos, template, size, out):
     face, of images that cannot be read"""
     count, bad, without = 0, 0, 0
     columns = ["image", "face", "file", *FACE_COLUMNS[1:]]
-    with open(out / "faces.csv", "w", 1, "utf-8", newline="") as file:  # 1: each line at once
-        table = csv.DictWriter(file, columns, lineterminator="\n")
+    with contextlib.ExitStack() as files:
+        table = csv.DictWriter(Lines(files, out / "faces.csv"), columns, lineterminator="\n")
         table.writeheader()
         for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
             if faces is None:
@@ -49,7 +51,7 @@ def crop_photos(photos, template, size, out):
                 say(f"no face: {shown(path)}")
             for i, face in enumerate(faces):
                 place = f"aligned/{name}_{i}.png"
-                write_png(align(image, face, template, size), out / place)
+                write_whole(out / place, png(align(image, face, template, size)))
                 row = face_row({"face": i, **face.described()})
                 table.writerow({"image": shown(path), "file": shown(place), **row})
                 count += 1

@@ -5,14 +5,12 @@ import concurrent.futures
 import contextlib
 import csv
 import dataclasses
-import io
 import itertools
 import json
 import math
-import mmap
 import os
+import shutil
 import sys
-import tempfile
 import textwrap
 import types
 from pathlib import Path
@@ -34,12 +32,12 @@ from mmlfer import (
     precision_option,
     predict_faces,
     try_read,
-    write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
 from mmlfer_commands._inputs import list_images
 from mmlfer_commands._outputs import (
+    Lines,
     check_empty,
     check_output,
     check_pictures_folder,
@@ -164,10 +162,15 @@ def csv_row(result):
     return row | {"aus": active_aus(result, "{au}", "+"), **probability_row(result)}
 
 
+def part_of(path):
+    """The file to which the lines of an output are written until all are there."""
+    return Path(f"{os.path.realpath(path)}.part")
+
+
 @contextlib.contextmanager
 def lines_to(path):
     """A text file to which lines are written as they come. Standard output ("-"), devices and pipes
-    get each at once. Any other file appears when all are written: there is never half a file."""
+    get each at once, and so does FILE.part, which becomes any other FILE when all are written."""
     if str(path) == "-":
         if not sys.stdout:
             raise InputError("standard output is closed; name a file in place of -")
@@ -177,19 +180,15 @@ def lines_to(path):
         with writing(path), path.open("w", 1, "utf-8", newline="") as file:
             yield file
     else:
-        folder = Path(os.path.realpath(path)).parent
-        with writing(path), contextlib.ExitStack() as stack:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                # on the disk of the file itself; without a name, so that a kill leaves nothing
-                raw = stack.enter_context(tempfile.TemporaryFile(dir=folder))
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-            with io.TextIOWrapper(raw, "utf-8", newline="") as file:
-                yield file
-                file.flush()  # then mapped, because a long file need not fit in memory
-                content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) if raw.tell() else b""
-                write_whole(path, content)
+        part = part_of(path)
+        with writing(path):
+            with contextlib.ExitStack() as files:
+                lines = Lines(files, part)
+                yield lines
+                os.fsync(lines.file.fileno())
+            if path.exists():
+                shutil.copymode(path, part)
+            part.replace(os.path.realpath(path))
 
 
 def table_columns(state, top, photos, draw=False):
@@ -253,32 +252,76 @@ def place_label(box, size, picture, taken):
     return min(spots, key=lambda spot: sum(overlap(spot, t) for t in taken))
 
 
+def place_labels(boxes, sizes, picture):
+    """A spot for each face's label, and whether they cover each other or a tenth of a face."""
+    taken = boxes.copy()
+    for box, size in zip(boxes, sizes):
+        taken.append(place_label(box, size, picture, taken))
+    spots = taken[len(boxes) :]
+    full = any(overlap(a, b) > 1 for a, b in itertools.combinations(spots, 2)) or any(
+        sum(overlap(box, spot) for spot in spots) > overlap(box, box) / 10 for box in boxes)
+    return spots, full
+
+
 def draw_predictions(image, results):
-    """A copy of a photograph (H, W, 3), enlarged if small, with a box and a label for each face."""
+    """A copy of a photograph (H, W, 3), enlarged if small, with a box and a label for each face.
+    Where there is no room for labels, each box has a number, and a legend stands below."""
     picture = Image.fromarray(image)
     zoom = max(1.0, 640 / max(picture.size))
     if zoom > 1:
         picture = picture.resize([max(1, round(zoom * n)) for n in picture.size], Image.BICUBIC)
     side = math.sqrt(picture.width * picture.height)
-    font_size, line = max(14, side / 52), max(2, round(side / 350))
-    font = ImageFont.load_default(font_size)
-    wide = max(12, min(28, int(1.8 * picture.width / font_size)))  # letters a line
-    pen, boxes = ImageDraw.Draw(picture), []
+    size, line = max(14, side / 52), max(2, round(side / 350))
+    wide = max(12, min(28, int(1.8 * picture.width / size)))  # letters a line
+    boxes = []
     for result in results:
         left, top, width, height = (zoom * x for x in result["box"])
         boxes.append((left, top, left + width, top + height))
-    taken = boxes.copy()
-    for box, result in zip(boxes, results):
+    labels = [Label(label_of(result, wide), size, line) for result in results]
+    spots, full = place_labels(boxes, [label.size for label in labels], picture.size)
+    legend = labels if full and len(labels) > 1 else []
+    if legend:
+        line = max(1, line // 2)
+        labels = [Label(str(i), max(10, min(size, (box[3] - box[1]) / 3)), line)
+                  for i, box in enumerate(boxes)]
+        spots, _ = place_labels(boxes, [label.size for label in labels], picture.size)
+        legend = [Label(f"{i}  {label.text}", max(12, 0.7 * size), line)
+                  for i, label in enumerate(legend)]
+    pen = ImageDraw.Draw(picture)
+    for box, spot, label in zip(boxes, spots, labels):
         pen.rectangle(box, outline="#ffd400", width=line)
-        label = label_of(result, wide)
-        x0, y0, x1, y1 = pen.multiline_textbbox((0, 0), label, font=font, spacing=line)
-        size = (x1 - x0 + 4 * line, y1 - y0 + 4 * line)
-        spot = place_label(box, size, picture.size, taken)
+        label.draw(pen, spot)
+    return with_legend(picture, legend) if legend else picture
+
+
+class Label:
+    """White text on dark ground, with a margin."""
+
+    def __init__(self, text, size, line):
+        self.text, self.line, self.font = text, line, ImageFont.load_default(size)
+        pen = ImageDraw.Draw(Image.new("1", (1, 1)))
+        self.x, self.y, right, low = pen.multiline_textbbox((0, 0), text, self.font, spacing=line)
+        self.size = right - self.x + 4 * line, low - self.y + 4 * line  # width, height
+
+    def draw(self, pen, spot):
+        """Draw it in a box (left, top, right, bottom)."""
         pen.rectangle(spot, fill="#202020")
-        pen.multiline_text((spot[0] + 2 * line - x0, spot[1] + 2 * line - y0), label, "#ffffff",
-                           font=font, spacing=line)
-        taken.append(spot)
-    return picture
+        place = spot[0] + 2 * self.line - self.x, spot[1] + 2 * self.line - self.y
+        pen.multiline_text(place, self.text, "#ffffff", self.font, spacing=self.line)
+
+
+def with_legend(picture, labels):
+    """A picture with labels below it, in columns."""
+    width, height = (max(sizes) for sizes in zip(*(label.size for label in labels)))
+    columns = max(1, int(picture.width // width))
+    rows = -(-len(labels) // columns)
+    whole = Image.new("RGB", (picture.width, math.ceil(picture.height + rows * height)), "#202020")
+    whole.paste(picture)
+    pen = ImageDraw.Draw(whole)
+    for i, label in enumerate(labels):
+        left, top = i // rows * width, picture.height + i % rows * height
+        label.draw(pen, (left, top, left + width, top + height))
+    return whole
 
 
 def draw_photo(path, results, drawing):
@@ -305,6 +348,72 @@ def check_standard_output(as_json, csv_path, jsonl_path):
     return any(taken)
 
 
+def check_outputs(images, inputs, draw, **files):
+    """Refuse outputs, a folder and files (option=path), that would replace something: one of the
+    inputs, another output, or what an interrupted run has left."""
+    for output in filter(None, files.values()):
+        check_output(output, *inputs)
+        if part_of(output).exists():
+            raise InputError(f"{part_of(output)}: has what an interrupted or running call wrote; "
+                             "rename or remove it")
+    check_two_outputs(**files)
+    if draw:  # links may lead to images elsewhere, which must not be overwritten either
+        check_pictures_folder(draw, *inputs, *(image.resolve() for image in images))
+        check_empty(draw)
+
+
+def items_of(images, state, photos, like):
+    """The Items of all faces that a checkpoint is asked for."""
+    size = state["config"]["size"]
+    if photos:
+        return items_of_photos(images, size, choose_template(like, state))
+    return items_of_images(images, size)
+
+
+@dataclasses.dataclass
+class Counts:
+    """How many of the first images are done, cannot be read or drawn, and have no face."""
+
+    done: int = 0
+    bad: int = 0
+    without: int = 0
+
+
+@contextlib.contextmanager
+def keeping_parts(files, images, counts):
+    """If the work within does not reach its end, say what is in the parts of its output files."""
+    try:
+        yield
+    except BaseException:  # Ctrl-C, too
+        parts = [part_of(path) for path in files if path and part_of(path).exists()]
+        if counts.done and parts:
+            say(f"Warning: {', '.join(map(shown, parts))}: the faces of the first {counts.done} of "
+                f"{len(images)} images; those from {shown(images[counts.done])} on are missing")
+        for part in () if counts.done else parts:
+            with contextlib.suppress(OSError):  # of Windows, where it is open
+                part.unlink()
+        raise
+
+
+def write_all(results, images, draw, writers, counts):
+    """Give each face's prediction to the writers, and count images; see predict_images."""
+    names = output_names(images)
+    for i, faces in results:
+        if isinstance(faces, str):
+            say(f"Warning: skipped {faces}")
+            faces, readable = [], False
+        else:
+            if not faces:
+                counts.without += 1
+                say(f"no face: {shown(images[i])}")
+            readable = not draw or draw_photo(images[i], faces, draw / f"{names[i]}.jpg")
+        counts.bad += not readable
+        for write in writers:
+            for face in faces:
+                write(face)
+        counts.done = i + 1
+
+
 @click.command("predict")
 @click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
@@ -313,13 +422,11 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 @like_option
 @click.option("--draw", type=PATH, metavar="DIR", help="With --photos: write a copy of each "
               "photograph with its predictions to this new folder; tables name the copy.")
-@click.option("--top", default=3, type=COUNT, help="Expressions to name for each face, of "
-              "those that there are.")
+@click.option("--top", default=3, type=COUNT, help="Expressions to name for each face.")
 @json_option
 @click.option("--csv", "csv_path", type=PATH, help="Write all to this CSV file too, one row "
-              "per face; - is standard output.")
-@click.option("--jsonl", "jsonl_path", type=PATH, help="The same, with one line of "
-              "JSON per face.")
+              "per face; - is standard output. Until all is there it is called FILE.part.")
+@click.option("--jsonl", "jsonl_path", type=PATH, help="One JSON line per face, in the same way.")
 @device_option
 @precision_option
 def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device,
@@ -335,46 +442,25 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     """
     if not photos and (like or draw):
         raise click.UsageError("--like and --draw go with --photos.")
-    quiet = check_standard_output(as_json, csv_path, jsonl_path)
-    for output in filter(None, (csv_path, jsonl_path)):
-        check_output(output, ckpt, *paths)
-    check_two_outputs(csv=csv_path, jsonl=jsonl_path)
-    images = list_images(paths)
-    if draw:  # links may lead to images elsewhere, which must not be overwritten either
-        check_pictures_folder(draw, *paths, *(image.resolve() for image in images))
-        check_empty(draw)
+    quiet, images = check_standard_output(as_json, csv_path, jsonl_path), list_images(paths)
+    check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
     net, state = load_net(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
-    size, top = state["config"]["size"], min(top, len(state["emotions"]))
-    if photos:
-        items = items_of_photos(images, size, choose_template(like, state))
-    else:
-        items = items_of_images(images, size)
-    names, everything, bad, without = output_names(images), [], 0, 0
+    top, items = min(top, len(state["emotions"])), items_of(images, state, photos, like)
+    everything, counts = [], Counts()
     with contextlib.ExitStack() as files:
         if draw:
             files.enter_context(filling(draw))
         writers = open_writers(files, csv_path, jsonl_path, state, top, photos, draw)
+        files.enter_context(keeping_parts((csv_path, jsonl_path), images, counts))
         if as_json:
             writers.append(everything.append)
         elif not quiet:
             writers.append(lambda result: say(prediction_line(result), err=False))
-        for i, results in predict_images(net, state, items, images, top):
-            if isinstance(results, str):
-                bad += 1
-                say(f"Warning: skipped {results}")
-                continue
-            if not results:
-                without += 1
-                say(f"no face: {shown(images[i])}")
-            if draw and not draw_photo(images[i], results, draw / f"{names[i]}.jpg"):
-                bad += 1
-            for write in writers:
-                for result in results:
-                    write(result)
+        write_all(predict_images(net, state, items, images, top), images, draw, writers, counts)
     if as_json:
         click.echo(json.dumps(everything))
-    if without:
-        click.echo(f"{without} of {len(images)} images without a face", err=True)
-    if bad:
+    if counts.without:
+        click.echo(f"{counts.without} of {len(images)} images without a face", err=True)
+    if counts.bad:
         sys.exit(1)

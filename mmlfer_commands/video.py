@@ -35,7 +35,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
-from mmlfer_commands._outputs import output_names, say, shown
+from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
     Clip,
@@ -110,31 +110,6 @@ def mean_columns(row, around, state):
     first = mean[: len(state["emotions"])].argmax()
     return {"expression_smooth": state["emotions"][first], "p_smooth": round(float(mean[first]), 6),
             **dict(zip(smooth_columns(state), np.round(mean, 6).tolist()))}
-
-
-class Table:
-    """A new CSV file to which rows are written as they come; it always ends with a whole row."""
-
-    def __init__(self, files, path, columns):
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = files.enter_context(path.open("xb", 0))  # which an ExitStack closes
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        self.rows = csv.DictWriter(self, columns, lineterminator="\n")
-        self.rows.writeheader()
-
-    def write(self, text):
-        """Write a row at once; InputError, with the file as it was before, if it cannot be."""
-        place, rest = self.file.tell(), text.encode()
-        try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
-        except OSError as error:
-            self.file.truncate(place)
-            raise InputError(f"{self.path}: cannot be written on ({error.strerror}); the rows "
-                             "before are there; free some space and start again") from None
 
 
 # ---------------------------------------------------------------- drawing
@@ -231,7 +206,7 @@ class Job:
 
 
 def predict_clip(job, clip, table, drawing):
-    """Write the rows of a Clip to a Table, and draw it. -> frames, faces, frames without a face
+    """Write the rows of a Clip to a table, and draw it. -> frames, faces, frames without a face
 
     One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
     """
@@ -248,7 +223,7 @@ def predict_clip(job, clip, table, drawing):
             rows = smoothed(rows, job.smooth, job.state)
         bar = progress(rows, shown(clip.name), clip.count // job.every or None, unit=" frames")
         for _, faces in bar:
-            table.rows.writerows(row for row, _ in faces)
+            table.writerows(row for row, _ in faces)
             count += 1
             without += not faces[0][0]["success"]
     if drawing and not job.caught:
@@ -262,7 +237,9 @@ def run_clip(job, name, stem):
     with contextlib.ExitStack() as files:
         clip = Clip(name)
         files.callback(clip.close)
-        table = Table(files, path, columns_of(job.state, job.smooth))
+        table = csv.DictWriter(Lines(files, path), columns_of(job.state, job.smooth),
+                               lineterminator="\n")
+        table.writeheader()
         if job.draw:
             drawing = Drawing(job.out / f"{stem}.webm", clip.rate)
             files.callback(drawing.close)

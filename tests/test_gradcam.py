@@ -222,6 +222,19 @@ def test_what_cannot_be_drawn_is_one_line(ckpt, faces_folder, tmp_path):
     assert faces[0].read_bytes() == before and not list(tmp_path.glob("g.*"))
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_a_figure_beside_its_images_is_written_again_and_again(ckpt, faces_folder, tmp_path, suffix):
+    """A figure that the program wrote is no input, an image beside the inputs is not written over."""
+    face = shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "1.jpg")
+    figure = tmp_path / f"g.{suffix}"
+    for _ in range(2):
+        result = invoke("gradcam", "--ckpt", ckpt, face, "--out", figure)
+        assert result.exit_code == 0, result.output
+    Image.open(figure).convert("RGB").save(figure)
+    result = invoke("gradcam", "--ckpt", ckpt, face, "--out", figure)
+    assert result.stderr == f"Error: {figure}: is an input or lies among the inputs; name another output\n"
+
+
 def test_truth_is_known_for_images_of_the_data_alone(faces_folder, tmp_path):
     inside = faces_folder / "aligned/0001_aligned.jpg"
     shutil.copy(inside, tmp_path / "0001_aligned.jpg")

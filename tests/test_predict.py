@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import itertools
 import json
 import math
 import os
@@ -24,7 +23,7 @@ from PIL import Image
 from scenes import two_face_scene
 
 import mmlfer
-from mmlfer_commands import _outputs, predict
+from mmlfer_commands import predict
 
 
 @pytest.fixture(scope="module")
@@ -202,13 +201,6 @@ def test_pictures_that_are_not_read_are_named_once_for_each_folder(ckpt, faces_f
 # ---------------------------------------------------------------- outputs
 
 
-@pytest.mark.parametrize("size, written", [((65600, 8), (65500, 8)), ((8, 65500), (8, 65500)), ((131000, 40), (65500, 20))])
-def test_drawings_have_no_longer_sides_than_a_jpeg_can_have(tmp_path, size, written):
-    _outputs.write_jpeg(Image.new("RGB", size), tmp_path / "drawn.jpg")
-    with Image.open(tmp_path / "drawn.jpg") as image:
-        assert image.size == written
-
-
 def test_no_aus_and_untrained_aus_are_distinguished(ckpt, faces_folder, tmp_path):
     state = torch.load(ckpt, weights_only=True)
     state["net"]["au.bias"] -= 1000
@@ -241,13 +233,13 @@ def test_one_file_takes_no_two_outputs(ckpt, many, tmp_path):
     assert result.exit_code == 2 and "--csv and --jsonl name one file." in result.stderr and not (tmp_path / "p").exists()
 
 
-def fail_in_the_third_batch(monkeypatch):
+def fail_in_the_third_batch(monkeypatch, error=None):
     calls = []
 
     def fails(net, images):
         calls.append(len(images))
         if len(calls) == 3:
-            raise mmlfer.InputError("an output is not finite")
+            raise error or mmlfer.InputError("an output is not finite")
         return mmlfer.predict_faces(net, images)
 
     monkeypatch.setattr(predict, "predict_faces", fails)
@@ -280,13 +272,47 @@ def test_devices_links_and_pipes_are_written_through(ckpt, many, tmp_path):
     assert (tmp_path / "real.csv").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_failure_leaves_no_half_file(ckpt, many, tmp_path, monkeypatch):
-    calls = fail_in_the_third_batch(monkeypatch)
-    (tmp_path / "p.csv").write_text("what stood there\n")
-    result = invoke("predict", "--ckpt", ckpt, many, "--json", "--csv", tmp_path / "p.csv", "--jsonl", tmp_path / "p.jsonl")
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: an output is not finite\n")
-    assert calls == [64, 64, 64] and (tmp_path / "p.csv").read_text() == "what stood there\n"
-    assert [p.name for p in tmp_path.iterdir()] == ["p.csv"]
+@pytest.mark.parametrize("error, told", [
+    (mmlfer.InputError("an output is not finite"), "Error: an output is not finite\n"), (KeyboardInterrupt(), "stopped\n"),
+    (MemoryError(), None)])
+def test_what_is_predicted_is_kept_whatever_ends_the_work(ckpt, many, tmp_path, monkeypatch, error, told):
+    """Whole rows, said to be a part; the table that stood there is not replaced; a part is not written over."""
+    calls = fail_in_the_third_batch(monkeypatch, error)
+    table, lines = tmp_path / "p.csv", tmp_path / "p.jsonl"
+    table.write_text("what stood there\n")
+    command = ("predict", "--ckpt", ckpt, many, "--csv", table, "--jsonl", lines)
+    result = invoke(*command, "--json")
+    assert calls == [64, 64, 64] and (result.exit_code, result.stdout) == (130 if told == "stopped\n" else 1, "")
+    images = [str(path) for folder in sorted(many.iterdir()) for path in sorted(folder.iterdir())]
+    assert result.stderr == (f"Warning: {table}.part, {lines}.part: the faces of the first 127 of 300 images; those from {images[127]} on "
+                             f"are missing\n{told or ''}")
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert sorted(kept) == ["p.csv", "p.csv.part", "p.jsonl.part"] and kept["p.csv"] == "what stood there\n"
+    assert [row["image"] for row in rows_of(kept["p.jsonl.part"])] == images[:127]
+    assert [row["image"] for row in csv.DictReader(io.StringIO(kept["p.csv.part"]))] == images[:127] and kept["p.csv.part"][-1] == "\n"
+    result = invoke(*command)
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        1, "", f"Error: {table}.part: has what an interrupted or running call wrote; rename or remove it\n")
+    for path in tmp_path.glob("*.part"):
+        path.unlink()
+    monkeypatch.undo()
+    assert invoke(*command).exit_code == 0 and table.read_text().startswith(kept["p.csv.part"][:9000])
+    assert {path.name for path in tmp_path.iterdir()} == {"p.csv", "p.jsonl"}
+
+
+def test_rows_are_there_as_they_are_known_and_a_start_that_fails_leaves_nothing(ckpt, many, tmp_path, monkeypatch):
+    there = []
+
+    def answers(net, x):
+        there.append((tmp_path / "p.csv.part").read_text())
+        return mmlfer.predict_faces(net, x)
+
+    monkeypatch.setattr(predict, "predict_faces", answers)
+    assert invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "p.csv").exit_code == 0
+    assert [text.count("\n") for text in there] == [1, 64, 128, 192, 256] and {text[-1] for text in there} == {"\n"}
+    monkeypatch.setattr(predict, "predict_faces", lambda *_: (_ for _ in ()).throw(mmlfer.InputError("not at all")))
+    result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "q.csv")
+    assert (result.exit_code, result.stderr, os.listdir(tmp_path)) == (1, "Error: not at all\n", ["p.csv"])
 
 
 @pytest.mark.parametrize("option", ["--csv", "--jsonl"])
@@ -305,7 +331,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(ckpt, many,
     monkeypatch.setattr(predict, "predict_faces", lambda *_: pytest.fail("the work was begun"))
     (tmp_path / "file").write_text("")
     result = invoke("predict", "--ckpt", ckpt, many, "--csv", tmp_path / "file/p.csv")
-    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/file/p.csv: cannot be written (File exists)\n"
+    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/file/p.csv.part: cannot be written (File exists)\n"
 
 
 @pytest.mark.parametrize("output", [(), ("--csv", "-")])
@@ -445,78 +471,6 @@ def test_small_faces_are_marked(ckpt, faces_folder, tmp_path):
     assert result.exit_code == 0 and len(table) >= 1 and {row["small"] for row in table} == {"1"}
     assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
         f"{tmp_path}/s.png, face {i} (small)" for i in range(len(table))]
-
-
-def test_drawn_pictures_say_the_first_expression_and_the_aus(photos):
-    image = np.full((90, 120, 3), 128, np.uint8)
-    result = {"box": [30, 30, 40, 50], "expressions": [{"name": "sadly angry", "p": 0.714}],
-              "aus": [{"au": 4, "name": "brow lowerer", "p": 0.9}, {"au": 15, "name": "", "p": 0.8}]}
-    assert predict.label_of(result, 26) == "sadly angry 71 %\nAUs: 4 15"
-    assert predict.label_of(result, 9) == "sadly\nangry 71\n%\nAUs: 4 15"
-    drawn = np.asarray(predict.draw_predictions(image, [result]), int)
-    assert drawn.shape == (480, 640, 3)  # a small picture is enlarged
-    zoom = 640 / 120
-    for x, y in ((30, 55), (70, 55), (50, 80)):  # middles of the box's sides
-        x, y = round(x * zoom), round(y * zoom)
-        assert (drawn[y - 3 : y + 4, x - 3 : x + 4] == (255, 212, 0)).all(2).any()
-    assert (image == 128).all()
-
-
-def test_each_face_has_its_own_box_and_its_label_on_dark_ground(monkeypatch):
-    spots, labels, place, label_of = [], [], predict.place_label, predict.label_of
-    monkeypatch.setattr(predict, "place_label", lambda *args: spots.append(place(*args)) or spots[-1])
-    monkeypatch.setattr(predict, "label_of", lambda *args: labels.append(label_of(*args)) or labels[-1])
-    results = [{"box": [left, top, 80, 90], "expressions": [{"name": name, "p": 0.5}], "aus": []}
-               for left, top, name in ((40, 150, "awe"), (600, 240, "sadly angry"))]
-    drawn = np.asarray(predict.draw_predictions(np.full((480, 760, 3), 128, np.uint8), results), int)
-    assert labels == ["awe 50 %\nAUs: none", "sadly angry 50 %\nAUs: none"]
-    white, yellow = (drawn > 200).all(2), (drawn == (255, 212, 0)).all(2)
-    for x0, y0, x1, y1 in (map(round, spot) for spot in spots):
-        assert white[y0:y1, x0:x1].sum() > 100 and not white[y0 : y0 + 3, x0:x1].any()
-        white[y0:y1, x0:x1] = False
-    assert not white.any()  # no letter lies beside its ground
-    for left, top, *_ in (result["box"] for result in results):
-        assert yellow[top - 2 : top + 93, left + 40].any() and yellow[top + 45, left - 2 : left + 3].any()
-
-
-def test_labels_of_neighbours_do_not_cover_each_other(monkeypatch):
-    spots, place = [], predict.place_label
-    monkeypatch.setattr(predict, "place_label", lambda *args: spots.append(place(*args)) or spots[-1])
-    results = [{"box": [200 + 90 * i, 150, 80, 90], "expressions": [{"name": "sadly angry", "p": 0.5}], "aus": []} for i in range(3)]
-    predict.draw_predictions(np.full((480, 760, 3), 128, np.uint8), results)
-    assert len(spots) == 3 and spots[0][2] - spots[0][0] > 90
-    assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(spots, 2))
-
-
-def test_labels_lie_in_the_picture_and_on_no_face():
-    box, other = (100, 60, 200, 160), (110, 10, 190, 55)
-    for picture, taken in (((640, 480), [box]), ((640, 480), [box, other]), ((640, 170), [box, other])):
-        spot = predict.place_label(box, (150, 40), picture, taken)
-        assert 0 <= spot[0] < spot[2] <= picture[0] and 0 <= spot[1] < spot[3] <= picture[1]
-        assert not any(spot[0] < t[2] and t[0] < spot[2] and spot[1] < t[3] and t[1] < spot[3] for t in taken)
-    assert predict.place_label(box, (150, 40), (640, 480), [box])[3] == 60  # above is the first choice
-    sides = enumerate(((144, 272), (142, 271), (140, 268), (143, 268), (146, 272), (144, 260)))
-    row = [(25 + 145 * i, top, 125 + 145 * i, bottom) for i, (top, bottom) in sides]  # people beside each other
-    taken = row.copy()
-    for box in row:
-        taken.append(predict.place_label(box, (162, 36), (900, 400), taken))
-    assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(taken, 2))
-    full = predict.place_label((0, 0, 640, 480), (150, 40), (640, 480), [(0, 0, 640, 480)])
-    assert 0 <= full[0] < full[2] <= 640 and 0 <= full[1] < full[3] <= 480  # where there is no room
-
-
-@pytest.mark.parametrize("width, height", [(100, 100), (100, 1500), (300, 2400), (6000, 300), (6000, 4000)])
-def test_a_label_fits_its_picture_and_can_be_read(width, height, monkeypatch):
-    seen, labels, place, label_of = [], [], predict.place_label, predict.label_of
-    monkeypatch.setattr(predict, "place_label", lambda *args: seen.append(args) or place(*args))
-    monkeypatch.setattr(predict, "label_of", lambda *args: labels.append(label_of(*args)) or labels[-1])
-    result = {"box": [10, 10, 60, 60], "expressions": [{"name": "disgustedly surprised", "p": 1.0}],
-              "aus": [{"au": au} for au in (1, 2, 4, 17, 23, 25, 26, 43)]}
-    predict.draw_predictions(np.zeros((height, width, 3), np.uint8), [result])
-    ((_, (w, h), picture, _),), (label,) = seen, labels
-    assert w <= picture[0] and h <= picture[1]
-    assert h / len(label.splitlines()) > max(14, math.sqrt(width * height) / 60)
-    assert width == 100 < height or label.splitlines()[0] == "disgustedly surprised 100 %"
 
 
 def test_drawing_among_the_inputs_is_refused(ckpt, photos, tmp_path):

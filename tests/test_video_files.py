@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_whole_rows(templated, nobody, sixty, tmp_path):
         result = run(templated, tmp_path, sixty[0])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a.csv: cannot be written on (File too large); the rows before are "
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a.csv: cannot be written further (File too large); the lines before are "
                                                     "there; free some space and start again\n")
     text = (tmp_path / "a.csv").read_text()
     assert 4500 < len(text) <= 5000 and text[-1] == "\n" and len({line.count(",") for line in text.splitlines()}) == 1
