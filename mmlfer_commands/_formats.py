@@ -1,9 +1,12 @@
 """Layouts of faces and labels that people have, each read as Labelled faces."""
 
 import collections
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from mmlfer import (
     TEST,
@@ -11,31 +14,50 @@ from mmlfer import (
     VAL,
     InputError,
     image_index,
-    parse_code,
     plural,
+    progress,
     read_labels,
     stem,
 )
-from mmlfer_commands._inputs import find_files, images_among, images_below, is_hidden
+from mmlfer_commands._inputs import (
+    files_below,
+    find_files,
+    images_among,
+    images_below,
+    is_hidden,
+)
 from mmlfer_commands._labels import PARTS, Rows, read_columns, read_rows
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
          "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
          "angrily surprised", "angrily disgusted", "disgustedly surprised")  # its classes 1..11
+BASIC = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")  # 1..7
+ATTRIBUTES = {"gender": ("male", "female", "unsure"),
+              "race": ("Caucasian", "African-American", "Asian"),
+              "age": ("0-3", "4-19", "20-39", "40-69", "70+")}  # RAF-DB's, each from 0
 ABAW = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise", "other")
 ABAW_AUS = "1,2,4,6,7,10,12,15,23,24,25,26"  # the challenge's order, as of the classes 0..7
+AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
+FER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+JAFFE = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
+         "SA": "sadness", "SU": "surprise"}
+FER_PARTS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
+BYTES = {str(value) for value in range(256)}
 NOT_CODED = {"aus": "?"}
-CODES = {1: True, 0: False, -1: None}  # whether an AU is seen
 
 
 class Labelled(NamedTuple):
     """An image and its labels, as a format gives them."""
 
     image: Path
-    expression: str  # "" where it is unknown
+    expression: str  # "?" where nobody named it, "" if the row is to be left out for that
     split: str = ""  # train, val, test; "" where none is published
     labels: dict = NOT_CODED  # labels.csv's other columns
     place: str = ""  # where they stand, if not in the image's own path
+    code: str = ""  # what stands there for the expression, if not its name
+    aus: dict | None = None  # {AU: True, False or None for not coded}, in place of columns
+    pixels: object = None  # a picture that is to be written, in place of one that is there
 
 
 # ---------------------------------------------------------------- reading
@@ -62,35 +84,55 @@ def part_in(name):
     return found.pop() if len(found) == 1 else ""
 
 
-def class_name(code, expressions, where):
-    """The expression of a class number, which is text and counts from 0."""
-    if not re.fullmatch("[0-9]{1,4}", code) or int(code) >= len(expressions):
-        raise InputError(f"{where}: expected a class 0..{len(expressions) - 1}, got "
-                         f"{code[:20]!r}; fix this row, or name all classes with --expressions")
-    return expressions[int(code)]
+def class_name(code, expressions, where, first=0, what="a class"):
+    """The expression of a class number, which is text and counts from `first`."""
+    last = first + len(expressions) - 1
+    if not re.fullmatch("[0-9]{1,4}", code) or not first <= int(code) <= last:
+        other = ", or name all classes with --expressions" if what == "a class" else ""
+        raise InputError(f"{where}: expected {what} {first}..{last}, got {code[:20]!r}; fix this "
+                         f"row{other}")
+    return expressions[int(code) - first]
 
 
-def is_seen(value, au, where):
+class Coding(NamedTuple):
+    """How a table says whether an AU is seen."""
+
+    top: float = 1  # the largest value
+    present_from: float = 1
+    unknown: float = -1  # not coded
+
+
+ONE = Coding()  # 0, 1, and -1 for not coded
+
+
+def is_seen(value, au, where, coding=ONE):
     """Whether a cell says that an AU is seen; None where it is not coded."""
     try:
-        return CODES[float(value)]
-    except (ValueError, KeyError):
-        raise InputError(f"{where}: expected 0, 1 or -1 (not coded) for AU {au}, got "
-                         f"{value[:20]!r}; fix this row") from None
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if number == coding.unknown:
+        return None
+    whole = number % 1 == 0 or coding.present_from % 1  # fractions where the bound is one
+    if not (0 <= number <= coding.top and whole):
+        values = "0, 1" if coding.top == 1 else f"0..{coding.top:g}"
+        raise InputError(f"{where}: expected {values} or {coding.unknown:g} (not coded) for AU "
+                         f"{au}, got {value[:20]!r}; fix this row")
+    return number >= coding.present_from
 
 
-def code_aus(columns, values, where):
-    """{AU: True, False or None} of the values 1, 0 and -1 (not coded) of columns [(AU, side)].
+def code_aus(columns, values, where, coding=ONE):
+    """{AU: True, False or None} of the values of columns [(AU, side)].
 
     An AU is seen if its own column or one of its sides' says so. Otherwise its own column decides.
     If that is not coded, the AU is not seen if all its sides are 0, and else not coded.
     """
     if len(values) != len(columns):
         raise InputError(f"{where}: {plural(len(values), 'AU value')}, expected {len(columns)}; "
-                         "fix this row, or name all columns with --aus")
+                         "fix this row, or see --help for the columns")
     by_au = collections.defaultdict(dict)
     for (au, side), value in zip(columns, values):
-        by_au[au][side] = is_seen(value, f"{side}{au}", where)
+        by_au[au][side] = is_seen(value, f"{side}{au}", where, coding)
     aus = {}
     for au, sides in by_au.items():
         own = sides.pop("", None)
@@ -102,7 +144,10 @@ def code_aus(columns, values, where):
 
 def au_labels(coded):
     """labels.csv's columns for rows of {AU: True, False or None}: `aus` if each row is coded as a
-    whole or not at all; else a column for each AU, empty where it is not coded."""
+    whole or not at all; else a column for each AU, empty where it is not coded. An AU that no row
+    has coded is left out."""
+    known = {au for row in coded for au, seen in row.items() if seen is not None}
+    coded = [{au: row.get(au) for au in known} for row in coded]
     whole = [set(row.values()) == {None} or None not in row.values() for row in coded]
     if not all(whole):
         cells = {True: "1", False: "0", None: ""}
@@ -115,28 +160,219 @@ def au_labels(coded):
 
 
 def rafdb(folder, expressions):
-    """Read RAF-DB's compound part.
+    """Read RAF-DB: its basic or its compound part, or Kaggle's copy.
 
-    EmoLabel/list_patition_label.txt (sic) has rows `train_0001.jpg 3`: the name gives the part,
-    train or test, the number is one of 11 classes, from 1. Images are
-    Image/aligned/train_0001_aligned.jpg or else Image/original/train_0001.jpg. (The basic part has
-    a list of the same name, with 7 classes.)
+    EmoLabel/list_patition_label.txt (sic) has rows `train_00001.jpg 5`: the name gives the part,
+    train or test, the number is one of 7 classes in the folder `basic`, of 11 in `compound`. Images
+    are Image/aligned/train_00001_aligned.jpg or else Image/original/train_00001.jpg; gender, race
+    and age are taken from Annotation/manual/train_00001_manu_attri.txt, where that is there.
+    Kaggle's copy has train_labels.csv, test_labels.csv and DATASET/train/5/.
     """
+    kaggle = (folder / "train_labels.csv").is_file()
+    rows = list(rafdb_copy(folder) if kaggle else rafdb_list(folder))
+    compound = any(len(code) > 1 or code > "7" for _, _, code, _ in rows)
+    if not (kaggle or compound or expressions or any(len(stem(row[1])) > 10 for row in rows)):
+        raise InputError(f"{folder}: no class above 7, and no name with five digits as in the "
+                         "basic part: name the classes, from 1, with --expressions "
+                         f"{','.join(BASIC)}")
+    for where, name, code, image in rows:
+        part = part_of(name.split("_")[0])
+        if not part:
+            raise InputError(f"{where}: expected train_ or test_ in the name; fix this row")
+        names = expressions or (RAFDB if compound else BASIC)
+        expression = class_name(code, names, where, first=1)
+        manual = folder / "Annotation" / "manual" / f"{stem(name)}_manu_attri.txt"
+        yield Labelled(image, expression, part, NOT_CODED | attributes(manual), where, code)
+
+
+def rafdb_list(folder):
+    """Yield (place, image's name, class, image) of the rows of RAF-DB's list."""
     path = folder / "EmoLabel" / "list_patition_label.txt"
     if not path.is_file():
-        raise InputError(f"{path}: not there; give RAF-DB's folder `compound`")
-    rows = read_labels(path, parse_code(len(expressions or RAFDB)))
-    if not expressions and max(code for _, code in rows.values()) <= 7:
-        raise InputError(f"{path}: no class above 7: is this RAF-DB's basic part? Give the folder "
-                         "`compound`, or name the classes, from 1, with --expressions")
+        raise InputError(f"{path}: not there; give RAF-DB's folder `basic` or `compound`")
     index = image_index(folder / "Image", folder / "Image" / "original")
-    for name, (number, code) in rows.items():
-        part = part_of(name.split("_")[0])
-        if not (code and part):
-            raise InputError(f"{path}:{number}: expected train_ or test_ in the name and a class "
-                             "from 1; fix this row")
+    for name, (number, code) in read_labels(path, str).items():
         image = index.get(stem(name), folder / "Image" / "aligned" / name)
-        yield Labelled(image, (expressions or RAFDB)[code - 1], part, place=f"{path}:{number}")
+        yield f"{path}:{number}", name, code, image
+
+
+def rafdb_copy(folder):
+    """Yield the same of Kaggle's copy."""
+    for part in ("train", "test"):
+        path = folder / f"{part}_labels.csv"
+        for number, row in read_columns(path, "image", "label")[1]:
+            image = folder / "DATASET" / part / row["label"] / row["image"]
+            yield f"{path}:{number}", row["image"], row["label"], image
+
+
+def attributes(path):
+    """The columns gender, race and age by lines 6 to 8 of a file of RAF-DB, if it is there."""
+    if not path.is_file():
+        return {}
+    lines = [*read_list(path), *[""] * 8]
+    return {name: class_name(lines[number - 1], words, f"{path}:{number}", what=name)
+            for number, (name, words) in enumerate(ATTRIBUTES.items(), 6)}
+
+
+def affectnet(folder, images):
+    """Read AffectNet: its folders of arrays, or the older lists.
+
+    IN has train_set and val_set, each with images/0.jpg and annotations/0_exp.npy; or training.csv
+    and validation.csv, with or without a header. The images of the lists are whole photographs:
+    `mmlfer crop` cuts out the faces, and --images names its OUT; or a folder with aligned faces
+    under the names that the lists have. Classes 8 to 10 (none, uncertain, no face) are left out.
+    """
+    rows = affectnet_arrays if (folder / "train_set").is_dir() else affectnet_lists
+    for where, image, split, code in rows(folder, images):
+        name = class_name(code, (*AFFECTNET, "", "", ""), where, what="one of AffectNet's classes")
+        yield Labelled(image, name, split, place=where, code=code)
+
+
+def affectnet_arrays(folder, _):
+    """Yield (place, image, part, class) of the files N_exp.npy."""
+    for part in ("train", "val"):
+        inside = sorted((folder / f"{part}_set" / "annotations").glob("*_exp.npy"))
+        for path in progress(inside, f"reading {part}_set", unit=" files"):
+            try:
+                code = str(np.load(path).item()).removesuffix(".0")
+            except (OSError, ValueError, EOFError):
+                raise InputError(f"{path}: not one class in NumPy's form; take the published "
+                                 "file") from None
+            image = path.parent.parent / "images" / path.name.replace("_exp.npy", ".jpg")
+            yield str(path), image, part, code
+
+
+def affectnet_lists(folder, images):
+    """Yield the same of the rows of training.csv and validation.csv."""
+    paths = {part: folder / f"{part}.csv" for part in ("training", "validation")}
+    if not images:
+        raise InputError(f"{folder}: lists of whole photographs (or no AffectNet); cut out the "
+                         "faces first, mmlfer crop PHOTOS --out CROPS, and add --images CROPS")
+    crops = crops_of(images) if (images / "faces.csv").is_file() else None
+    for part, path in paths.items():
+        for number, line in enumerate(read_list(path), 1):
+            cells = line.split(",")
+            if cells[0] == "subDirectory_filePath":
+                continue
+            if len(cells) != 9:
+                raise InputError(f"{path}:{number}: expected 9 fields, got {len(cells)}; fix this "
+                                 "row")
+            image = images / cells[0] if crops is None else nearest(crops, cells, images)
+            yield f"{path}:{number}", image, part_of(part), cells[6]
+
+
+def crops_of(folder):
+    """{last two names of a photograph's path: [(file, middle of the face)]} by `crop`'s table."""
+    crops = collections.defaultdict(list)
+    for _, row in read_columns(folder / "faces.csv", "image", "file")[1]:
+        left, top, width, height = (float(row[x]) for x in ("left", "top", "width", "height"))
+        middle = left + width / 2, top + height / 2
+        crops["/".join(Path(row["image"]).parts[-2:])].append((row["file"], middle))
+    return crops
+
+
+def nearest(crops, cells, folder):
+    """The crop of a row of AffectNet's lists: of the faces found in its photograph the one nearest
+    to the row's, if its middle lies in that face's box."""
+    x, y, width, height = map(float, cells[1:5])
+    found = {math.hypot(a - x - width / 2, b - y - height / 2): file
+             for file, (a, b) in crops.get("/".join(Path(cells[0]).parts[-2:]), ())
+             if x <= a <= x + width and y <= b <= y + height}
+    return folder / (found[min(found)] if found else cells[0])
+
+
+def fer2013(path, votes):
+    """Read FER2013's pixels, and FERPlus's votes.
+
+    IN is fer2013.csv or icml_face_data.csv, with the columns emotion, pixels and Usage; its images
+    are written as OUT/fer2013/fer0000000.png and so on. With --votes, fer2013new.csv, the columns
+    p_neutral, p_happiness ... have FERPlus's votes; the expression is that with the most of them, ?
+    where two have equally many. Rows most of whose votes are unknown or NF (no face) are left out.
+    """
+    rows = read_rows(path)
+    columns = next(rows, (1, []))[1]
+    if missing := {"emotion", "pixels", "Usage"} - {*columns}:
+        raise InputError(f"{path}: no column {min(missing)}; it has {', '.join(columns)[:200]}")
+    faces = []
+    for i, (number, cells) in enumerate(progress(rows, "reading", unit=" faces")):
+        row, where = dict(zip(columns, cells)), f"{path}:{number}"
+        values = row.get("pixels", "").split()
+        if len(cells) != len(columns) or len(values) != 48 * 48 or not {*values} <= BYTES:
+            raise InputError(f"{where}: expected 48x48 values 0..255, got {len(values)}; fix this "
+                             "row")
+        if row["Usage"] not in FER_PARTS:
+            raise InputError(f"{where}: expected a Usage of {', '.join(FER_PARTS)}, got "
+                             f"{row['Usage'][:20]!r}; fix this row")
+        faces.append(Labelled(
+            Path("fer2013", f"fer{i:07d}.png"), class_name(row["emotion"], FER, where),
+            FER_PARTS[row["Usage"]], place=where, code=row["emotion"],
+            pixels=np.array(values, np.uint8).reshape(48, 48)))
+    return with_votes(faces, path, votes) if votes else faces
+
+
+def with_votes(faces, path, votes):
+    """The faces of FER2013 with FERPlus's votes in place of its classes."""
+    _, rows = read_columns(votes, *FERPLUS, "unknown", "NF", "Image name")
+    if len(rows) != len(faces):
+        raise InputError(f"{votes}: {plural(len(rows), 'row')} for the {len(faces)} of {path}; "
+                         "take the two that belong together")
+    for face, (number, row) in zip(faces, rows):
+        if not all(row[name].isdecimal() for name in (*FERPLUS, "unknown", "NF")):
+            raise InputError(f"{votes}:{number}: expected whole numbers of votes; fix this row")
+        given = {name: int(row[name]) for name in FERPLUS}
+        most = [name for name in FERPLUS if given[name] == max(given.values())]
+        none = max(int(row["unknown"]), int(row["NF"])) >= max(given.values())
+        name = "" if none or not row["Image name"] else most[0] if len(most) == 1 else "?"
+        labels = NOT_CODED | {f"p_{name}": str(n) for name, n in given.items()}
+        yield face._replace(expression=name, labels=labels, place=f"{votes}:{number}", code="")
+
+
+def jaffe(folder):
+    """Read JAFFE, whose names tell the person and the expression.
+
+    KA.AN1.39.tiff is anger of KA; DI is disgust, FE fear, HA happiness, NE neutral, SA sadness and
+    SU surprise.
+    """
+    for path in images_below(folder):
+        match = re.fullmatch(f"([A-Z]{{2}})[.]({'|'.join(JAFFE)})[0-9]+[.][0-9]+", path.stem)
+        if not match:
+            raise InputError(f"{path}: expected a name like KA.AN1.39.tiff; move it away")
+        person = {"person": match[1]}
+        yield Labelled(path, JAFFE[match[2]], labels=NOT_CODED | person, code=match[2])
+
+
+def mafw(folder, images, fold):
+    """Read MAFW's lists of clips, for frames of them.
+
+    IN has set_1 to set_5, each with train.txt and test.txt, whose rows are `02820.mp4
+    anger_disgust`. The frames of a clip lie in --images as 02820/00001.jpg, as `mmlfer crop` cuts
+    them out of clips. The parts are those of --fold; the column fold says in which of the five a
+    clip is tested, the column person which frames are of one clip.
+    """
+    if not (folder / f"set_{fold}").is_dir():
+        raise InputError(f"{folder}: no set_{fold} in it; give MAFW's folder of set_1 to set_5")
+    lists = {(k, part): read_labels(folder / f"set_{k}" / f"{part}.txt", str)
+             for k in range(1, 6) for part in ("train", "test")}
+    tested = {name: str(k) for (k, part), rows in lists.items() if part == "test" for name in rows}
+    for part in ("train", "test"):
+        for name, (number, expression) in lists[fold, part].items():
+            place = f"{folder}/set_{fold}/{part}.txt:{number}"
+            labels = NOT_CODED | {"person": Path(name).stem, "fold": tested.get(name, "")}
+            clip = images / Path(name).stem
+            for frame in frames_in(clip).values() or [clip / "00001.jpg"]:
+                yield Labelled(frame, expression, part, labels, place)
+
+
+def frames_in(folder):
+    """{number: image} of a folder whose images are frames with a number at the end of their names,
+    with any zeros before it: 1.jpg, 00001.png, SN001_0001.jpg."""
+    frames = {}
+    for path in images_below(folder) if folder.is_dir() else ():
+        if match := re.search("[0-9]+$", path.stem):
+            first = frames.setdefault(int(match[0]), path)
+            if first != path:
+                raise InputError(f"{path}: is frame {int(match[0])}, as {first.name} is; keep one")
+    return frames
 
 
 def subfolders(folder):
@@ -199,7 +435,8 @@ def huggingface(folder, column, expressions):
                 raise InputError(f"{where}: expression {label}: --expressions names the classes, "
                                  "from 0, as in --expressions anger,fear,joy")
             table.add(number, cells)
-            yield labelled_row(table, cells, folder, where)
+            code = label if expressions else ""
+            yield labelled_row(table, cells, folder, where)._replace(code=code)
 
 
 def labelled_row(table, cells, folder, place):
@@ -215,71 +452,64 @@ def labelled_row(table, cells, folder, place):
                     labels if {*labels} - {"person"} else labels | NOT_CODED, place)
 
 
-def abaw(paths, images, columns, expressions):
-    """Read the lists of ABAW's multi-task challenge (s-Aff-Wild2).
+def abaw(paths, images, aus, expressions):
+    """Read ABAW's lists (s-Aff-Wild2), or Aff-Wild2's text files.
 
     training_set_annotations.txt and validation_set_annotations.txt have the header
     `image,valence,arousal,expression,aus` and rows `video/00001.jpg,0.1,-0.2,4,1,0,...`, with as
-    many values as there are AUs; -1 is unknown. Rows without an expression are left out. The
+    many values as there are AUs. Or IN... are folders Train_Set and Validation_Set, or ones above
+    them: of their files VIDEO.txt the header names AUs (AU1,AU2,...) or the classes, and line N is
+    of the image VIDEO/0000N.jpg. -1 is unknown. Rows without expression and AUs are left out. The
     images of a video stay in one part: it stands in the column person.
     """
-    faces, coded = [], []
-    for path in paths:
-        rows = read_rows(path)
-        if next(rows, (1, []))[1][:5] != ["image", "valence", "arousal", "expression", "aus"]:
-            raise InputError(f"{path}: expected the header image,valence,arousal,expression,aus")
+    lists = [path for path in paths if path.is_file()]
+    faces = [face for path in lists for face in abaw_list(path, images, aus, expressions)]
+    files = [file for path in paths if path.is_dir() for file in sorted(files_below(path))
+             if file.suffix.lower() == ".txt"]
+    if files and not images:
+        raise InputError(f"{files[0]}: has no images' names; name the folder of the videos' "
+                         "folders with --images")
+    for face in [*faces, *affwild2(files, images, expressions)]:
+        coded = not {*face.aus.values()} <= {None}
+        person = {"person": face.image.parent.name}
+        yield face._replace(labels=person, expression=face.expression or ("?" if coded else ""))
+
+
+def abaw_list(path, images, aus, expressions):
+    """Yield the rows of one of ABAW's lists."""
+    rows = read_rows(path)
+    if next(rows, (1, []))[1][:5] != ["image", "valence", "arousal", "expression", "aus"]:
+        raise InputError(f"{path}: expected the header image,valence,arousal,expression,aus")
+    for number, cells in rows:
+        name, _, _, code, *values = cells + [""] * (4 - len(cells))
+        where = f"{path}:{number}"
+        face = Labelled((images or path.parent) / name, "", part_in(path.name), {}, where)
+        if code != "-1":
+            face = face._replace(expression=class_name(code, expressions, where), code=code)
+        yield face._replace(aus=code_aus(aus, values, where))
+
+
+def affwild2(files, images, expressions):
+    """The rows of Aff-Wild2's text files; what several files say of a frame is put together."""
+    faces = {}
+    for path in progress(files, "reading", unit=" files"):
+        rows, frames = read_rows(path), frames_in(images / path.stem)
+        header = next(rows, (1, []))[1]
+        aus = [int(name[2:]) for name in header if re.fullmatch("AU[0-9]{1,2}", name)]
+        if len(aus or expressions) != len(header):
+            raise InputError(f"{path}: expected a header of AUs, AU1,AU2,..., or of "
+                             f"{len(expressions)} classes; give the folders of these alone")
         for number, cells in rows:
-            name, _, _, expression, *values = cells + [""] * (4 - len(cells))
-            where = f"{path}:{number}"
-            known = "" if expression == "-1" else class_name(expression, expressions, where)
-            image = (images or path.parent) / name
-            faces.append(Labelled(image, known, part_in(path.name), place=where))
-            coded.append(code_aus(columns, values, where))
-    for face, labels in zip(faces, au_labels(coded)):
-        yield face._replace(labels=labels | {"person": face.image.parent.name})
-
-
-def opengraphau(path, columns):
-    """Add AUs to labels.csv from OpenGraphAU's or ME-GraphAU's lists.
-
-    IN... are the lists of paths, hybrid_train_img_path.txt; beside each lies its
-    hybrid_train_label.txt, whose lines have 1, 0 or -1 (not coded) for each AU. The lists have no
-    expressions: OUT must have them, and no AUs yet. Which AUs the columns are stands in neither
-    file. OpenGraphAU's own are 1,2,4,5,6,7,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,
-    32,38,39, then L1,R1 and so on of 2, 4, 6, 10, 12 and 14.
-    """
-    beside = path.with_name(path.name.replace("img_path", "label"))
-    if beside == path:
-        raise InputError(f"{path}: expected a list called ..._img_path.txt, and ..._label.txt "
-                         "beside it")
-    names, rows = read_list(path), read_list(beside)
-    if len(names) != len(rows):
-        raise InputError(f"{beside}: {plural(len(rows), 'row')} for the {len(names)} paths of "
-                         f"{path}; take the two that belong together")
-    for number, (name, row) in enumerate(zip(names, rows), 1):
-        yield name, code_aus(columns, row.split(), f"{beside}:{number}")
-
-
-def openface(path):
-    """Add AUs to labels.csv from OpenFace's CSV files.
-
-    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. Of face 0 the columns
-    AU01_c, AU02_c ... are taken, which are 1 where OpenFace sees the AU (AU01_r, its intensity, is
-    not used). OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
-    coders.
-    """
-    columns, rows = read_columns(path)
-    if "action_units" in columns:
-        raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "
-                         "used; run OpenFace 2")
-    aus = {name: int(name[2:4]) for name in columns if re.fullmatch("AU[0-9]{2}_c", name)}
-    if not aus:
-        raise InputError(f"{path}: no columns AU01_c, AU02_c ...: give CSV files of OpenFace, "
-                         "run with -aus")
-    faces = [(number, row) for number, row in rows if row.get("success", "1") == "1"
-             and row.get("face_id", row.get("face", "0")) == "0"]
-    if len(faces) > 1:
-        raise InputError(f"{path}: {len(faces)} frames, and no image's name with them; run "
-                         "FaceLandmarkImg, which writes a file for each image")
-    return {au: is_seen(row[name], au, f"{path}:{number}") for number, row in faces
-            for name, au in aus.items()}
+            where, frame, part = f"{path}:{number}", number - 1, part_in(path.parent.name)
+            image = frames.get(frame, images / path.stem / f"{frame:05d}.jpg")
+            face = faces.get((path.stem, frame)) or Labelled(image, "", part, {}, where, "", {})
+            if face.split != part:
+                raise InputError(f"{where}: is in another part than {face.place}; give lists whose "
+                                 "parts agree")
+            if aus:
+                face = face._replace(aus=code_aus([(au, "") for au in aus], cells, where))
+            elif cells[0] != "-1":
+                name = class_name(cells[0], expressions, where)
+                face = face._replace(expression=name, code=cells[0])
+            faces[path.stem, frame] = face
+    return faces.values()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from PIL import Image
 
 from mmlfer import (
     AU_NAMES,
@@ -18,18 +19,32 @@ from mmlfer import (
     Program,
     parse_aus,
     plural,
+    progress,
     write_rows,
+)
+from mmlfer_commands._au_tables import (
+    bp4d,
+    ckplus,
+    disfa,
+    emotionet,
+    libreface,
+    openface,
+    opengraphau,
+    pyfeat,
+    tool_aus,
 )
 from mmlfer_commands._formats import (
     ABAW,
     ABAW_AUS,
     Labelled,
     abaw,
+    affectnet,
     au_labels,
+    fer2013,
     folders,
     huggingface,
-    openface,
-    opengraphau,
+    jaffe,
+    mafw,
     part_in,
     rafdb,
 )
@@ -42,6 +57,7 @@ from mmlfer_commands._labels import (
     read_rows,
     split_people,
 )
+from mmlfer_commands._outputs import new_folder
 
 # ---------------------------------------------------------------- labels.csv
 
@@ -72,7 +88,7 @@ def usable(faces, skip_missing):
     """The faces that have an expression and an image, and lines that say what was left out."""
     notes, faces = [], list(faces)
     known = [face for face in faces if face.expression]
-    there = [face for face in known if face.image.is_file()]
+    there = [face for face in known if face.pixels is not None or face.image.is_file()]
     if not known:
         raise InputError("no images found; see `mmlfer convert --help` for the layouts")
     if len(there) < len(known) and not (skip_missing and there):
@@ -120,27 +136,34 @@ def complete(faces, seed):
     return faces, notes
 
 
-def write_table(rows, places, out):
-    """Write these rows to labels.csv, if they can be read from it: what is wrong is named by the
-    place that a row comes from. -> what labels.csv then has, as `train` reads it, in lines"""
+def check_table(rows, places, out):
+    """Check that rows can be read from labels.csv: what is wrong is named by the place that a row
+    comes from. -> what labels.csv will have, as `train` reads it, in lines"""
     columns = list(rows[0])
     table = Rows(out, columns)
     for place, row in zip(places, rows):
         table.add(place, [row[name] for name in columns])
-    faces = table.faces()
-    write_rows(rows, columns, out)
-    return describe(faces, out.parent)
+    return describe(table.faces(), out.parent)
 
 
 def write_faces(faces, out):
-    """Write labels.csv of Labelled faces. -> what it has, in lines"""
+    """Write labels.csv of Labelled faces, and their pictures. -> what it has, in lines"""
+    aus = au_labels([face.aus or {} for face in faces])
+    faces = [face if face.aus is None else face._replace(labels=face.labels | labels)
+             for face, labels in zip(faces, aus)]
     more = {name: "?" if name == "aus" else "" for face in faces for name in face.labels}
     published = ["split"] if any(face.split for face in faces) else []
     paths = below([face.image for face in faces], out)
     check_names(paths, {face.expression for face in faces}, out)
     rows = [{"image": path, "expression": face.expression, **dict.fromkeys(published, face.split),
              **more, **face.labels} for path, face in zip(paths, faces)]
-    return write_table(rows, [face.place or str(face.image) for face in faces], out)
+    written = check_table(rows, [face.place or str(face.image) for face in faces], out)
+    if any(face.pixels is not None for face in faces):
+        with new_folder(faces[0].image.parent) as folder:
+            for face in progress(faces, "writing", unit=" faces"):
+                Image.fromarray(face.pixels).save(folder / face.image.name)
+    write_rows(rows, list(rows[0]), out)
+    return written
 
 
 def not_coded_rows(out):
@@ -174,7 +197,8 @@ def add_aus(faces, found, out):
                          f"those with AUs{given}")
     rows = [{**face.labels, **({"split": face.split} if face.split else {}), **names,
              **labels.get(image, {})} for image, face in faces.items()]
-    written = write_table(rows, [face.place for face in faces.values()], out)
+    written = check_table(rows, [face.place for face in faces.values()], out)
+    write_rows(rows, list(rows[0]), out)
     return f"AUs for {n} of {plural(len(rows), 'image')}; the others are not coded", written
 
 
@@ -198,24 +222,26 @@ def add_lists(paths, out, as_published, seed, images, aus):
     return [done, *notes, written]
 
 
-def add_files(paths, out):
-    """Put the AUs of OpenFace's files into labels.csv. Returns lines that say what was done."""
+def add_files(tool, paths, out):
+    """Put the AUs of a tool's files into labels.csv. Returns lines that say what was done."""
     faces, _ = not_coded_rows(out)
     files = []
     for path in paths:
         inside = sorted(files_below(path)) if path.is_dir() else [path]
         files += [file for file in inside if file == path or file.suffix.lower() == ".csv"]
-    matched = match_by_name(files, faces)
-    found = {name: openface(path) for name, path in matched.items()}
-    done, written = add_aus(faces, {name: aus for name, aus in found.items() if aus}, out)
-    left = ((list(found.values()).count({}), "in which OpenFace found no face"),
-            (len(files) - len(matched), "without an image of that name"))
+    seen = {image: aus for file in files if file.name != LABELS
+            for image, aus in tool_aus(tool, file).items()}
+    matched = match_by_name(seen, faces)
+    found = {image: seen[path] for image, path in matched.items()}
+    done, written = add_aus(faces, {image: aus for image, aus in found.items() if aus}, out)
+    left = ((list(found.values()).count({}), "in which no face was found"),
+            (len(seen) - len(matched), "without an image of that name"))
     return [done, *[f"{plural(n, 'file')} {reason}" for n, reason in left if n], written]
 
 
 def match_by_name(paths, images):
-    """{image: OpenFace's file}, matched by the name without its suffix. If several images have one
-    name, it is the image whose folder has the name of the file's folder."""
+    """{image: the tool's file or image}, matched by the name without its suffix. If several images
+    have one name, it is the image whose folder has the name of the file's folder."""
     of_name, matched = collections.defaultdict(list), {}
     for image in images:
         of_name[Path(image).stem].append(image)
@@ -224,8 +250,8 @@ def match_by_name(paths, images):
         if len(same) > 1:
             same = [image for image in same if Path(image).parent.name == path.parent.name]
             if len(same) != 1:
-                raise InputError(f"{path}: several images are called {path.stem}; write OpenFace's "
-                                 "files to folders that are called as the images' folders")
+                raise InputError(f"{path}: several images are called {path.stem}; write the "
+                                 "tool's files to folders that are called as the images' folders")
         for image in same:
             if image in matched:
                 raise InputError(f"{path}: {image} has the file {matched[image]} too; give one")
@@ -254,21 +280,36 @@ def parse_columns(ctx, parameter, value):
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+PLACE = click.Path(exists=True, path_type=Path)
 expressions_option = functools.partial(
     click.option, "--expressions", callback=parse_names, metavar="NAMES")
-aus_option = functools.partial(click.option, "--aus", callback=parse_columns, metavar="NUMBERS")
-images_option = click.option("--images", type=FOLDER, help="The folder that the paths start from.")
+aus_option = functools.partial(click.option, "--aus", callback=parse_columns, metavar="NUMBERS",
+                               help="The AUs of the columns, in their order.")
+images_option = functools.partial(click.option, "--images", type=FOLDER,
+                                  help="The folder that the paths start from.")
 seed_option = click.option("--seed", default=0, type=SEED, metavar="N",
                            help="Seed of a validation part drawn here.")
 published_option = click.option("--as-published", is_flag=True, help="Leave parts as published.")
-missing_option = click.option("--skip-missing", is_flag=True, help="Leave out rows without image.")
+missing_option = click.option("--skip-missing", is_flag=True,
+                              help="Leave out rows without an image.")
 
 
-def writes_faces(function):
-    """Add the argument OUT and the options of a format that has expressions to a command."""
-    for option in (missing_option, seed_option, published_option, click.argument("out", type=PATH)):
-        function = option(function)
-    return function
+def present_option(default):
+    return click.option("--present-from", default=default, metavar="X",
+                        help="The least value of an AU that is present.")
+
+
+def unknown_option(default):
+    return click.option("--unknown", default=default, metavar="X",
+                        help="The value that stands for not coded.")
+
+
+def classes(faces):
+    """A line that says which name was given to which code, and to how many images; or none."""
+    counted = collections.Counter((face.code, face.expression) for face in faces if face.code)
+    rows = sorted(counted.items(), key=lambda row: (len(row[0][0]), row[0]))
+    named = [f"{code} {name or 'left out'} ({n})" for (code, name), n in rows]
+    return ["classes, with their images: " + ", ".join(named)] if named else []
 
 
 def convert(faces, out, as_published, seed, skip_missing):
@@ -276,10 +317,12 @@ def convert(faces, out, as_published, seed, skip_missing):
     out = labels_file(out)
     if out.exists():
         raise InputError(f"{out}: is there already; move it away first")
-    faces, notes = usable(faces, skip_missing)
-    faces, more = (faces, []) if as_published else complete(faces, seed)
-    written = write_faces(faces, out)
-    click.echo("\n".join([*notes, *more, written]))
+    faces = [face if face.pixels is None else face._replace(image=out.parent / face.image)
+             for face in faces]
+    there, notes = usable(faces, skip_missing)
+    there, more = (there, []) if as_published else complete(there, seed)
+    written = write_faces(there, out)
+    click.echo("\n".join([*classes(faces), *notes, *more, written]))
 
 
 class Formats(click.Group):
@@ -295,7 +338,7 @@ def command():
 
     labels.csv has a row for each image: its path, its expression, its part (train, val, test), its
     AUs. OUT is the folder to write it to. This must lie above the images: their paths start there.
-    Images stay where they are.
+    Images stay where they are. Sets of AUs alone have ? for each expression.
 
     Parts that are missing are made so that `train` can start. Without a test part, the published
     validation part is tested, as papers do; without a validation part, it is a quarter of the
@@ -303,53 +346,53 @@ def command():
     """
 
 
-@command.command("rafdb", help=rafdb.__doc__)
-@click.argument("folder", metavar="IN", type=FOLDER)
-@writes_faces
-@expressions_option(help="The classes' names, from 1, if not the 11 of the compound part.")
-def rafdb_command(folder, expressions, **options):
-    convert(rafdb(folder, expressions), **options)
+def add_format(read, run, *options, several=False, source=FOLDER):
+    """Add the command of a format, whose name and help are those of what reads it."""
+    name = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
+    for option in (*reversed(options), click.argument("out", type=PATH),
+                   click.argument("source", type=source, **name)):
+        run = option(run)
+    command.command(read.__name__, help=read.__doc__)(run)
 
 
-@command.command("folders", help=folders.__doc__)
-@click.argument("folder", metavar="IN", type=FOLDER)
-@writes_faces
-def folders_command(folder, **options):
-    convert(folders(folder), **options)
+def writes(read, *options, **source):
+    """Add a format with images of its own, for which labels.csv is written."""
+    def run(source, out, as_published, seed, skip_missing, **own):
+        convert(read(source, **own), out, as_published, seed, skip_missing)
+
+    add_format(read, run, published_option, seed_option, missing_option, *options, **source)
 
 
-@command.command("huggingface", help=huggingface.__doc__)
-@click.argument("folder", metavar="IN", type=FOLDER)
-@writes_faces
-@click.option("--column", help="Which has the expressions, if not expression, label or emotion.")
-@expressions_option(help="The classes' names, from 0, where the column has numbers.")
-def huggingface_command(folder, column, expressions, **options):
-    convert(huggingface(folder, column, expressions), **options)
+def adds(read, add, *options, **source):
+    """Add a format with AUs alone, which are put into a labels.csv."""
+    def run(source, out, **own):
+        click.echo("\n".join(add(source, labels_file(out), **own)))
+
+    add_format(read, run, *options, several=True, **source)
 
 
-@command.command("abaw", help=abaw.__doc__)
-@click.argument("paths", metavar="IN...", nargs=-1, required=True, type=FILE)
-@writes_faces
-@images_option
-@aus_option(default=ABAW_AUS, help="The AUs of the columns, in their order.")
-@expressions_option(default=",".join(ABAW), help="The classes' names, from 0.")
-def abaw_command(paths, images, aus, expressions, **options):
-    convert(abaw(paths, images, aus, expressions), **options)
-
-
-@command.command("opengraphau", help=opengraphau.__doc__)
-@click.argument("paths", metavar="IN...", nargs=-1, required=True, type=FILE)
-@click.argument("out", type=PATH)
-@published_option
-@seed_option
-@images_option
-@aus_option(required=True, help="The AUs of the columns, in their order.")
-def opengraphau_command(paths, out, **options):
-    click.echo("\n".join(add_lists(paths, labels_file(out), **options)))
-
-
-@command.command("openface", help=openface.__doc__)
-@click.argument("paths", metavar="IN...", nargs=-1, required=True, type=PATH)
-@click.argument("out", type=PATH)
-def openface_command(paths, out):
-    click.echo("\n".join(add_files(paths, labels_file(out))))
+frames_option = images_option(required=True, help="The folder of the images' folders.")
+writes(rafdb, expressions_option(help="The classes' names, from 1, if not RAF-DB's own."))
+writes(affectnet, images_option(help="The folder of the aligned faces, for the older lists."))
+writes(fer2013, click.option("--votes", type=FILE, help="FERPlus's fer2013new.csv."), source=FILE)
+writes(folders)
+writes(huggingface,
+       click.option("--column", help="Which has the expressions, if not expression, label or "
+                                     "emotion."),
+       expressions_option(help="The classes' names, from 0, where the column has numbers."))
+writes(disfa, frames_option, present_option(2.0), unknown_option(-1.0))
+writes(bp4d, frames_option, present_option(1.0), unknown_option(9.0))
+writes(emotionet, images_option(required=True, help="The folder of the images."),
+       present_option(1.0), unknown_option(999.0), several=True, source=FILE)
+writes(ckplus, click.option("--frames", default=3, type=click.IntRange(1), metavar="N",
+                            help="How many of the last frames to take."), present_option(0.0))
+writes(jaffe)
+writes(abaw, images_option(), aus_option(default=ABAW_AUS),
+       expressions_option(default=",".join(ABAW), help="The classes' names, from 0."),
+       several=True, source=PLACE)
+writes(mafw, frames_option, click.option("--fold", default=1, type=click.IntRange(1, 5),
+                                         metavar="N", help="Whose parts are taken."))
+adds(opengraphau, add_lists, published_option, seed_option, images_option(),
+     aus_option(required=True), source=FILE)
+for tool in (openface, pyfeat, libreface):
+    adds(tool, functools.partial(add_files, tool.__name__), source=PATH)

@@ -36,6 +36,7 @@ train_0002.jpg 9
 test_0001.jpg 11
 test_0002.jpg 4
 """
+RAFDB_CLASSES = "classes, with their images: 1 happily surprised (1), 4 sadly angry (1), 9 angrily surprised (1), 11 disgustedly surprised (1)\n"
 RAFDB_IMAGES = ["Image/aligned/train_0001_aligned.jpg", "Image/original/train_0001.jpg", "Image/aligned/train_0002_aligned.jpg",
                 "Image/aligned/test_0001_aligned.jpg", "Image/original/test_0002.jpg"]
 
@@ -51,7 +52,7 @@ Image/aligned/train_0002_aligned.jpg,angrily surprised,train,?
 Image/aligned/test_0001_aligned.jpg,disgustedly surprised,test,?
 Image/original/test_0002.jpg,sadly angry,test,?
 """
-    assert said == ""
+    assert said == RAFDB_CLASSES
 
 
 def test_rafdbs_classes_are_those_of_rafce_but_for_three():
@@ -61,14 +62,13 @@ def test_rafdbs_classes_are_those_of_rafce_but_for_three():
 
 
 def test_rafdbs_basic_part_is_not_taken_for_the_compound_one(tmp_path):
-    path = tmp_path / "EmoLabel/list_patition_label.txt"
-    make(tmp_path, {path: "train_00001.jpg 7\ntest_0001.jpg 1\n"})
-    make(tmp_path, ["Image/aligned/train_00001_aligned.jpg", "Image/aligned/test_0001_aligned.jpg"])
+    make(tmp_path, {"EmoLabel/list_patition_label.txt": "train_0001.jpg 7\ntest_0001.jpg 1\n"})
+    make(tmp_path, ["Image/aligned/train_0001_aligned.jpg", "Image/aligned/test_0001_aligned.jpg"])
     assert refused("rafdb", tmp_path, tmp_path) == \
-        (f"{path}: no class above 7: is this RAF-DB's basic part? Give the folder `compound`, or name the classes, from 1, with "
-         "--expressions")
+        (f"{tmp_path}: no class above 7, and no name with five digits as in the basic part: name the classes, from 1, with "
+         "--expressions surprise,fear,disgust,happiness,sadness,anger,neutral")
     text, _ = done(tmp_path, "rafdb", "--as-published", "--expressions", "a,b,c,d,e,f,g", tmp_path)
-    assert text.splitlines()[1:] == ["Image/aligned/train_00001_aligned.jpg,g,train,?",
+    assert text.splitlines()[1:] == ["Image/aligned/train_0001_aligned.jpg,g,train,?",
                                      "Image/aligned/test_0001_aligned.jpg,a,test,?"]
 
 
@@ -136,6 +136,7 @@ image,valence,arousal,expression,aus
 v1/00001.jpg,0.1,-0.2,4,0,1,0,1,0,0,1,0,0,0,1,0
 v1/00002.jpg,-5,-5,-1,0,0,0,0,0,0,0,0,0,0,0,0
 v2/00001.jpg,0.1,-0.2,0,0,0,0,0,0,0,0,0,0,0,0,0
+v2/00002.jpg,-5,-5,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1
 v3/00001.jpg,0.1,-0.2,7,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1
 v4/00001.jpg,0.1,-0.2,4,0,0,0,0,0,0,0,0,0,0,0,1
 """, "validation_set_annotations.txt": """\
@@ -151,21 +152,23 @@ def test_abaws_lists_have_unknown_expressions_and_uncoded_rows(tmp_path):
     text, said = done(tmp_path, "abaw", "--as-published", "--images", tmp_path / "cropped_aligned",
                       *[tmp_path / name for name in ABAW])
     assert text == """\
-image,expression,split,aus,person
-cropped_aligned/v1/00001.jpg,happiness,train,2+6+12+25,v1
-cropped_aligned/v2/00001.jpg,neutral,train,,v2
-cropped_aligned/v3/00001.jpg,other,train,?,v3
-cropped_aligned/v4/00001.jpg,happiness,train,26,v4
-cropped_aligned/v9/00001.jpg,anger,val,1,v9
+image,expression,split,person,aus
+cropped_aligned/v1/00001.jpg,happiness,train,v1,2+6+12+25
+cropped_aligned/v1/00002.jpg,?,train,v1,
+cropped_aligned/v2/00001.jpg,neutral,train,v2,
+cropped_aligned/v3/00001.jpg,other,train,v3,?
+cropped_aligned/v4/00001.jpg,happiness,train,v4,26
+cropped_aligned/v9/00001.jpg,anger,val,v9,1
 """
-    assert said == "left out 1 row whose expression is not known\n"
+    assert said == ("classes, with their images: 0 neutral (1), 1 anger (1), 4 happiness (2), 7 other (1)\n"
+                    "left out 1 row whose expression is not known\n")
 
 
 def test_aus_coded_in_part_have_columns_of_their_own(tmp_path):
     make(tmp_path, {"train.csv": "image,valence,arousal,expression,aus\na/1.jpg,0,0,0,1,-1\na/2.jpg,0,0,1,-1,-1\na/3.jpg,0,0,1,0,1\n"})
     make(tmp_path, ["a/1.jpg", "a/2.jpg", "a/3.jpg"])
     text, _ = done(tmp_path, "abaw", "--aus", "12,4", "--expressions", "calm,joy", tmp_path / "train.csv")
-    assert text == "image,expression,AU4,AU12,person\na/1.jpg,calm,,1,a\na/2.jpg,joy,,,a\na/3.jpg,joy,1,0,a\n"
+    assert text == "image,expression,person,AU4,AU12\na/1.jpg,calm,a,,1\na/2.jpg,joy,a,,\na/3.jpg,joy,a,1,0\n"
 
 
 # ---------------------------------------------------------------- parts that are missing
@@ -316,7 +319,7 @@ def test_openfaces_columns_of_presence_by_the_images_names(tmp_path):
     make(tmp_path, {"labels.csv": LABELLED, **OPENFACE})
     text, said = done(tmp_path, "openface", tmp_path / "of")
     assert text == ("image,expression,split,aus\na/1.jpg,joy,train,1+28\na/2.jpg,calm,test,\nb/3.jpg,joy,val,12\nb/4.jpg,joy,train,?\n")
-    assert said == ("AUs for 3 of 4 images; the others are not coded\n1 file in which OpenFace found no face\n"
+    assert said == ("AUs for 3 of 4 images; the others are not coded\n1 file in which no face was found\n"
                     "1 file without an image of that name\n")
 
 
@@ -327,7 +330,7 @@ def test_openfaces_files_of_images_of_one_name_are_told_apart_by_their_folders(t
     assert text.splitlines()[1:] == ["x/a/1.jpg,joy,1+28", "x/b/1.jpg,calm,"]
     make(tmp_path, {"labels.csv": "image,expression,aus\nx/a/1.jpg,joy,?\nx/b/1.jpg,calm,?\n", "c/1.csv": files["of/a/1.csv"]})
     assert refused("openface", tmp_path / "c/1.csv", tmp_path) == \
-        (f"{tmp_path}/c/1.csv: several images are called 1; write OpenFace's files to folders that are called as the images' "
+        (f"{tmp_path}/c/1.csv: several images are called 1; write the tool's files to folders that are called as the images' "
          "folders")
 
 
@@ -363,20 +366,20 @@ def test_images_that_are_not_there_are_named_or_skipped(tmp_path):
     assert refused("rafdb", tmp_path, tmp_path) == \
         f"1 of 4 images are not there, {tmp_path}/Image/aligned/test_0002.jpg the first; --skip-missing leaves such rows out"
     text, said = done(tmp_path, "rafdb", "--skip-missing", "--as-published", tmp_path)
-    assert text.count("\n") == 4 and said == "left out 1 row whose image is not there\n"
+    assert text.count("\n") == 4 and said.endswith("\nleft out 1 row whose image is not there\n")
 
 
 BAD = {  # a format's files -> its arguments and what is said
     "a class that rafdb does not have": (
         {"EmoLabel/list_patition_label.txt": "train_0001.jpg 12\n"}, ["rafdb", "."],
-        "EmoLabel/list_patition_label.txt:1: expected a whole number 0..11, got '12'; fix this row"),
-    "no list of rafdb": ({}, ["rafdb", "."], "EmoLabel/list_patition_label.txt: not there; give RAF-DB's folder `compound`"),
+        "EmoLabel/list_patition_label.txt:1: expected a class 1..11, got '12'; fix this row, or name all classes with --expressions"),
+    "no list of rafdb": ({}, ["rafdb", "."], "EmoLabel/list_patition_label.txt: not there; give RAF-DB's folder `basic` or `compound`"),
     "rafdb's class 0": (
         {"EmoLabel/list_patition_label.txt": "train_0001.jpg 9\ntrain_0002.jpg 0\n", "Image/train_0001.jpg": ""}, ["rafdb", "."],
-        "EmoLabel/list_patition_label.txt:2: expected train_ or test_ in the name and a class from 1; fix this row"),
+        "EmoLabel/list_patition_label.txt:2: expected a class 1..11, got '0'; fix this row, or name all classes with --expressions"),
     "no part in rafdb's name": (
         {"EmoLabel/list_patition_label.txt": "0001.jpg 9\n"}, ["rafdb", "."],
-        "EmoLabel/list_patition_label.txt:1: expected train_ or test_ in the name and a class from 1; fix this row"),
+        "EmoLabel/list_patition_label.txt:1: expected train_ or test_ in the name; fix this row"),
     "an image of no class": (
         {"joy/1.jpg": "", "2.jpg": ""}, ["folders", "."], "2.jpg: lies beside the folders of the classes; move it into one"),
     "a class beside parts": (
@@ -407,7 +410,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "train.txt: expected the header image,valence,arousal,expression,aus"),
     "abaw's AUs in another number": (
         {"train.txt": "image,valence,arousal,expression,aus\na/1.jpg,0,0,1,0,1\n"}, ["abaw", "train.txt"],
-        "train.txt:2: 2 AU values, expected 12; fix this row, or name all columns with --aus"),
+        "train.txt:2: 2 AU values, expected 12; fix this row, or see --help for the columns"),
     "abaw's rows cut off": (
         {"train.txt": "image,valence,arousal,expression,aus\na/1.jpg,0\n"}, ["abaw", "train.txt"],
         "train.txt:2: expected a class 0..7, got ''; fix this row, or name all classes with --expressions"),
@@ -436,10 +439,10 @@ BAD = {  # a format's files -> its arguments and what is said
         "labels.csv: not there; write it first, with the expressions of the images, for instance by: mmlfer convert folders"),
     "a file that is none of openface's": (
         {"labels.csv": LABELLED, "1.csv": "a,b\n1,2\n"}, ["openface", "1.csv"],
-        "1.csv: no columns AU01_c, AU02_c ...: give CSV files of OpenFace, run with -aus"),
+        "1.csv: no columns AU01_c, AU02_c ...: give the tool's CSV files, with AUs"),
     "openface's frames of a video": (
         {"labels.csv": LABELLED, "1.csv": "frame, face_id, success, AU01_c\n1, 0, 1, 1\n2, 0, 1, 1\n"}, ["openface", "1.csv"],
-        "1.csv: 2 frames, and no image's name with them; run FaceLandmarkImg, which writes a file for each image"),
+        "1.csv: 2 frames, and no image's name with them; run the tool on images, so that each has its own file or name"),
     "openface's intensity for its presence": (
         {"labels.csv": LABELLED, "1.csv": "face, AU01_c\n0, 0.7\n"}, ["openface", "1.csv"],
         "1.csv:2: expected 0, 1 or -1 (not coded) for AU 1, got '0.7'; fix this row"),
@@ -473,7 +476,8 @@ def test_the_help_of_each_format_names_its_options():
         assert re.match(r"(Read|Add) [^.]+\.", command.help) and "OUT" in text, name
         assert all(o.help and o.opts[0] in text for o in command.params if o.param_type_name == "option"), name
     listed = re.findall(r"^  (\w+) +(?:Read|Add) .*\.$", invoke("convert", "--help").stdout, re.M)
-    assert listed == ["rafdb", "folders", "huggingface", "abaw", "opengraphau", "openface"]
+    assert listed == ["rafdb", "affectnet", "fer2013", "folders", "huggingface", "disfa", "bp4d", "emotionet", "ckplus", "jaffe",
+                      "abaw", "mafw", "opengraphau", "openface", "pyfeat", "libreface"]
 
 
 @pytest.mark.parametrize("place,shown", [

@@ -1,0 +1,219 @@
+"""Tables of AUs: those that coders made, without expressions, and those that tools made."""
+
+import collections
+import re
+from pathlib import Path
+
+from mmlfer import AU_NAMES, InputError, plural
+from mmlfer_commands._formats import (
+    NOT_CODED,
+    ONE,
+    Coding,
+    Labelled,
+    class_name,
+    code_aus,
+    frames_in,
+    is_seen,
+    read_list,
+)
+from mmlfer_commands._inputs import images_below
+from mmlfer_commands._labels import read_columns, read_rows
+
+CKPLUS = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
+
+# ---------------------------------------------------------------- AUs by coders
+
+
+def frames_of(folder, rows, person):
+    """Faces of a clip's frames, which lie in a folder, by {frame: (place, {AU: seen})}."""
+    frames = frames_in(folder)
+    for number, (place, aus) in rows.items():
+        image = frames.get(number, folder / f"{number:05d}.jpg")
+        yield Labelled(image, "?", "", {"person": person}, place, aus=aus)
+
+
+def whole(text, what, where):
+    """A whole number that stands in a table."""
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise InputError(f"{where}: expected {what}, a whole number, got {text[:20]!r}; fix this "
+                         "row")
+    return int(text)
+
+
+def disfa(folder, images, present_from, unknown):
+    """Read DISFA's AUs, which have no expressions.
+
+    IN/ActionUnit_Labels/SN001/SN001_au1.txt has rows `frame,intensity`, from 0 to 5. The frames lie
+    in --images as SN001/00001.jpg, with any zeros. An AU counts as present from --present-from.
+    """
+    for person in sorted((folder / "ActionUnit_Labels").glob("SN*")):
+        rows = {}
+        for path in sorted(person.glob(f"{person.name}_au*.txt")):
+            au = whole(path.stem.rpartition("_au")[2], "an AU in the name", path)
+            for number, cells in read_rows(path):
+                where = f"{path}:{number}"
+                if len(cells) != 2:
+                    raise InputError(f"{where}: expected frame,intensity; fix this row")
+                aus = rows.setdefault(whole(cells[0], "a frame", where), (where, {}))[1]
+                aus[au] = is_seen(cells[1], au, where, Coding(5, present_from, unknown))
+        yield from frames_of(images / person.name, rows, person.name)
+
+
+def bp4d(folder, images, present_from, unknown):
+    """Read BP4D's AUs, which have no expressions.
+
+    IN is AUCoding/AU_OCC: of its files F001_T1.csv the first row has the AUs, the first column the
+    frames, which lie in --images as F001/T1/2440.jpg, with any zeros. Values are 0, 1 and 9 for not
+    coded; with --present-from above 1, as for AU_INT, intensities from 0 to 5.
+    """
+    coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
+    for path in sorted(folder.glob("*_*.csv")):
+        (first, header), *table = list(read_rows(path)) or [(1, [])]
+        aus = [(whole(au, "an AU", f"{path}:{first}"), "") for au in header[1:]]
+        person, task = path.stem.split("_")[:2]
+        rows = {}
+        for number, (frame, *values) in table:
+            where = f"{path}:{number}"
+            rows[whole(frame, "a frame", where)] = where, code_aus(aus, values, where, coding)
+        yield from frames_of(images / person / task, rows, person)
+
+
+def emotionet(paths, images, present_from, unknown):
+    """Read EmotioNet's AUs, which have no expressions.
+
+    IN... are the files dataFile_0001.txt with tabs between the URL, the image's name and the values
+    of AU 1 to 60: 0, 1, and 999 for not coded. Those above 46, of head and eyes, are left out.
+    """
+    coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
+    for path in paths:
+        for number, (_, *cells) in read_rows(path):
+            name, *values = cells or [""]
+            if number == 1 and not re.match("[0-9]", "".join(values)):
+                continue  # a header
+            where = f"{path}:{number}"
+            aus = code_aus([(au, "") for au in range(1, 61)], values, where, coding)
+            aus = {au: seen for au, seen in aus.items() if au in AU_NAMES}
+            yield Labelled(images / Path(name).name, "?", "", {}, where, aus=aus)
+
+
+def ckplus(folder, frames, present_from):
+    """Read CK+: of each sequence the last frames and the first.
+
+    IN has cohn-kanade-images/S005/001/, and in the same folders below FACS and Emotion a file with
+    a row `AU intensity` for each AU, and one with the class. Intensity 0 says that its strength is
+    unknown: the AU is present. The AUs hold for the last --frames. The first is neutral if the
+    sequence has a class, and its AUs are not coded. Head and eyes (AUs above 46) are left out.
+    """
+    for facs in sorted((folder / "FACS").glob("*/*/*_facs.txt")):
+        person, sequence = facs.parts[-3:-1]
+        images = images_below(folder / "cohn-kanade-images" / person / sequence)
+        emotion = next((folder / "Emotion" / person / sequence).glob("*_emotion.txt"), None)
+        code = str(int(numbers_in(emotion, 1)[0][0])) if emotion else ""
+        name = class_name(code, CKPLUS, emotion, what="one of CK+'s classes") if emotion else "?"
+        rows = [(int(au), intensity) for au, intensity in numbers_in(facs, 2)]
+        aus = sorted(au for au, x in rows if au in AU_NAMES and (x == 0 or x >= present_from))
+        labels = {"aus": "+".join(map(str, aus)), "person": person}
+        for image in images[-frames:]:
+            yield Labelled(image, name, "", labels, str(facs), code)
+        if emotion and len(images) > frames:
+            first = NOT_CODED | {"person": person}
+            yield Labelled(images[0], CKPLUS[0], "", first, str(facs), "0")
+
+
+def numbers_in(path, fields):
+    """The rows of a file of numbers, as lists of so many."""
+    rows = []
+    for number, line in enumerate(read_list(path), 1):
+        try:
+            rows.append([float(word) for word in line.split()])
+        except ValueError:
+            rows.append([])
+        if line and len(rows[-1]) != fields:
+            raise InputError(f"{path}:{number}: expected {plural(fields, 'number')}, got "
+                             f"{line[:30]!r}; fix this row")
+    return list(filter(None, rows))
+
+
+# ---------------------------------------------------------------- AUs by tools
+
+
+def opengraphau(path, aus):
+    """Add AUs to labels.csv from OpenGraphAU's or ME-GraphAU's lists.
+
+    IN... are the lists of paths, hybrid_train_img_path.txt; beside each lies its
+    hybrid_train_label.txt, whose lines have 1, 0 or -1 (not coded) for each AU. The lists have no
+    expressions: OUT must have them, and no AUs yet. Which AUs the columns are stands in neither
+    file. OpenGraphAU's own are 1,2,4,5,6,7,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,
+    32,38,39, then L1,R1 and so on of 2, 4, 6, 10, 12 and 14.
+    """
+    beside = path.with_name(path.name.replace("img_path", "label"))
+    if beside == path:
+        raise InputError(f"{path}: expected a list called ..._img_path.txt, and ..._label.txt "
+                         "beside it")
+    names, rows = read_list(path), read_list(beside)
+    if len(names) != len(rows):
+        raise InputError(f"{beside}: {plural(len(rows), 'row')} for the {len(names)} paths of "
+                         f"{path}; take the two that belong together")
+    for number, (name, row) in enumerate(zip(names, rows), 1):
+        yield name, code_aus(aus, row.split(), f"{beside}:{number}")
+
+
+TOOLS = {  # name: (its columns of AUs, the first of them, how they say that an AU is seen)
+    "openface": ("AU([0-9]{2})_c", "AU01_c, AU02_c", ONE),
+    "pyfeat": ("AU([0-9]{2})", "AU01, AU02", Coding(present_from=0.5)),
+    "libreface": ("au_([0-9]{1,2})", "au_1, au_2", ONE)}
+
+
+def tool_aus(tool, path):
+    """{image, or the file itself where it names none: {AU: seen}, {} if no face was found} of a
+    tool's file. Of several faces it is number 0, or the first."""
+    columns, rows = read_columns(path)
+    if "action_units" in columns:
+        raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "
+                         "used; run OpenFace 2")
+    pattern, shown, coding = TOOLS[tool]
+    aus = {name: int(match[1]) for name in columns if (match := re.fullmatch(pattern, name))}
+    if not aus:
+        raise InputError(f"{path}: no columns {shown} ...: give the tool's CSV files, with AUs")
+    found, frames = {path: {}} if "input" not in columns else {}, collections.defaultdict(set)
+    for number, row in rows:
+        image = Path(row.get("input") or path)
+        first = row.get("face_id", row.get("face", "0")) == "0" and row.get("success", "1") == "1"
+        known = {name: au for name, au in aus.items() if row[name].lower() not in ("", "nan")}
+        seen = {au: is_seen(row[name], au, f"{path}:{number}", coding)
+                for name, au in known.items() if first}
+        found[image] = found.get(image) or seen
+        if seen:
+            frames[image].add(row.get("frame", row.get("frame_idx")))
+    if (many := max(map(len, frames.values()), default=0)) > 1:
+        raise InputError(f"{path}: {many} frames, and no image's name with them; run the tool on "
+                         "images, so that each has its own file or name")
+    return found
+
+
+def openface():
+    """Add AUs to labels.csv from OpenFace's CSV files.
+
+    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. Of face 0 the columns
+    AU01_c, AU02_c ... are taken, which are 1 where OpenFace sees the AU (AU01_r, its intensity, is
+    not used). OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
+    coders.
+    """
+
+
+def pyfeat():
+    """Add AUs to labels.csv from py-feat's CSV files.
+
+    IN... are its files, or folders of them. The column input names the image; AU01, AU02 ... are
+    probabilities, and an AU counts as seen from 0.5. Of several faces the first is taken. OUT must
+    have the expressions, and no AUs yet. These are labels of a tool, not of coders.
+    """
+
+
+def libreface():
+    """Add AUs to labels.csv from LibreFace's CSV files.
+
+    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. The columns au_1, au_2
+    ... are 1 where LibreFace sees the AU (au_1_intensity is not used). OUT must have the
+    expressions, and no AUs yet. These are labels of a tool, not of coders.
+    """
