@@ -1279,13 +1279,6 @@ def write_rows(rows, columns, path):
     write_whole(path, text.getvalue().encode())
 
 
-def markdown(header, rows):
-    """A Markdown table. A | within a cell, as in a file's name, is escaped."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
-
-
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py

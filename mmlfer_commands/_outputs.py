@@ -224,6 +224,13 @@ def say(line, err=True):
         click.echo(CONTROL.sub("?", line), err=err)
 
 
+def markdown(header, rows):
+    """A Markdown table. A | within a cell, as in a file's name, is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
 def png(image):
     """An image (H, W, 3) as the bytes of a PNG file."""
     buffer = io.BytesIO()

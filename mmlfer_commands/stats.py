@@ -3,10 +3,10 @@
 import click
 import numpy as np
 
-from mmlfer import OBSERVED, PATH, PROTOTYPICAL, SPLITS, InputError, counts, markdown, write_whole
+from mmlfer import OBSERVED, PATH, PROTOTYPICAL, SPLITS, InputError, counts, write_whole
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import describe, load_faces
-from mmlfer_commands._outputs import check_output, check_two_outputs, name_of
+from mmlfer_commands._outputs import check_output, check_two_outputs, markdown, name_of
 from mmlfer_commands._stats import frequencies, load_stats, yaml_name
 
 

@@ -9,9 +9,9 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import PATH, RUN_FILES, InputError, Vocabulary, brief, markdown, write_whole
+from mmlfer import PATH, RUN_FILES, InputError, Vocabulary, brief, write_whole
 from mmlfer_commands._inputs import find_files
-from mmlfer_commands._outputs import check_output
+from mmlfer_commands._outputs import check_output, markdown
 from mmlfer_commands._results import (
     PAPER,
     digest_of_names,

@@ -292,7 +292,7 @@ def test_every_byte_of_a_name_stays_in_its_row(sketch, tmp_path):
 
 
 def test_a_bar_in_a_name_is_escaped_in_a_table():
-    assert mmlfer.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
+    assert _outputs.markdown(["a|b", "c"], [["x|y", 1]]) == "| a\\|b | c |\n| --- | --- |\n| x\\|y | 1 |"
 
 
 def test_tables_and_figures_can_have_names_of_every_kind(trained, tmp_path):
