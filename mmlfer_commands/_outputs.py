@@ -24,27 +24,36 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
 @contextlib.contextmanager
 def locked(out, lock):
     """Lock a run's folder or file for this process; the system unlocks it when the process ends."""
-    import fcntl
+    import filelock
 
+    hold = filelock.FileLock(lock, timeout=0, preserve_lock_file=True, on_acquired=sign)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()  # two processes that create it at once get the same file
+        hold.acquire()
+    except filelock.Timeout:
+        raise InputError(f"{out}: in use by {holder(lock)}; wait for its end or name another "
+                         "output") from None
     except OSError as error:
-        raise InputError(f"{lock}: cannot be written ({error.strerror}); name another output"
-                         ) from None
-    with open(lock, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read() or "another process"
-            raise InputError(f"{out}: in use by {holder}; wait for its end or name another "
-                             "output") from None
-        with writing(lock):
-            file.truncate(0)
-            os.write(file.fileno(), f"process {os.getpid()} on {platform.node()}".encode())
-        os.register_at_fork(after_in_child=file.close)  # a worker must not keep the lock
+        raise InputError(f"{lock}: cannot be written ({error.strerror}); free some space or name "
+                         "another output") from None
+    try:
         yield
+    finally:
+        hold.release()
+
+
+def sign(file):
+    """Write who holds a lock into its file, an open file's number."""
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()}".encode())
+
+
+def holder(lock):
+    """Who holds a lock, by its file, which some systems do not let others read meanwhile."""
+    try:
+        return lock.read_text(encoding="utf-8") or "another process"
+    except OSError:
+        return "another process"
 
 
 @contextlib.contextmanager
@@ -54,7 +63,8 @@ def held(folder):
         try:
             yield
         finally:
-            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # where an open file cannot be removed
+                (folder / LOCK).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import re
-import signal
 import struct
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from mmlfer import (
     try_read,
 )
 from mmlfer_commands._inputs import is_hidden
-from mmlfer_commands._processes import end_with_parent
+from mmlfer_commands._processes import blocked, end_with_parent
 from mmlfer_commands._runs import STOPS
 
 
@@ -171,7 +170,7 @@ def read_index(path):
             yield int(row[1]), int(row[2])
 
     try:
-        with open(path, errors="replace") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
@@ -275,11 +274,8 @@ def read_batches(images, batch, opt, order=None):
     loader = torch.utils.data.DataLoader(
         images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        batches = iter(loader)  # starts the workers, which inherit the blocked signals
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with blocked(STOPS):
+        batches = iter(loader)  # starts the workers
     try:
         yield from batches
     finally:
@@ -309,7 +305,7 @@ def draw_pairs(labels, seed, n=3000):
 def read_pairs(path, root):
     """LFW's pairs.txt. -> Files, indices (P, 2), same (P,) bool, fold (P,)"""
     try:
-        rows = [line.split() for line in Path(path).read_text().splitlines()]
+        rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
         folds, n = map(int, rows[0])
         if folds < 2 or n < 1:
             raise ValueError("two folds or more, of pairs")

@@ -1,6 +1,7 @@
 """Worker processes for `synth`, `bench` and `pretrain`."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -13,14 +14,26 @@ def end_with_parent():
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
+@contextlib.contextmanager
+def blocked(signals):
+    """Block signals for a while: processes that are started then inherit it, except on Windows."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def in_processes(workers, function, jobs, chunk=1, **options):
     """Yield function(job) of each job, in order, from worker processes, which ignore Ctrl-C."""
     pool = concurrent.futures.ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=end_with_parent, **options)
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the processes inherit this
-        done = pool.map(function, jobs, chunksize=chunk)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        with blocked({signal.SIGINT}):
+            done = pool.map(function, jobs, chunksize=chunk)
         yield from done
     finally:
         pool.shutdown()  # `map` has dropped the jobs that have not begun

@@ -227,7 +227,7 @@ def read_results(folder):
 def accuracy_on_test(ckpt, state):
     """The test accuracy of a checkpoint, from the test.json beside it; None if it is not known."""
     try:
-        result = json.loads((Path(ckpt).parent / "test.json").read_text())[Path(ckpt).stem]
+        result = json.loads((Path(ckpt).parent / "test.json").read_text("utf-8"))[Path(ckpt).stem]
         return result["accuracy"] if result["epoch"] == state["epoch"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

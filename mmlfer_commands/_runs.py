@@ -15,9 +15,10 @@ from mmlfer import HERE, InputError, tell_once, torch
 # the options of `train` that are paths, and the words that they take in place of a path
 WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
 
-
-# Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal; Windows lacks
+# the last two
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+              if hasattr(signal, name))
 
 
 @contextlib.contextmanager
@@ -26,7 +27,7 @@ def caught_signals():
     of each signal that comes is added. A hangup that `nohup` ignores stays ignored."""
     caught, before = [], {}
     for number in STOPS:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, lambda number, frame: caught.append(number))
     try:
         yield caught

@@ -446,6 +446,8 @@ def new_options(paths, options, overwrite):
                              "replaces it")
     if options["margin"] is None:
         options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
+    if options["workers"] is None:
+        options["workers"] = min(8, os.cpu_count() or 1)
     for name in ("faces", "pairs", "pairs_root"):  # they hold wherever the run is resumed from
         if options[name]:
             options[name] = str(Path(options[name]).resolve())
@@ -565,8 +567,8 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
 @click.option("--pairs-root", type=click.Path(),
               help="Folder of the images of --pairs, NAME/NAME_0001.jpg.")
-@click.option("--workers", default=min(8, os.cpu_count()), type=click.IntRange(min=0),
-              help="Processes that read images.")
+@click.option("--workers", type=click.IntRange(min=0),
+              help="Processes that read images.  [default: as many as cores, at most 8]")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
 @device_option
 @click.option("--skip-bad-images", is_flag=True, help="Go on without images that cannot be read.")

@@ -62,7 +62,7 @@ def draw_rows(n, test, table, seed, vocabulary=RAFCE):
 
 def draw_all(jobs):
     """write_face for each job, on all cores."""
-    workers = min(os.cpu_count(), 1 + len(jobs) // 200)  # a process takes a second to start
+    workers = min(os.cpu_count() or 1, 1 + len(jobs) // 200)  # a process takes a second to start
     faces = in_processes(workers, write_face, jobs, 4) if workers > 1 else map(write_face, jobs)
     for _ in progress(faces, "drawing", len(jobs), unit=" faces"):
         pass

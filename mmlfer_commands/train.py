@@ -175,7 +175,7 @@ def resumed_config(out, given):
     """The options in a run's config.yaml. Given options that differ are refused, except the data's
     folder, the device, and a weights file of the same content."""
     try:
-        content = yaml.safe_load((out / "config.yaml").read_text())
+        content = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
         backbone = content["backbone"]

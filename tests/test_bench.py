@@ -22,7 +22,7 @@ def in_one_fork(workers, function, jobs, **options):
 
 def test_bench_prints_one_object(monkeypatch):
     monkeypatch.setattr(bench, "in_processes", in_one_fork)
-    result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu")
+    result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu", "--precision", "bf16")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
     names = ["forward", "plain", "create_graph", "jvp"]
@@ -93,6 +93,28 @@ def test_a_step_too_large_for_memory_is_one_line(monkeypatch):
     monkeypatch.setattr(bench, "in_processes", run_out)
     assert invoke("bench", "--batch-size", 9999).stderr == (
         "Error: --batch-size 9999 --size 112: cannot be run (can't allocate memory: you tried 8 TB); take less\n")
+
+
+LEFT_OUT = ("bf16 is left out: without instructions for it, here, it is slower than float32; --precision bf16 times it all "
+            "the same\n")
+
+
+@pytest.mark.parametrize("has,precision,bf16,line", [
+    (False, "auto", False, LEFT_OUT), (True, "auto", True, ""), (False, "float32", False, ""), (True, "float32", False, ""),
+    (False, "bf16", True, ""), (True, "bf16", True, "")])
+@pytest.mark.parametrize("json_", [(), ("--json",)])
+def test_bf16_is_timed_where_the_device_has_instructions_for_it(monkeypatch, has, precision, bf16, line, json_):
+    names = ["forward", "plain", "create_graph", "jvp"]
+    names += [f"{name} bf16" for name in names] if bf16 else []
+    asked, timed = [], []
+    monkeypatch.setattr(bench, "has_bf16", lambda device: has)
+    monkeypatch.setattr(bench, "in_processes", lambda workers, function, jobs, **options: (asked.extend(jobs), [1.0] * len(jobs))[1])
+    monkeypatch.setattr(bench, "bench_call", lambda name, *job: name)
+    monkeypatch.setattr(bench, "time_calls", lambda calls, rounds: (timed.extend(calls), {name: [2.0] for name in calls})[1])
+    result = invoke("bench", "--precision", precision, "--device", "cpu", *json_)
+    assert (result.exit_code, result.stderr) == (0, line), result.output
+    assert [job[0] for job in asked] == timed == names
+    assert list(json.loads(result.stdout)) == names if json_ else ("jvp bf16: " in result.stdout) is bf16
 
 
 def test_table_of_the_numbers():

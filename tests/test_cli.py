@@ -59,7 +59,7 @@ ABAW = {"aus": "1,2,4,6,7,10,12,15,23,24,25,26", "expressions": "neutral,anger,d
 DEFAULTS = {  # of the options that have one, flags aside; those of `train` are the paper's and stand in test_train.py
     "eval": {"split": "test", "device": "auto", "precision": "float32"},
     "pretrain": {"arch": "resnet34", "epochs": 40, "batch_size": 512, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "loss": "cosface",
-                 "scale": 64.0, "warmup": 2, "size": 112, "precision": "float32", "holdout": 0.02, "workers": 2, "seed": 0, "device": "auto"},
+                 "scale": 64.0, "warmup": 2, "size": 112, "precision": "float32", "holdout": 0.02, "seed": 0, "device": "auto"},
     "synth": {"n": 1400, "test": 0, "stats": "wild", "form": "rafce", "uncoded": 0.0, "au_noise": 0.0, "per_person": 20, "size": 112, "seed": 0},
     "demo": {"out": "runs/demo", "device": "auto"}, "build": {"out": "rafce", "seed": 0}, "convert": {},
     "rafdb": {"seed": 0}, "folders": {"seed": 0}, "huggingface": {"seed": 0}, "abaw": ABAW, "opengraphau": {"seed": 0}, "openface": {},
@@ -67,7 +67,7 @@ DEFAULTS = {  # of the options that have one, flags aside; those of `train` are 
     "predict": {"top": 3, "device": "auto", "precision": "float32"},
     "video": {"start": 0.0, "search": 0.5, "device": "auto", "precision": "float32"}, "crop": {"size": 112},
     "serve": {"port": 8000, "host": "127.0.0.1", "device": "auto"}, "export": {},
-    "bench": {"batch_size": 16, "size": 112, "rounds": 5, "device": "auto"}}
+    "bench": {"batch_size": 16, "size": 112, "rounds": 5, "precision": "auto", "device": "auto"}}
 
 
 def test_the_defaults_of_the_options():

@@ -21,7 +21,7 @@ from conftest import (
 )
 
 import mmlfer
-from mmlfer_commands import _runs, bench, train, video
+from mmlfer_commands import _runs, train, video
 
 CFG = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="cpu", precision="bf16",
                     hypergrad="jvp")
@@ -165,15 +165,12 @@ def test_video_gives_precision_to_the_net(tmp_path, monkeypatch):
         assert result.stderr == f"Error: asked for ('auto', '{precision}')\n"
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "video", "bench"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "video"])
 def test_a_cpu_without_bf16_is_reported_once(command, sketch, faces_folder, tmp_path, monkeypatch):
     arguments = {"train": ("--data", tmp_path), "eval": ("--ckpt", sketch, "--data", tmp_path),
-                 "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"), "bench": (),
+                 "predict": ("--ckpt", sketch, faces_folder / "aligned/0001_aligned.jpg"),
                  "video": (tmp_path / "a.mp4", "--ckpt", sketch, "--out", tmp_path)}[command]
-    option = () if command == "bench" else ("--precision", "bf16")
-    monkeypatch.setattr(bench, "in_processes", lambda *args, **options: iter([mmlfer.InputError]))
-    monkeypatch.setattr(bench, "time_calls", lambda *args: {})
-    monkeypatch.setattr(bench, "bench_call", lambda *args: None)
+    option = ("--precision", "bf16")
     for name, has in (("_is_avx512_bf16_supported", True), ("_is_amx_tile_supported", False)):
         monkeypatch.setattr(torch.cpu, name, lambda has=has: has)
     monkeypatch.setattr(_runs.platform, "machine", lambda: "x86_64")
@@ -181,8 +178,7 @@ def test_a_cpu_without_bf16_is_reported_once(command, sketch, faces_folder, tmp_
     assert SLOWER not in invoke(command, *arguments, *option, "--device", "cpu").stderr
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     mmlfer.tell_once.cache_clear()
-    if command != "bench":
-        assert SLOWER not in invoke(command, *arguments, "--device", "cpu").stderr
+    assert SLOWER not in invoke(command, *arguments, "--device", "cpu").stderr
     assert invoke(command, *arguments, *option, "--device", "cpu").stderr.count(SLOWER) == 1
 
 

@@ -57,7 +57,7 @@ def test_the_readme_is_short_and_its_lines_too():
 def test_the_status_is_on_the_first_screen():
     first = " ".join(README.splitlines()[:30])
     assert "not yet run on RAF-CE" in first and "the results below are on drawn faces" in first
-    assert "No trained model is shipped" in first and "Python 3.10 or later" in first
+    assert "No trained model is shipped" in first and "Python 3.11 or later" in first
     assert "Validation chooses the epoch; the test set is read once" in first
     assert "\n".join(PAGES.values()).lower().count("no gpu") == 1
 
