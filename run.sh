@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # All of the paper's experiments: bash run.sh [--list] [DATA] [OUT]   (./rafce and ./runs by default)
+# DATA is RAF-CE, or a folder with a labels.csv.
 #
 # 1. Searches rho and rho_am on validation, with the first seed. Where the best is the largest or
 #    the smallest tried, a warning says so: widen RHOS or RHOS_AM.
@@ -14,7 +15,8 @@
 #
 # Settings from the environment, with their defaults:
 #   SEEDS="0 1 2"   EPOCHS=60   SIZE=112   EXTRA="": more options of `mmlfer train`
-#   ROWS="stl mtl mal mal2 am-lab am-wild mml-lab mml-wild": rows of the results' Table 3
+#   ROWS="stl mtl mal mal2 am-lab am-wild mml-lab mml-wild": rows of the results' Table 3; with a
+#     labels.csv "stl mtl mal mal2 am-train mml-train", whose statistics are those of its training rows
 #   RHOS="0.03 0.1 0.3 1"   RHOS_AM="0.1 0.3 1": values to search
 #   JOBS=1: runs at once. With more, OMP_NUM_THREADS is set to each run's share of the cores, unless
 #     it is set already, and every line of a run begins with its folder. On 2 cores, 48x48: 67 s with
@@ -29,15 +31,18 @@ if [ "${1:-}" = --list ]; then
 fi
 DATA=${1:-./rafce} OUT=${2:-./runs}
 SEEDS=${SEEDS:-0 1 2} EPOCHS=${EPOCHS:-60} SIZE=${SIZE:-112} EXTRA=${EXTRA:-}
-ROWS=${ROWS:-stl mtl mal mal2 am-lab am-wild mml-lab mml-wild}
 RHOS=${RHOS:-0.03 0.1 0.3 1} RHOS_AM=${RHOS_AM:-0.1 0.3 1}
 JOBS=${JOBS:-1} DEVICES=${DEVICES:-auto}
 FIRST=${SEEDS%% *} RUNS=$OUT/final PROGRAM=$(dirname "$0")/mmlfer.py
 mmlfer() { python "$PROGRAM" "$@"; }
 
-if [ ! -f "$DATA/RAFCE_emolabel.txt" ]; then
-  echo "run.sh: no RAF-CE in $DATA. Ask for it at http://www.whdeng.cn/RAF/model4.html, or make" >&2
-  echo "stand-in faces: python mmlfer.py synth $DATA" >&2
+if [ -f "$DATA/labels.csv" ]; then
+  ROWS=${ROWS:-stl mtl mal mal2 am-train mml-train}
+elif [ -f "$DATA/RAFCE_emolabel.txt" ]; then
+  ROWS=${ROWS:-stl mtl mal mal2 am-lab am-wild mml-lab mml-wild}
+else
+  echo "run.sh: neither RAF-CE nor a labels.csv in $DATA. Ask for RAF-CE at" >&2
+  echo "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: python mmlfer.py synth $DATA" >&2
   exit 1
 fi
 if [ "$JOBS" -gt 1 ]; then
@@ -142,8 +147,9 @@ fi
 mmlfer table "$RUNS" --out "$OUT/results.md"
 mmlfer plot "$RUNS"
 checkpoints=()
-for row in mtl mml-wild; do
+for row in mtl mml-wild mml-train; do
   if [ -f "$RUNS/$row-$FIRST/test.json" ]; then
+    tested=$RUNS/$row-$FIRST/test.json
     mmlfer plot "$RUNS/$row-$FIRST"
     checkpoints+=(--ckpt "$RUNS/$row-$FIRST/best.pt")
   fi
@@ -153,14 +159,21 @@ find_face() { # the first file of this name; places may have any letter
     { IFS= read -r -d '' first && printf '%s' "$first"; cat >/dev/null; }
 }
 faces=() # the first four of the test set that are there
-while read -r name code && [ ${#faces[@]} -lt 4 ]; do
-  if [ "${code%$'\r'}" = 1 ]; then
-    name=${name#$'\xef\xbb\xbf'} # a byte order mark
-    face=$(find_face "${name%.*}_aligned.*")
-    face=${face:-$(find_face "$name")}
-    faces+=(${face:+"$face"})
-  fi
-done <"$DATA/RAFCE_partition.txt"
+if [ -f "$DATA/labels.csv" ]; then # test.json names them
+  names='import json, sys; print(*json.load(open(sys.argv[1]))["names"], sep="\0", end="\0")'
+  while IFS= read -r -d '' name && [ ${#faces[@]} -lt 4 ]; do
+    if [ -f "$DATA/$name" ]; then faces+=("$DATA/$name"); fi
+  done < <(if [ -n "${tested:-}" ]; then python -c "$names" "$tested"; fi)
+else
+  while read -r name code && [ ${#faces[@]} -lt 4 ]; do
+    if [ "${code%$'\r'}" = 1 ]; then
+      name=${name#$'\xef\xbb\xbf'} # a byte order mark
+      face=$(find_face "${name%.*}_aligned.*")
+      face=${face:-$(find_face "$name")}
+      faces+=(${face:+"$face"})
+    fi
+  done <"$DATA/RAFCE_partition.txt"
+fi
 if [ ${#checkpoints[@]} -gt 0 ] && [ ${#faces[@]} -gt 0 ]; then
   mmlfer gradcam "${checkpoints[@]}" --out "$OUT/gradcam.png" "${faces[@]}"
 fi

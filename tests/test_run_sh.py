@@ -21,7 +21,7 @@ STAND_IN = """#!{python}
 import json, os, signal, sys, time
 from pathlib import Path
 words = sys.argv[2:]
-if words[0] == "search":
+if words[0] == "search" or sys.argv[1] == "-c":
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 given = dict(zip(words[1::2], words[2::2])) if words[0] != "train" else dict(
     zip(*[iter(w for w in words[1:] if w != "--resume")] * 2))
@@ -45,7 +45,7 @@ if words[0] == "train" and not (out / "test.json").exists():
     (out / "config.yaml").write_text(f"rho: {{rho}}\\nrho_am: {{rho_am}}\\n")
     (out / "log.csv").write_text(f"epoch,a,b,c,d,e,val_acc\\n1,0,0,0,0,0,{{0.6 - abs(rho - 0.3) / 10 - abs(rho_am - 0.1) / 10}}\\n")
     run = json.loads({test!r})
-    run.update(method=given["--method"], options=dict(rho=rho, rho_am=rho_am))
+    run.update(method=given["--method"], options=dict(rho=rho, rho_am=rho_am, data=given["--data"], weights="none"))
     (out / "test.json").write_text(json.dumps(run))
 note("end")
 """
@@ -64,8 +64,9 @@ def place(tmp_path):
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/python"
     best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0], 14), mmlfer.EMOTIONS), "pred": [0]}
-    test = {"form": "wild", "stats": "wild", "table_sha256": "", "seed": 0, "rafce": False, "names": ["1.jpg"], "truth": [0],
-            "best": best}
+    test = {"form": "wild", "stats": "wild", "table_sha256": "", "seed": 0, "rafce": False, "emotions": mmlfer.EMOTIONS,
+            "aus": mmlfer.AUS, "names": ["1.jpg"], "truth": [0], "best": best,
+            "data_sha256": "", "images_sha256": "", "backbone": ""}
     program.write_text(STAND_IN.format(python=sys.executable, test=json.dumps(test)))
     program.chmod(0o755)
     return tmp_path
@@ -151,6 +152,25 @@ def test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces(place)
     (place / "rafce/0001_aligned.jpg").unlink()
     (place / "rafce/0004.jpg").unlink(), (place / "rafce/0004_aligned.jpg").unlink()
     assert grad_cam(place)[-4:] == [f"./rafce/{name}.jpg" for name in ("0001", "0007_aligned", "0010_aligned", "0013_aligned")]
+
+
+def test_a_folder_with_labels_csv_has_rows_with_its_own_statistics(place):
+    """Grad-CAM is of the test faces that test.json names, whatever else lies beside them."""
+    (place / "my faces/a").mkdir(parents=True)
+    for name in ("labels.csv", "RAFCE_emolabel.txt", "a/1, 2.jpg", "a/3.jpg"):
+        (place / "my faces" / name).touch()
+    program = place / "bin/python"
+    program.write_text(program.read_text().replace('"names": ["1.jpg"]', '"names": ["a/1, 2.jpg"]'))
+    result = run_sh(place, "my faces", SEEDS="0", RHOS="0.1", RHOS_AM="0.3")
+    assert result.returncode == 0, result.stderr
+    runs = trained(place)
+    assert set(runs) == {"search/mtl/0.1", "search/am-train/0.1-0.3",
+                         *(f"final/{row}-0" for row in ("stl", "mtl", "mal", "mal2", "am-train", "mml-train"))}
+    assert {out: given["--stats"] for out, given in runs.items() if "--stats" in given} == dict.fromkeys(
+        ("search/am-train/0.1-0.3", "final/am-train-0", "final/mml-train-0"), "train")
+    *_, words = zip(*map(json.loads, (place / "calls").read_text().splitlines()))
+    assert words[-1] == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--ckpt", "./runs/final/mml-train-0/best.pt", "--out",
+                         "./runs/gradcam.png", "my faces/a/1, 2.jpg"]
 
 
 @pytest.fixture(scope="session")
@@ -278,8 +298,8 @@ def test_a_signal_stops_the_runs_and_starts_no_other(place, number):
 def test_run_sh_without_data_says_how_to_get_it(tmp_path):
     result = subprocess.run(["bash", ROOT / "run.sh"], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr == (
-        "run.sh: no RAF-CE in ./rafce. Ask for it at http://www.whdeng.cn/RAF/model4.html, or make\n"
-        "stand-in faces: python mmlfer.py synth ./rafce\n")
+        "run.sh: neither RAF-CE nor a labels.csv in ./rafce. Ask for RAF-CE at\n"
+        "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: python mmlfer.py synth ./rafce\n")
     assert not list(tmp_path.iterdir())
 
 
