@@ -26,7 +26,6 @@ if __name__ == "__main__":
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import enum
 import errno
@@ -93,9 +92,6 @@ NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # only named by Pillow
 SPLITS = {"train": TRAIN, "test": TEST, "val": VAL}
 LABEL_FILES = ("RAFCE_emolabel.txt", "RAFCE_partition.txt", "RAFCE_AUlabel.txt")
-RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
-RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
-RAFCE_SPLITS = {"train": 2709, "test": 909, "val": 931}
 OBSERVED, PROTOTYPICAL = 0.2, 0.7  # Sec. 3.2: p(AU | expression) of observed, prototypical AUs
 METHODS = {  # weights of (L^emo, L^AU, L^AM): a number, an option's name, or "meta" for learned
     "stl": (1.0, 0.0, 0.0),
@@ -710,21 +706,15 @@ class Faces:
         return self.select(self.split == SPLITS[split])
 
     def sha256(self):
-        """A digest of names, labels and partition, which identifies the data set."""
-        rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(), self.y_au.tolist())
-        own = [] if self.vocabulary == RAFCE else [self.vocabulary]
+        """A digest of names, labels and partition, which identifies the data set. AUs that no row
+        codes do not count: the statistics of a run may have brought them."""
+        coded = np.flatnonzero((self.y_au != NOT_CODED).any(0))
+        aus = tuple(self.vocabulary.aus[j] for j in coded)
+        rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(),
+                   self.y_au[:, coded].tolist())
+        own = Vocabulary(self.vocabulary.emotions, aus)
+        own = [] if own == RAFCE else [own]
         return hashlib.sha256(repr([*rows, *own]).encode()).hexdigest()
-
-
-def parse_code(top):
-    """A function that parses an integer 0..top, or raises ValueError."""
-
-    def parse(text):
-        if not text.isascii() or not text.isdigit() or int(text) > top:
-            raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
-        return int(text)
-
-    return parse
 
 
 def parse_aus(text, known=AUS):
@@ -746,70 +736,6 @@ def parse_aus(text, known=AUS):
 def plural(n, noun):
     """'1 row' or '2 rows'."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def read_labels(path, parse, fields=1):
-    """A label file's rows as {image name: (row number, value)}; parse makes a value of fields."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
-    if "\0" in text or "\ufffd" in text:
-        raise InputError(f"{path}: not a text file; take the published one")
-    rows = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        parts, where = line.split(), f"{path}:{number}"
-        if not parts:
-            continue
-        if len(parts) != fields + 1:
-            raise InputError(f"{where}: expected an image name and {plural(fields, 'value')}, got "
-                             f"{plural(len(parts), 'field')}; fix this row")
-        try:
-            value = parse(*parts[1:])
-        except ValueError as error:
-            raise InputError(f"{where}: {error}; fix this row") from None
-        if rows.get(parts[0], (0, value))[1] != value:
-            raise InputError(f"{where}: {parts[0]} has another value in row {rows[parts[0]][0]}; "
-                             "keep one of the two")
-        rows[parts[0]] = (number, value)
-    if not rows:
-        raise InputError(f"{path}: empty; take the published one")
-    return rows
-
-
-def one_image_a_row(rows, path):
-    """Refuse two rows that name one image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
-    seen = {}
-    for name, (number, _) in rows.items():
-        first, row = seen.setdefault(stem(name), (name, number))
-        if first != name:
-            raise InputError(f"{path}:{number}: {name} is the same image as {first} of row {row}: "
-                             f"both are looked for as {stem(name)}; rename one")
-
-
-def load_labels(folder):
-    """The three label files of a folder laid out like RAF-CE, as Faces without images."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; ask for RAF-CE at "
-                         "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
-                         f"mmlfer synth {folder}")
-    paths = [folder / name for name in LABEL_FILES]
-    parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
-    files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
-    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
-        for name, (number, _) in files[i].items():
-            if name not in files[j]:
-                raise InputError(f"{paths[i]}:{number}: {name} is not in {paths[j]}; "
-                                 "the label files must list the same images")
-    emo, split, aus = files
-    one_image_a_row(emo, paths[0])
-    names = list(emo)
-    y_au = np.zeros((len(names), len(AUS)), np.uint8)
-    for i, name in enumerate(names):
-        y_au[i, [AUS.index(number) for number, _ in aus[name][1]]] = 1
-    return Faces(names, np.array([emo[n][1] for n in names]),
-                 np.array([split[n][1] for n in names]), y_au)
 
 
 def stem(name):
@@ -924,7 +850,15 @@ def image_paths(faces, folder):
         index = image_index(Path(folder))
         return [index.get(stem(name)) for name in faces.names]
     paths = [Path(folder, name) for name in faces.names]
-    return [path if path.exists() else None for path in paths]
+    return [path if os.path.exists(path) else None for path in paths]  # a name may be too long
+
+
+def not_found(name, folder):
+    """A sentence that says that an image is not there, and what there is of nearly its name."""
+    place, wanted = os.path.split(name.replace("\\", "/"))
+    beside = os.listdir(Path(folder, place)) if os.path.isdir(Path(folder, place)) else []
+    like = [Path(place, file) for file in beside if file.casefold() == wanted.casefold()]
+    return f"{name} is not found below {folder}" + (f", but {like[0]} is" if like else "")
 
 
 def decode_all(paths, size, room=None):
@@ -943,7 +877,8 @@ def load_images(faces, folder, size, skip_bad=False, decoded=decode_all):
     """The faces with their images decoded once into one (N, 3, S, S) uint8 tensor."""
     paths = image_paths(faces, folder)
     found, there = list(filter(None, paths)), np.array([path is not None for path in paths], bool)
-    bad = [f"{name} is not found below {folder}" for name in faces.select(~there).names]
+    bad = [not_found(name, folder) if i < 3 else name  # the first three are shown
+           for i, name in enumerate(faces.select(~there).names)]
     faces = faces.select(there)
     images, unread = decoded(found, size)
     bad += unread.values()
@@ -1030,20 +965,22 @@ def predict_faces(net, images, batch=64):
     return p_emo.cpu().numpy(), p_au.sigmoid().cpu().numpy()
 
 
-def trains_aus(options):
-    """Whether a run with these options trains the AU classifier."""
-    return any(loss_sources(options)[1:])
+def find_trained(options, faces):
+    """The AUs that a run with these options trains on faces: those that a training row codes, if
+    the method trains the AU classifier at all. Outputs of others are those of random weights."""
+    coded = (faces.y_au[faces.split == TRAIN] != NOT_CODED).any(0)
+    known = zip(faces.vocabulary.aus, coded & any(loss_sources(options)[1:]))
+    return [au for au, trained in known if trained]
 
 
-def evaluate(net, faces, config):
-    """All metrics of a net on faces of its vocabulary, and its predictions ("pred"). The AU F1s are
-    None if the AU classifier is not trained: they would be those of random weights."""
+def evaluate(net, faces, trained):
+    """All metrics of a net on faces of its vocabulary, and its predictions ("pred"). The F1 is None
+    of AUs that are not among the `trained` ones."""
     p_emo, p_au = predict_faces(net, faces.images)
     pred, names = p_emo.argmax(1), net.vocabulary
     confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
-    aus = {"au_f1": dict.fromkeys(map(str, names.aus)), "au_f1_macro": None}
-    if trains_aus(config):
-        aus = au_metrics(faces.y_au, p_au > 0.5, names.aus)
+    y_au = np.where(np.isin(names.aus, trained), faces.y_au.astype(np.int8), NOT_CODED)
+    aus = au_metrics(y_au, p_au > 0.5, names.aus)
     return {**expression_metrics(confusion, names.emotions), **aus, "pred": pred.tolist()}
 
 
@@ -1062,7 +999,8 @@ class Run:
     """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
     mean = staticmethod(alone)  # over processes
-    ORIGIN = ("data_sha256", "images_sha256", "backbone", "train_names", "template")
+    ORIGIN = ("data_sha256", "images_sha256", "table_sha256", "backbone", "train_names",
+              "trained_aus", "template")
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # saved as they are
 
     def __init__(self, cfg, steps, net, table, state=None):
@@ -1083,8 +1021,8 @@ class Run:
         parts = {"net": self.net, "meta": self.meta, "opt": self.opt, "scheduler": self.scheduler}
         self.parts = {name: part for name, part in parts.items() if part}
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        self.data_sha256 = self.images_sha256 = self.backbone = ""  # what it is trained on
-        self.train_names, self.template = [], None
+        self.data_sha256 = self.images_sha256 = self.table_sha256 = ""  # what it is trained on
+        self.backbone, self.train_names, self.trained_aus, self.template = "", [], [], None
         self.trace = torch.zeros(steps, len(STEP_LABELS), device=self.device)  # the epoch's Steps
         if state:
             for name, part in self.parts.items():
@@ -1117,8 +1055,9 @@ def inference_state(run):
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg),
             "emotions": list(run.net.vocabulary.emotions), "aus": list(run.net.vocabulary.aus),
             "table": run.table.cpu(), "epoch": run.epoch, "data_sha256": run.data_sha256,
-            "images_sha256": run.images_sha256, "backbone": run.backbone,
-            "train_names": run.train_names,
+            "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
+            "backbone": run.backbone, "train_names": run.train_names,
+            "trained_aus": run.trained_aus,
             "template": run.template,  # where eyes and mouth are in its faces, for --photos
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
@@ -1134,7 +1073,7 @@ def read_checkpoint(path):
                  and isinstance(cfg.data, str) and isinstance(state["net"], dict)
                  and {*Run.ORIGIN} <= {*state}
                  and all(isinstance(name, str) for name in vocabulary.emotions)
-                 and {*vocabulary.aus} <= {*AU_NAMES})
+                 and {*state["trained_aus"]} <= {*vocabulary.aus} <= {*AU_NAMES})
     except (KeyError, TypeError):
         known = False
     if not known:
@@ -1268,15 +1207,6 @@ def progress(*args, **options):
 
 
 tell_once = functools.cache(functools.partial(click.echo, err=True))  # to standard error
-
-
-def write_rows(rows, columns, path):
-    """Rows, as dicts, as a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
 
 
 # ---------------------------------------------------------------- command line

@@ -1,38 +1,49 @@
 """A checkpoint's answer for one face, as JSON and as columns of a table with every probability.
 
 A checkpoint's dict, `state`, names its expressions (state["emotions"], K) and its AUs
-(state["aus"], J); p_emo (K,) and p_au (J,) are the probabilities for one face, in that order.
+(state["aus"], J), and those that were trained (state["trained_aus"]); p_emo (K,) and p_au (J,) are
+the probabilities for one face, in that order.
 """
 
+import re
 from collections import Counter
 
 import numpy as np
 
-from mmlfer import AU_NAMES, InputError, trains_aus
+from mmlfer import AU_NAMES, InputError
 
 ACTIVE = 0.5  # an AU above this probability is present
 
 
 def answer(state, p_emo, p_au, top):
     """The answer for one face as --json prints it: the `top` most probable expressions, the AUs
-    that are present, with names, and every probability. If AUs are not trained, theirs are None."""
-    names, aus = state["emotions"], state["aus"]
+    that are present, with names, and every probability. Those of AUs that are not trained are None,
+    and so are both lists of AUs if none is."""
+    names, p_aus = state["emotions"], trained_only(state, p_au)
     result = {
         "expressions": [{"name": names[k], "p": float(p_emo[k])}
                         for k in np.argsort(-p_emo, kind="stable")[:top]],
         "aus": [{"au": au, "name": AU_NAMES[au], "p": float(p)}
-                for au, p in zip(aus, p_au) if p > ACTIVE],
+                for au, p in p_aus.items() if p is not None and p > ACTIVE],
         "p_expressions": dict(zip(names, map(float, p_emo))),
-        "p_aus": dict(zip(map(str, aus), map(float, p_au))),
+        "p_aus": {str(au): p for au, p in p_aus.items()},
     }
-    if not trains_aus(state["config"]):
+    if not state["trained_aus"]:
         result |= {"aus": None, "p_aus": None}
     return result
 
 
+def trained_only(state, p_au):
+    """{AU: probability} from p_au (J,), None for AUs that are not trained."""
+    return {au: float(p) if au in state["trained_aus"] else None
+            for au, p in zip(state["aus"], p_au)}
+
+
 def expression_column(name):
-    """The column with the probability of an expression."""
-    return f"p_{name.replace(' ', '_')}"
+    """The column with the probability of an expression: p_NAME, or p_class_NAME where p_NAME may be
+    another column's name, as p_1 is of the most probable expression's and p_smooth of a video's."""
+    name = name.replace(" ", "_")
+    return f"p_class_{name}" if re.fullmatch("[0-9]+|(.*_)?smooth", name) else f"p_{name}"
 
 
 def au_column(au):
@@ -52,7 +63,8 @@ def probability_row(result):
     """The values of probability_columns for an `answer`; none for AUs that are not trained."""
     row = {expression_column(name): round(p, 6) for name, p in result["p_expressions"].items()}
     for au, p in (result["p_aus"] or {}).items():
-        row |= {f"{au_column(au)}_p": round(p, 6), f"{au_column(au)}_c": int(p > ACTIVE)}
+        if p is not None:
+            row |= {f"{au_column(au)}_p": round(p, 6), f"{au_column(au)}_c": int(p > ACTIVE)}
     return row
 
 

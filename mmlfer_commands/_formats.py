@@ -16,7 +16,6 @@ from mmlfer import (
     image_index,
     plural,
     progress,
-    read_labels,
     stem,
 )
 from mmlfer_commands._inputs import (
@@ -27,6 +26,7 @@ from mmlfer_commands._inputs import (
     is_hidden,
 )
 from mmlfer_commands._labels import PARTS, Rows, read_columns, read_rows
+from mmlfer_commands._rafce import read_labels
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
          "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",

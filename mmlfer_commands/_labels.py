@@ -15,9 +15,6 @@ from mmlfer import (
     LABEL_FILES,
     NOT_CODED,
     RAFCE,
-    RAFCE_SPLITS,
-    RAFCE_TEST,
-    RAFCE_TOTALS,
     SPLITS,
     TEST,
     TRAIN,
@@ -29,13 +26,12 @@ from mmlfer import (
     counts,
     image_index,
     image_paths,
-    load_labels,
     parse_aus,
     plural,
     tell_once,
-    write_whole,
 )
 from mmlfer_commands._outputs import in_utf8
+from mmlfer_commands._rafce import is_rafce, load_labels
 
 LABELS = "labels.csv"
 COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
@@ -44,7 +40,7 @@ PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validatio
          "dev": VAL, "test": TEST, "testing": TEST}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
-SEED = 0  # of such a partition
+PARTITION_SEED = 0  # of such a partition
 
 
 def load_faces(folder, vocabulary=None):
@@ -64,6 +60,14 @@ def images_of(folder):
     if (Path(folder) / LABELS).is_file():
         return list(filter(None, image_paths(load_faces(folder), folder)))
     return list(image_index(Path(folder)).values())
+
+
+def recorded_folder(folder, by):
+    """The data set's folder that a run or its checkpoint names; InputError if it has moved."""
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder, which {by} was trained on; name the data's "
+                         "folder with --data")
+    return folder
 
 
 def recode(faces, vocabulary, folder):
@@ -110,15 +114,6 @@ def describe(faces, folder):
     return "\n".join(lines)
 
 
-def is_rafce(faces):
-    """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
-    splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
-    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
-    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
-    own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
-    return own and faces.vocabulary == RAFCE
-
-
 def check_trainable(faces, folder, batch_size):
     """InputError if a part has too few images, or if RAF-CE's AUs were lost on the way here."""
     rafce = faces.files == LABEL_FILES
@@ -140,16 +135,19 @@ def check_trainable(faces, folder, batch_size):
 def read_rows(path):
     """Yield (row number, cells) of a CSV file's rows, its header first; blank rows are left out. It
     is UTF-8, with or without a byte order mark. Cells are separated by commas, semicolons or tabs:
-    by that which the header has most often."""
-    number = 0
+    by that which the header has most often, or that which Excel's first line sep=; names."""
+    number = above = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=header.count), strict=True,
-                                skipinitialspace=True)
+            if named := re.fullmatch("sep=(.)", header.strip("\"\r\n")):
+                number = above = 1
+            else:
+                file.seek(0)
+            separator = named[1] if named else max(",;\t", key=header.count)
+            reader = csv.reader(file, delimiter=separator, strict=True, skipinitialspace=True)
             for cells in reader:
-                first, number = number + 1, reader.line_num
+                first, number = number + 1, above + reader.line_num
                 cells = [cell.strip() for cell in cells]
                 if any(cells):
                     yield first, cells
@@ -267,11 +265,19 @@ def named(row):
     return f"row {row}" if isinstance(row, int) else row
 
 
+def folded(name):
+    """What two spellings of one name have in common: capitals, blanks and dashes do not count, but
+    for a minus sign (-1 is not 1) and between digits (1-2 is not 12)."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    name = re.sub(r"(?<![^\s_])-(?=\d)", "\N{MINUS SIGN}", name)
+    return re.sub(r"(?<!\d)[\s_-]+|[\s_-]+(?!\d)", "", re.sub(r"[\s_-]+", "-", name))
+
+
 class Rows:
     """The rows of a labels.csv as they are read, each checked against those before it."""
 
     def __init__(self, path, header, aus_needed=True):
-        self.path, self.width = path, len(header)
+        self.path, self.width = path, width_of(header)
         self.folder = f"{path.parent.resolve()}/"
         self.places, self.aus = find_columns(header, path, aus_needed)
         self.names = {}  # {name: row number}
@@ -316,8 +322,7 @@ class Rows:
         """A row's expression; two spellings of one name are refused."""
         if not name or not name.isprintable():
             raise ValueError("no expression; name it or remove this row")
-        folded = re.sub(r"[\s_-]", "", unicodedata.normalize("NFC", name)).casefold()
-        first, where = self.spellings.setdefault(folded, (name, row))
+        first, where = self.spellings.setdefault(folded(name), (name, row))
         if first != name:
             raise ValueError(f"{name!r} is {first!r} of {named(where)} in another spelling; choose "
                              "one")
@@ -373,7 +378,8 @@ class Rows:
         people = self.people if "person" in self.places else None
         by = "by expression" if people is None else "by expression, each person in one part"
         tell_once(f"{self.path}: no column split; drawn {by}: 60 % train, 20 % val, 20 % test")
-        return split_faces(y_emo, SEED) if people is None else split_people(y_emo, people, SEED)
+        seed = PARTITION_SEED
+        return split_faces(y_emo, seed) if people is None else split_people(y_emo, people, seed)
 
 
 def read_labels_csv(path):
@@ -404,24 +410,17 @@ def check_learnable(faces, folder):
     for k, emotion in enumerate(emotions):
         rows = np.flatnonzero(faces.y_emo == k)
         if len(rows) and TRAIN not in faces.split[rows]:
-            raise InputError(f"{path}:{row_of(path, faces.names[rows[0]])}: {emotion!r} has "
+            raise InputError(f"{path}:{row_number(path, faces.names[rows[0]])}: {emotion!r} has "
                              f"{plural(len(rows), 'image')}, none of them to train on; move some "
                              "to train, or remove its rows")
 
 
-def row_of(path, name):
+def row_number(path, name):
     """The number of the row that names an image."""
     rows = read_rows(path)
     table = Rows(path, next(rows)[1])
     return next(number for number, cells in rows
                 if parse_place(cells[table.places["image"]], table.folder) == name)
-
-
-def write_labels(folder, names, *columns):
-    """Write label files in RAF-CE's form, a column of strings for each of LABEL_FILES."""
-    for file, column in zip(LABEL_FILES, columns):
-        rows = (f"{name} {value}\n" for name, value in zip(names, column))
-        write_whole(Path(folder) / file, "".join(rows).encode())
 
 
 # ---------------------------------------------------------------- partitions

@@ -1,6 +1,7 @@
 """Places that commands write to: locks, new folders, names of outputs, lines and pictures."""
 
 import contextlib
+import csv
 import glob
 import io
 import os
@@ -254,3 +255,12 @@ def write_jpeg(picture, path):
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=90)
     write_whole(path, buffer.getvalue())
+
+
+def write_rows(rows, columns, path):
+    """Rows, as dicts, as a CSV file."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())

@@ -10,13 +10,13 @@ from mmlfer import (
     AU_NAMES,
     AUS,
     HERE,
-    LABEL_FILES,
     NOT_CODED,
     OBSERVED,
     RAFCE,
     InputError,
     Vocabulary,
     brief,
+    plural,
     tell_once,
 )
 from mmlfer_commands._labels import recode
@@ -27,12 +27,12 @@ PAPERS = ("wild", "lab")
 def load_stats(name, vocabulary=RAFCE):
     """p(AU | expression) of "wild", "lab" (Table 1) or a YAML file. -> (K, J) float array.
 
-    Values below 20 % are set to 0; an expression whose values are all 0 is left out of L^AM. AUs
-    that the vocabulary does not have are dropped, such as AU 11 of the lab table for RAF-CE.
+    Values below 20 % are set to 0; an expression whose values are all 0 is left out of L^AM. What
+    the vocabulary does not have is dropped, such as AU 11 of the lab table for RAF-CE.
     """
-    rows = paper_rows(name, vocabulary) if name in PAPERS else read_stats(name)
+    rows = rows_of_stats(name, vocabulary)
     if name not in PAPERS:
-        check_rows(name, rows, vocabulary)
+        tell_dropped(name, rows, vocabulary)
     table = np.zeros((len(vocabulary.emotions), len(vocabulary.aus)))
     for k, emotion in enumerate(vocabulary.emotions):
         for au, p in rows[emotion].items():
@@ -41,9 +41,22 @@ def load_stats(name, vocabulary=RAFCE):
     return table
 
 
+def rows_of_stats(name, vocabulary):
+    """The rows of "wild", "lab" or a YAML file, {expression: {AU: fraction}}; InputError if they
+    lack one of the vocabulary's expressions."""
+    if name in PAPERS:
+        return paper_rows(name, vocabulary)
+    rows = read_stats(name)
+    if missing := ", ".join(e for e in vocabulary.emotions if e not in rows):
+        raise InputError(f"{name}: no row for {missing}, as the labels have; add it, or {{}} in "
+                         "its place to leave an expression out of L^AM")
+    return rows
+
+
 def paper_rows(name, vocabulary):
     """Table 1's rows, {expression: {AU: fraction}}, for RAF-CE's expressions or some of them."""
-    own = HERE / "stats" if (HERE / "stats").is_dir() else HERE / "mmlfer_stats"  # installed
+    installed = HERE / "mmlfer_stats"
+    own = installed if installed.is_dir() else HERE / "stats"
     rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
     for emotion in vocabulary.emotions:
         if emotion not in rows:
@@ -53,16 +66,14 @@ def paper_rows(name, vocabulary):
     return {emotion: rows[emotion] for emotion in vocabulary.emotions}
 
 
-def check_rows(path, rows, vocabulary):
-    """Refuse a file's rows unless they are of a vocabulary's expressions; name the dropped AUs."""
-    unknown = [e for e in rows if e not in vocabulary.emotions]
-    if unknown:
-        raise InputError(f"{path}: unknown expression {unknown[0]!r:.40}; see stats/wild.yaml")
-    missing = ", ".join(e for e in vocabulary.emotions if e not in rows)
-    if missing:
-        raise InputError(f"{path}: no row for {missing}; see stats/wild.yaml")
-    if dropped := sorted({au for row in rows.values() for au in row} - {*vocabulary.aus}):
-        tell_once(f"{path}: AU {', '.join(map(str, dropped))}: not among the labels' AUs, left out")
+def tell_dropped(path, rows, vocabulary):
+    """Name what a file's rows have and the vocabulary has not."""
+    aus = sorted({au for row in rows.values() for au in row} - {*vocabulary.aus})
+    emotions = [emotion for emotion in rows if emotion not in vocabulary.emotions]
+    for what, names in (("AU", aus), ("expression", emotions)):
+        if names:
+            tell_once(f"{path}: {what} {', '.join(map(str, names))}: not among the labels' "
+                      f"{what}s, left out")
 
 
 def frequencies(faces):
@@ -75,29 +86,30 @@ def frequencies(faces):
 
 
 def find_table(name, least, faces, folder):
-    """The faces, in the vocabulary that --stats gives them, and the table (K, J). With "train" it
-    is counted on the coded training rows, of expressions that have at least so many.
-
-    Faces of a labels.csv take the expressions of other statistics, in their order, and their AUs
-    if the labels.csv names none. Faces in RAF-CE's layout keep RAF-CE's vocabulary.
-    """
-    vocabulary = faces.vocabulary
-    if faces.files != LABEL_FILES and name != "train":
-        rows = paper_rows(name, vocabulary) if name in PAPERS else read_stats(name)
-        if missing := ", ".join(e for e in vocabulary.emotions if e not in rows):
-            raise InputError(f"{name}: no row for {missing}, as {folder}/{faces.files[0]} has; add "
-                             "it, or {} in its place to leave an expression out of L^AM")
-        aus = vocabulary.aus or sorted({au for row in rows.values() for au in row})
-        faces = recode(faces, Vocabulary(tuple(rows), tuple(aus)), folder)
+    """The faces and the table (K, J) that --stats gives them. With "train" it is counted on the
+    coded training rows, of expressions that have at least so many."""
     if name == "train":
         p, coded = frequencies(faces.of("train"))
         table = np.where((coded >= least) & (p >= OBSERVED), p, 0)
     else:
+        faces = with_aus(faces, name, folder)
         table = load_stats(name, faces.vocabulary)
     if not table.any():
-        raise InputError(f"statistics {name}: no expression has an AU at 20 % or more in {folder}; "
-                         "give another --stats, or --stats-least with train")
+        few = name == "train" and not (coded >= least).any()
+        lacked = plural(least, "coded training image") if few else "an AU at 20 % or more"
+        raise InputError(f"statistics {name}: no expression has {lacked} in {folder}; give another "
+                         "--stats, or --stats-least with train")
     return faces, table
+
+
+def with_aus(faces, name, folder):
+    """Faces whose labels name no AU take those of the statistics; none of them is coded."""
+    own = faces.vocabulary
+    if own.aus:
+        return faces
+    rows = rows_of_stats(name, own)
+    aus = sorted({au for emotion in own.emotions for au in rows[emotion]})
+    return recode(faces, Vocabulary(own.emotions, tuple(aus)), folder)
 
 
 def without_statistics(faces, folder):
@@ -108,10 +120,16 @@ def without_statistics(faces, folder):
     return faces, np.zeros((len(own.emotions), len(faces.vocabulary.aus)))
 
 
-def left_out(table, vocabulary):
-    """A line that names the expressions without statistics; "" if there are none."""
-    names = [name for name, row in zip(vocabulary.emotions, table) if not row.any()]
-    return f"without AUs of 20 % or more, left out of L^AM: {', '.join(names)}" if names else ""
+def left_out(name, least, faces, table):
+    """Lines that name the expressions without statistics, and why they have none."""
+    enough = np.ones(len(table), bool)
+    if name == "train":
+        enough = (frequencies(faces.of("train"))[1] >= least).any(1)
+    for why, rows in ((f"with fewer than {least} coded training images", ~enough),
+                      ("without AUs of 20 % or more", enough)):
+        names = [faces.vocabulary.emotions[k] for k in np.flatnonzero(rows & ~table.any(1))]
+        if names:
+            yield f"{why}, left out of L^AM: {', '.join(names)}"
 
 
 def yaml_name(name):

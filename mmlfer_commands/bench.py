@@ -11,7 +11,6 @@ import numpy as np
 from mmlfer import (
     COUNT,
     RAFCE,
-    RAFCE_SPLITS,
     SIZE,
     Config,
     InputError,
@@ -26,6 +25,7 @@ from mmlfer import (
     train_step,
 )
 from mmlfer_commands._processes import in_processes
+from mmlfer_commands._rafce import RAFCE_SPLITS
 from mmlfer_commands._runs import has_bf16, versions
 from mmlfer_commands._stats import load_stats
 

@@ -14,16 +14,19 @@ from mmlfer import (
     InputError,
     image_index,
     is_aligned,
-    load_labels,
-    one_image_a_row,
     parse_aus,
-    parse_code,
     progress,
-    read_labels,
     stem,
 )
-from mmlfer_commands._labels import describe, split_faces, write_labels
+from mmlfer_commands._labels import describe, split_faces
 from mmlfer_commands._outputs import new_folder
+from mmlfer_commands._rafce import (
+    load_labels,
+    one_image_a_row,
+    parse_code,
+    read_labels,
+    write_labels,
+)
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",

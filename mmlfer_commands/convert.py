@@ -20,7 +20,6 @@ from mmlfer import (
     parse_aus,
     plural,
     progress,
-    write_rows,
 )
 from mmlfer_commands._au_tables import (
     bp4d,
@@ -57,7 +56,7 @@ from mmlfer_commands._labels import (
     read_rows,
     split_people,
 )
-from mmlfer_commands._outputs import new_folder
+from mmlfer_commands._outputs import new_folder, write_rows
 
 # ---------------------------------------------------------------- labels.csv
 

@@ -13,9 +13,9 @@ from mmlfer import (
     InputError,
     counts,
     device_option,
-    load_labels,
     percent,
 )
+from mmlfer_commands._rafce import load_labels
 from mmlfer_commands._stats import load_stats
 from mmlfer_commands.eval import report
 from mmlfer_commands.synth import synthesize

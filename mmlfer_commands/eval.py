@@ -20,11 +20,11 @@ from mmlfer import (
     percent,
     precision_option,
 )
-from mmlfer_commands._labels import describe, load_faces
+from mmlfer_commands._labels import describe, load_faces, recorded_folder
 from mmlfer_commands._runs import tell_if_slower
 
 
-def report(numbers):
+def report(numbers, untrained=()):
     """The metrics of `evaluate` as text: those of Table 2, AU F1, the confusion matrix."""
     confusion = np.array(numbers["confusion"])
     lines = [f"{'expression':24}{'images':>7}{'right %':>9}{'F1 %':>9}"]
@@ -38,6 +38,8 @@ def report(numbers):
         if f1 is not None:
             lines.append(f"AU {au:>2} {AU_NAMES[int(au)]:25}{percent(f1):>9}")
     lines.append(f"{'macro':31}{percent(numbers['au_f1_macro']):>9}")
+    if untrained:
+        lines.append(f"not trained: AU {', '.join(map(str, untrained))}")
     lines.append("\nconfusion: true expressions down, predicted across, in the order above")
     lines += ["".join(f"{n:5}" for n in row) for row in confusion.tolist()]
     return "\n".join(lines)
@@ -47,7 +49,8 @@ def report(numbers):
 @click.option("--ckpt", required=True, type=PATH, help="best.pt or last.pt.")
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
               "labels.csv.  [default: what the checkpoint was trained on]")
-@click.option("--split", default="test", type=click.Choice(list(SPLITS)), help="Part of the data.")
+@click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),
+              help="Part of the data.")
 @json_option
 @device_option
 @precision_option
@@ -57,16 +60,20 @@ def command(ckpt, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_net(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
-    data = data or state["config"]["data"]
+    data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_faces(data, Vocabulary.of(state))
-    faces = load_images(everything.of(split), data, state["config"]["size"], skip_bad)
+    part = everything if split == "all" else everything.of(split)
+    faces = load_images(part, data, state["config"]["size"], skip_bad)
     if not faces.names:
         raise InputError(f"{data}: no {split} images; see {everything.files[1]}")
+    bad = {*part.names} - {*faces.names}
+    everything = everything.select([name not in bad for name in everything.names])
     trained = set(state["train_names"]) & set(faces.names)
     if trained and split != "train":
         click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
                    f"of images that {ckpt} was trained on, such as {min(trained)}", err=True)
-    numbers = evaluate(net, faces, state["config"])
+    numbers = evaluate(net, faces, state["trained_aus"])
     del numbers["pred"]
+    untrained = [au for au in state["aus"] if au not in state["trained_aus"]]
     click.echo(json.dumps(numbers) if as_json else
-               f"{describe(everything, data)}\n\n{report(numbers)}")
+               f"{describe(everything, data)}\n\n{report(numbers, untrained)}")

@@ -7,7 +7,7 @@ import warnings
 import click
 import numpy as np
 
-from mmlfer import AU_NAMES, PATH, InputError, load_net, torch, trains_aus, write_whole
+from mmlfer import AU_NAMES, PATH, InputError, load_net, torch, write_whole
 from mmlfer_commands._outputs import check_output
 from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands._runs import versions
@@ -39,7 +39,7 @@ def metadata(ckpt, state):
     facts = {
         "expressions": state["emotions"], "aus": state["aus"],
         "au_names": [AU_NAMES[au] for au in state["aus"]],
-        "aus_trained": trains_aus(cfg), "size": cfg["size"],
+        "aus_trained": state["trained_aus"], "size": cfg["size"],
         "input": "image: (N, 3, size, size), uint8, 0..255; normalised inside",
         "colour_order": "RGB", "template": state.get("template"),
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "

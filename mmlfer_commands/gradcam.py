@@ -17,8 +17,8 @@ from mmlfer import (
     image_paths,
     load_net,
     torch,
-    trains_aus,
 )
+from mmlfer_commands._answers import ACTIVE, trained_only
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import load_faces
 from mmlfer_commands._outputs import check_output, in_utf8
@@ -86,9 +86,9 @@ def explain(net, images, batch=16):
 
 def prediction_lines(state, p_emo, p_au):
     """A checkpoint's prediction for one face, from p_emo (K,) and p_au (J,), in two lines."""
-    aus = " ".join(str(au) for au, p in zip(state["aus"], p_au) if p > 0.5) or "none"
+    seen = [str(au) for au, p in trained_only(state, p_au).items() if p is not None and p > ACTIVE]
     return [f"{state['emotions'][int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
-            f"AUs: {aus if trains_aus(state['config']) else 'not trained'}"]
+            f"AUs: {(' '.join(seen) or 'none') if state['trained_aus'] else 'not trained'}"]
 
 
 def compute_columns(ckpts, paths, device):

@@ -39,10 +39,9 @@ from mmlfer import (
     save_checkpoint,
     torch,
     torch_load,
-    write_rows,
 )
 from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
-from mmlfer_commands._outputs import check_output, locked, remove_parts
+from mmlfer_commands._outputs import check_output, locked, remove_parts, write_rows
 from mmlfer_commands._people import (
     Images,
     draw_pairs,

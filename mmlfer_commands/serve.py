@@ -34,7 +34,6 @@ from mmlfer import (
     load_net,
     parse_aus,
     read_image,
-    trains_aus,
 )
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
@@ -153,7 +152,7 @@ class Model:
             "stats": Path(config["stats"]).name, "epoch": self.state["epoch"],
             "test_accuracy": self.accuracy, "expressions": self.state["emotions"],
             "aus": [{"au": au, "name": AU_NAMES[au]} for au in self.state["aus"]],
-            "aus_trained": trains_aus(config), "table": self.table,
+            "aus_trained": self.state["trained_aus"], "table": self.table,
             "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES),
         }
 

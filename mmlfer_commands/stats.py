@@ -7,7 +7,7 @@ from mmlfer import OBSERVED, PATH, PROTOTYPICAL, SPLITS, InputError, counts, wri
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import describe, load_faces
 from mmlfer_commands._outputs import check_output, check_two_outputs, markdown, name_of
-from mmlfer_commands._stats import frequencies, load_stats, yaml_name
+from mmlfer_commands._stats import frequencies, load_stats, with_aus, yaml_name
 
 
 def au_sums(p):
@@ -44,6 +44,8 @@ def observed_aus(p, aus):
 
 def observation(name, p, aus):
     """The paper's three observations (Sec. 3.2) for one table p (K, J), as a line."""
+    if np.isnan(p).all():
+        return f"{name}: no row is coded"
     aus = observed_aus(p, aus)
     sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
     return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
@@ -118,6 +120,7 @@ def command(data, split, out, against, plot):
         check_output(path, data, *([against] if against else []))
     check_two_outputs(out=out, plot=plot)
     faces = load_faces(data)
+    faces = with_aus(faces, against, data) if against else faces
     vocabulary = faces.vocabulary
     reference = load_stats(against, vocabulary) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])

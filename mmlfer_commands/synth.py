@@ -12,7 +12,6 @@ from mmlfer import (
     LABEL_FILES,
     PATH,
     RAFCE,
-    RAFCE_TOTALS,
     SEED,
     SIZE,
     SPLITS,
@@ -22,18 +21,15 @@ from mmlfer import (
     InputError,
     Stream,
     Vocabulary,
-    load_labels,
-    parse_code,
     progress,
-    read_labels,
     stem,
-    write_rows,
     write_whole,
 )
 from mmlfer_commands._drawing import DRAWN, write_face
-from mmlfer_commands._labels import LABELS, describe, load_faces, split_faces, write_labels
-from mmlfer_commands._outputs import new_folder
+from mmlfer_commands._labels import LABELS, describe, load_faces, split_faces
+from mmlfer_commands._outputs import new_folder, write_rows
 from mmlfer_commands._processes import in_processes
+from mmlfer_commands._rafce import RAFCE_TOTALS, load_labels, parse_code, read_labels, write_labels
 from mmlfer_commands._stats import PAPERS, load_stats, read_stats
 
 

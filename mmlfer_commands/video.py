@@ -108,8 +108,9 @@ def mean_columns(row, around, state):
         return {}
     mean = np.mean([p for other, p in around if other.get("face_id") == row["face_id"]], 0, float)
     first = mean[: len(state["emotions"])].argmax()
+    values = zip(smooth_columns(state), np.round(mean, 6).tolist())
     return {"expression_smooth": state["emotions"][first], "p_smooth": round(float(mean[first]), 6),
-            **dict(zip(smooth_columns(state), np.round(mean, 6).tolist()))}
+            **{name: value for name, value in values if not np.isnan(value)}}
 
 
 # ---------------------------------------------------------------- drawing
@@ -176,14 +177,18 @@ def until(caught, groups):
             return
 
 
+def probabilities_of(result):
+    """Every probability in an `answer`, (K + J,), NaN for AUs that are not trained."""
+    return np.array([*result["p_expressions"].values(), *(result["p_aus"] or {}).values()], float)
+
+
 def rows_of_frames(groups, state, drawing):
     """Yield (time, [(row, probabilities)]) of each frame, given as a list of Items, and draw it."""
     for items in groups:
         faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
         if drawing:
             drawing.add(draw_frame(items[0].details["image"], faces), items[0].details["time"])
-        rows = [(row_of(item, result), np.concatenate(item.answer) if result["p_aus"] else
-                 item.answer[0]) for item, result in faces]
+        rows = [(row_of(item, result), probabilities_of(result)) for item, result in faces]
         yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
 
 

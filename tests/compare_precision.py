@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import mmlfer
-from mmlfer_commands import _stats, train
+from mmlfer_commands import _rafce, _stats, train
 
 FORMS = ("create_graph", "jvp")
 LABELS = [(precision, form) for precision in ("float32", "bf16") for form in FORMS]
@@ -62,7 +62,7 @@ def compare_on(folder, steps, size, batch_size, ckpt=None):
     """`compare`, on the first batches of a folder's faces, for this number of steps."""
     cfg = mmlfer.Config(data=str(folder), arch="resnet18", size=size, batch_size=batch_size,
                         weights="none", device="cpu")
-    faces = mmlfer.load_labels(folder)
+    faces = _rafce.load_labels(folder)
     faces = mmlfer.load_images(faces.select(faces.split != mmlfer.TEST), folder, size)
     batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
     run = train.new_run(cfg, batches.steps, _stats.load_stats(cfg.stats), faces.vocabulary)[0]

@@ -13,6 +13,7 @@ import numpy as np
 from scenes import two_face_scene
 
 import mmlfer
+from mmlfer_commands import _rafce
 from mmlfer_commands._alignment import align, choose_template, find_faces, three_of
 
 
@@ -45,7 +46,7 @@ def compare_on(folder, n, ckpts):
     """Yield of each checkpoint its accuracy on the first n test faces as they are, in scenes, and how
     many answers are the same, each in percent; prints how many faces were found."""
     state = mmlfer.read_checkpoint(ckpts[0])
-    faces = mmlfer.load_labels(folder).of("test").select(slice(n))
+    faces = _rafce.load_labels(folder).of("test").select(slice(n))
     images = mmlfer.load_images(faces, folder, state["config"]["size"]).images.permute(0, 2, 3, 1).numpy()
     crops, found = crops_in_scenes(images, choose_template(folder, state), np.random.default_rng(0))
     print(f"{found.sum()} of {len(found)} faces found")

@@ -128,6 +128,7 @@ def sketch_34(faces_folder, tmp_path_factory):
 def write_sketch(path, data, arch):
     cfg = mmlfer.Config(data=str(data), method="mtl", size=32, arch=arch, weights="none", device="cpu")
     run = run_of(cfg, 1)
+    run.trained_aus = list(mmlfer.AUS)
     for module in run.net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0

@@ -9,9 +9,9 @@ import torch
 from conftest import invoke
 
 from mmlfer import InputError
-from mmlfer_commands import _answers
+from mmlfer_commands import _answers, predict, video
 
-STATE = {"emotions": ["happily sad", "awe", "sadly angry"], "aus": [4, 12], "config": {"method": "mtl", "rho": 0.1, "rho_am": 0.1}}
+STATE = {"emotions": ["happily sad", "awe", "sadly angry"], "aus": [4, 12], "trained_aus": [4, 12]}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def predicted(sketch, faces_folder, tmp_path_factory):
     """The CSV, JSONL and JSON of two faces, and of the same without trained AUs."""
     out = tmp_path_factory.mktemp("answers")
     state = torch.load(sketch, weights_only=True)
-    torch.save({**state, "config": {**state["config"], "method": "stl"}}, out / "stl.pt")
+    torch.save({**state, "trained_aus": []}, out / "stl.pt")
     faces = sorted((faces_folder / "aligned").iterdir())[:2]
     told = {}
     for name, ckpt in (("mtl", sketch), ("stl", out / "stl.pt")):
@@ -69,8 +69,17 @@ def test_columns_are_of_the_checkpoints_own_expressions_and_aus():
 
 def test_two_columns_of_one_name_are_refused():
     _answers.check_columns(["image", "p_1"])
-    state = {**STATE, "emotions": ["1", "a b", "a_b"]}
-    with pytest.raises(InputError, match="^2 columns of the table would be called p_1; train with expressions of other "):
-        _answers.check_columns(["p_1", *_answers.probability_columns(state)[:2]])
-    with pytest.raises(InputError, match="would be called p_a_b;"):
+    state = {**STATE, "emotions": ["1", "class 1", "a b"]}
+    with pytest.raises(InputError, match="^2 columns of the table would be called p_class_1; train with expressions of other "):
         _answers.check_columns(_answers.probability_columns(state))
+
+
+@pytest.mark.parametrize("names, columns", [
+    (("0", "1", "2"), ["p_class_0", "p_class_1", "p_class_2"]), (("-1", "1", "1-2", "12"), ["p_-1", "p_class_1", "p_1-2", "p_class_12"]),
+    (("smooth", "a smooth", "a", "smoothly"), ["p_class_smooth", "p_class_a_smooth", "p_a", "p_smoothly"])])
+@pytest.mark.parametrize("smooth", [None, 1.0])
+def test_expressions_that_are_called_as_other_columns_have_columns_of_their_own(names, columns, smooth):
+    state = {**STATE, "emotions": list(names)}
+    assert _answers.probability_columns(state)[: len(names)] == columns
+    for table in (predict.table_columns(state, 3, photos=True), video.columns_of(state, smooth)):
+        assert len({*table}) == len(table) and {*columns} < {*table}

@@ -12,7 +12,7 @@ from conftest import SMALL, assert_same_run, end_at_the_third_step, invoke, load
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _alignment
+from mmlfer_commands import _alignment, _rafce
 
 
 def naive_move(image, right, down, scale, degrees):
@@ -48,7 +48,7 @@ def test_an_image_is_moved_as_a_naive_resampling_does(moves):
 @pytest.fixture(scope="module")
 def batches(faces_folder):
     """Batches without --augment, with it, and with it and another seed."""
-    faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
+    faces = mmlfer.load_images(_rafce.load_labels(faces_folder), faces_folder, 32)
     cfg = mmlfer.Config(batch_size=4, seed=3)
     options = {}, {"augment": True}, {"augment": True, "seed": 4}
     return [mmlfer.Batches(faces, dataclasses.replace(cfg, **o), torch.device("cpu")) for o in options]
@@ -109,7 +109,7 @@ def test_each_face_of_the_comparison_in_scenes_is_the_one_that_was_pasted(tmp_pa
 
 def test_the_comparison_in_scenes_counts_what_predict_says(sketch, faces_folder, monkeypatch):
     """Of eleven faces five are named rightly, ten in scenes; two of the ten were not found; four are named alike."""
-    faces = mmlfer.load_labels(faces_folder).of("test")
+    faces = _rafce.load_labels(faces_folder).of("test")
     paths = [faces_folder / "aligned" / f"{name.split('.')[0]}_aligned.jpg" for name in faces.names]
     told = json.loads(invoke("predict", "--ckpt", sketch, *paths, "--json").stdout)
     answers, asked = compare_scenes.answers, []

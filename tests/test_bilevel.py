@@ -13,6 +13,7 @@ import torch
 from conftest import random_batch, run_of
 
 import mmlfer
+from mmlfer_commands import _rafce
 
 CFG = mmlfer.Config(data="-", size=32, batch_size=4, weights="none", device="cpu", momentum=0.9,
                     weight_decay=1e-3)
@@ -350,7 +351,7 @@ def test_a_step_names_what_it_reports():
 def test_both_forms_give_the_same_log_over_an_epoch(faces_folder):
     """In float64, because in float32 the rounding of theta* alone changes both forms by some percent,
     and a net with random weights enlarges this at each step."""
-    faces = mmlfer.load_images(mmlfer.load_labels(faces_folder), faces_folder, 32)
+    faces = mmlfer.load_images(_rafce.load_labels(faces_folder), faces_folder, 32)
     batches = mmlfer.Batches(faces, dataclasses.replace(CFG, batch_size=8), torch.device("cpu"))
     batches.y_au = batches.y_au.double()
     records = []

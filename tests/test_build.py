@@ -10,7 +10,7 @@ from conftest import invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _outputs, build
+from mmlfer_commands import _outputs, _rafce, build
 
 #            Surprise Fear Disgust Happiness Sadness Anger
 DISTRIBUTIONS = {
@@ -117,7 +117,7 @@ kept 7, 1 of them without an image file
 partition: drawn, seed 0
 """) and not result.stderr
     assert f"\n{out}: 7 images\n" in result.stdout and result.stdout.endswith("\n  not RAF-CE's own counts\n")
-    faces = mmlfer.load_labels(out)
+    faces = _rafce.load_labels(out)
     assert [mmlfer.EMOTIONS[k] for k in faces.y_emo] == list(DISTRIBUTIONS)
     assert (out / "RAFCE_AUlabel.txt").read_text().splitlines()[:3] == ["0001.jpg l12+R25", "0002.jpg null",
                                                                        "0003.jpg T24"]
@@ -139,7 +139,7 @@ def test_build_takes_an_official_partition_wherever_labels_are(sources, tmp_path
     official.write_text("".join(f"{i:04d}.jpg {i % 3}\n" for i in range(1, 9)))  # more rows than images
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "o")
     assert f"partition: {official}\n" in result.output
-    assert mmlfer.load_labels(tmp_path / "o").split.tolist() == [1, 2, 0, 1, 2, 0, 1]
+    assert _rafce.load_labels(tmp_path / "o").split.tolist() == [1, 2, 0, 1, 2, 0, 1]
     official.write_text("0001.jpg 0\n")
     result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / "p")
     assert result.exit_code == 1 and result.stderr == (
@@ -155,7 +155,7 @@ def test_raf_mls_partition_is_preferred_to_raf_aus(sources, tmp_path):
         (place / "RAFCE_partition.txt").write_text("".join(f"{i:04d}.jpg {code % 3}\n" for i in range(1, 9)))
         result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / f"o{code}")
         assert f"partition: {place}/RAFCE_partition.txt\n" in result.stdout
-        assert {*mmlfer.load_labels(tmp_path / f"o{code}").split.tolist()} == {code % 3}
+        assert {*_rafce.load_labels(tmp_path / f"o{code}").split.tolist()} == {code % 3}
 
 
 def test_the_seed_draws_the_partition(tmp_path):
@@ -168,7 +168,7 @@ def test_the_seed_draws_the_partition(tmp_path):
     for i, seed in enumerate((3, 3, 4)):
         assert f"drawn, seed {seed}" in invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", tmp_path / str(i),
                                                    "--seed", seed).output
-        splits.append(mmlfer.load_labels(tmp_path / str(i)).split.tolist())
+        splits.append(_rafce.load_labels(tmp_path / str(i)).split.tolist())
     assert splits[0] == splits[1] != splits[2] and np.bincount(splits[0]).tolist() == [24, 8, 8]
 
 
@@ -291,10 +291,10 @@ def test_bad_input_of_build_is_one_line(sources, tmp_path):
 
 
 def test_split_is_stratified_and_of_the_seed():
-    y_emo = np.repeat(np.arange(14), mmlfer.RAFCE_TOTALS)
+    y_emo = np.repeat(np.arange(14), _rafce.RAFCE_TOTALS)
     split = build.split_faces(y_emo, 0)
     assert (split == build.split_faces(y_emo, 0)).all() and (split != build.split_faces(y_emo, 1)).any()
-    for k, n in enumerate(mmlfer.RAFCE_TOTALS):
+    for k, n in enumerate(_rafce.RAFCE_TOTALS):
         own = np.bincount(split[y_emo == k], minlength=3)
         assert own[mmlfer.TEST] == round(0.2 * n)
         assert own[mmlfer.VAL] == round(0.25 * (n - own[mmlfer.TEST]))

@@ -37,7 +37,7 @@ def test_evaluation_of_150_faces_matches_naive_counts():
     y_au[:, [5, 6]] = False
     images = torch.zeros(150, 3, 32, 32, dtype=torch.uint8)
     images[:, 0] = torch.tensor(red)[:, None, None]
-    numbers = mmlfer.evaluate(net, mmlfer.Faces([""] * 150, truth, truth, y_au.astype(np.uint8), images), {"method": "mml"})
+    numbers = mmlfer.evaluate(net, mmlfer.Faces([""] * 150, truth, truth, y_au.astype(np.uint8), images), AUS)
     assert numbers["pred"] == red.tolist() and numbers["n"] == 150
     assert numbers["accuracy"] == pytest.approx(sum(r == t for r, t in zip(red, truth)) / 150)
     confusion, rates, f1 = [[0] * 14 for _ in range(14)], [], []
@@ -105,6 +105,13 @@ def test_a_part_without_images_is_one_line(sketch, faces_folder, tmp_path):
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}: no val images; see RAFCE_partition.txt\n")
 
 
+def test_all_parts_together(sketch, faces_folder):
+    """The counts of the three parts add up, and that training images are among them is said."""
+    told = {split: json.loads(invoke("eval", "--ckpt", sketch, "--split", split, "--json").stdout) for split in ("all", "train", "test", "val")}
+    confusion = sum(np.array(told[split]["confusion"]) for split in ("train", "test", "val"))
+    assert told["all"]["confusion"] == confusion.tolist() and told["all"]["n"] == 60
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_predicting_leaves_the_net_in_its_mode(training):
     net = mmlfer.make_base_net().train(training)
@@ -126,4 +133,6 @@ def test_aus_of_a_classifier_that_nothing_trains_have_no_f1(faces_folder, tmp_pa
     ({"method": "mal"}, True), ({"method": "mal2"}, True), ({"method": "mml"}, True),
 ])
 def test_what_trains_the_au_classifier(options, trained):
-    assert mmlfer.trains_aus(vars(mmlfer.Config(**options))) == trained
+    faces = mmlfer.Faces(["a", "b", "c"], np.zeros(3, int), np.array([0, 0, 1]), np.array([[-1, 0, -1], [-1, -1, 1], [1, 1, 1]]),
+                         vocabulary=mmlfer.Vocabulary(("a", "b"), (4, 12, 25)))
+    assert mmlfer.find_trained(vars(mmlfer.Config(**options)), faces) == ([12, 25] if trained else [])

@@ -9,13 +9,14 @@ from conftest import invoke, random_batch, run_of
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _figures, gradcam
+from mmlfer_commands import _figures, _rafce, gradcam
 
 
 def make_checkpoint(path, data, **options):
     """A checkpoint as `train` writes it, of random weights."""
     cfg = mmlfer.Config(**{"data": str(data), "method": "mtl", "size": 32, "arch": "resnet18", "weights": "none", "device": "cpu", **options})
-    mmlfer.save_checkpoint(mmlfer.inference_state(run_of(cfg, 1)), path)
+    state = {**mmlfer.inference_state(run_of(cfg, 1)), "trained_aus": [] if cfg.method == "stl" else list(mmlfer.AUS)}
+    mmlfer.save_checkpoint(state, path)
     return path
 
 
@@ -111,8 +112,8 @@ def test_figure_says_what_the_net_says(ckpt, faces_folder, kept):
 
 
 def test_a_prediction_uses_the_checkpoints_own_names():
-    state = {"emotions": ["awe", "joy"], "aus": [4, 45, 12], "config": {"method": "mtl", "rho": 0.1, "rho_am": 0.1}}
-    assert gradcam.prediction_lines(state, np.array([0.3, 0.7]), np.array([0.5, 0.9, 0.51])) == ["joy, 70 %", "AUs: 45 12"]
+    state = {"emotions": ["awe", "joy"], "aus": [4, 45, 12, 1], "trained_aus": [4, 45, 12]}
+    assert gradcam.prediction_lines(state, np.array([0.3, 0.7]), np.array([0.5, 0.9, 0.51, 0.8])) == ["joy, 70 %", "AUs: 45 12"]
     assert gradcam.prediction_lines(state, np.array([0.6, 0.4]), np.array([0.1, 0.2, 0.3])) == ["awe, 60 %", "AUs: none"]
 
 
@@ -238,7 +239,7 @@ def test_a_figure_beside_its_images_is_written_again_and_again(ckpt, faces_folde
 def test_truth_is_known_for_images_of_the_data_alone(faces_folder, tmp_path):
     inside = faces_folder / "aligned/0001_aligned.jpg"
     shutil.copy(inside, tmp_path / "0001_aligned.jpg")
-    labels = mmlfer.load_labels(faces_folder)
+    labels = _rafce.load_labels(faces_folder)
     truths = gradcam.known_truths([inside, tmp_path / "0001_aligned.jpg"], faces_folder)
     assert truths == [mmlfer.EMOTIONS[labels.y_emo[0]], None]
     assert gradcam.known_truths([inside], tmp_path / "gone") == [None]

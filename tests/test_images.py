@@ -14,6 +14,7 @@ from PIL import Image
 from reference import AUS
 
 import mmlfer
+from mmlfer_commands import _rafce
 
 TWINS = [("a/1.jpg", "b/1.jpg"), ("1.jpg", "1.png"), ("frame.001", "frame.002"), ("1.jpg", "1_aligned.jpg")]
 
@@ -103,12 +104,12 @@ def test_a_mixture_of_aligned_and_other_images_is_warned_of(tmp_path, capsys):
     write_labels_as(tmp_path, *("".join(f"{n} {v}\n" for n in names) for v in ("0", "0", "4")))
     for i, name in enumerate(names):
         paint(tmp_path / ("aligned/" + name if i < 5 else name), 30 * i)
-    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+    faces = mmlfer.load_images(_rafce.load_labels(tmp_path), tmp_path, 32)
     assert faces.images.float().mean((1, 2, 3)).tolist() == pytest.approx([30 * i for i in range(7)], abs=1)
     assert capsys.readouterr().err == (f"Warning: 5 aligned crops and 2 other images, such as {tmp_path}/0006.jpg: "
                                        "faces should be cropped alike\n")
     paint(tmp_path / "aligned/0006.jpg", 0), paint(tmp_path / "aligned/0007.jpg", 0)
-    mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+    mmlfer.load_images(_rafce.load_labels(tmp_path), tmp_path, 32)
     assert capsys.readouterr().err == ""
 
 
@@ -279,7 +280,7 @@ def test_labels_stay_with_their_images_past_every_chunk_and_bad_one(tmp_path, mo
         Image.fromarray(image).save(tmp_path / "aligned" / name.replace(".jpg", "_aligned.png"))
         if place in bad:
             (tmp_path / "aligned" / name.replace(".jpg", "_aligned.png")).write_bytes(b"bad")
-    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
+    faces = mmlfer.load_images(_rafce.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
     numbers = (faces.images[:, 0].long() * 256 + faces.images[:, 1].long())[:, 5, 5].tolist()
     assert numbers == [int(n[:-4]) for i, n in enumerate(names) if i not in bad]
     assert faces.names == [f"{i}.jpg" for i in numbers]
@@ -308,7 +309,7 @@ def test_labels_stay_with_their_images_when_bad_ones_are_left_out(tmp_path):
             path.write_bytes(b"no image")
         elif place not in bad:
             Image.new("RGB", (32, 32), colour_of(int(i))).save(path)
-    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
+    faces = mmlfer.load_images(_rafce.load_labels(tmp_path), tmp_path, 32, skip_bad=True)
     kept = [int(i) for place, i in enumerate(order) if place not in bad]
     assert faces.names == [f"{i:04d}.jpg" for i in kept]
     assert faces.images.float().mean((2, 3)).tolist() == [list(colour_of(i)) for i in kept]
@@ -348,5 +349,13 @@ def test_the_inner_place_of_an_image_is_preferred(tmp_path, base):
         Image.new("RGB", (32, 32), (60 * code, 0, 0)).save(tmp_path / place)
         for name, value in zip(mmlfer.LABEL_FILES, "304"):
             (tmp_path / name).write_text(f"0001.jpg {value}\n" if name != mmlfer.LABEL_FILES[1] else "0001.jpg 0\n")
-        faces = mmlfer.load_images(mmlfer.load_labels(tmp_path), tmp_path, 32)
+        faces = mmlfer.load_images(_rafce.load_labels(tmp_path), tmp_path, 32)
         assert abs(int(faces.images[0, 0].float().mean()) - 60 * code) < 4, place
+
+
+def test_a_16_bit_image_of_0_and_1_alone_is_nearly_black_not_black_and_white():
+    """Only fractions say that the range is 0..1."""
+    pixels = np.array([[0, 1], [1, 0]])
+    with pytest.raises(ValueError, match="values 0..1: no known range"):
+        mmlfer.to_8_bits(pixels)
+    assert mmlfer.to_8_bits(pixels * 0.5 + 0.5).tolist() == [[127, 255], [255, 127]]

@@ -34,6 +34,9 @@ FORMS = {
     "filepath": PLAIN.replace("image,expression,split", "filepath,expression,partition"),
     "more columns": "\n".join(f"7,{line},x y" for line in PLAIN.splitlines()).replace("7,image", "id,image").replace("aus,x y", "aus,note"),
     "roundabout": PLAIN.replace("a/0001", "./a//0001").replace("b/0001", "a/../b/0001"),
+    "commas in the first row alone": PLAIN.replace("split,aus", "split,aus,,"),
+    "Excel's first line": "sep=;\r\n" + PLAIN.replace('"sadly, angry"', "sadly; angry").replace(",", ";").replace("sadly; angry", "sadly, angry"),
+    "Excel's first line, quoted": b"\xef\xbb\xbf" + ('"sep=|"\n' + PLAIN.replace('"sadly, angry"', "sadly| angry").replace(",", "|").replace("sadly| angry", "sadly, angry")).encode(),
     "spreadsheet": "\n".join(f"{line},," for line in PLAIN.splitlines()),
 }
 
@@ -111,6 +114,12 @@ BAD = {  # content, and the line of it that is wrong
                "row 2 in another spelling; choose one"),
     "underscores": (PLAIN.replace("contempt,val", "happily_surprised,val"), "labels.csv:3: 'happily_surprised' is 'happily surprised' "
                     "of row 2 in another spelling; choose one"),
+    "dash between digits": (PLAIN.replace("contempt,V", "1-2,V").replace("contempt", "1 2"), "labels.csv:5: '1-2' is '1 2' of row 3 in another "
+                            "spelling; choose one"),
+    "digit at an end": (PLAIN.replace("contempt,V", "class-1,V").replace("contempt", "class 1"), "labels.csv:5: 'class-1' is 'class 1' of row 3 "
+                        "in another spelling; choose one"),
+    "below Excel's first line": ("sep=;\n" + PLAIN.replace(",", ";").replace("?", "x").replace("sadly; ", ""), "labels.csv:5: expected AUs like 4+L12+25 or null, got "
+                                 "'x' in 'x'; nothing: coded and none seen, ?: not coded"),
     "accents apart": ("image,expression,aus\n1.jpg,g\xeane\xb4,\n2.jpg,ge\u0302ne\xb4,\n", "labels.csv:3: 'ge\u0302ne\xb4' is 'g\xeane\xb4' of "
                       "row 2 in another spelling; choose one"),
     **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: expected AU and a number, such as AU12; rename it, or "
@@ -163,6 +172,33 @@ def test_parts_that_are_too_small_name_their_column(tmp_path):
     with pytest.raises(mmlfer.InputError) as caught:
         _labels.check_trainable(faces, "here", 2)
     assert str(caught.value) == "here: 1 val images, expected at least 2; see labels.csv (column split), --batch-size"
+
+
+@pytest.mark.parametrize("one, other", [("-1", "1"), ("12", "1-2"), ("1-2", "1--2x"), ("valence -1", "valence 1"), ("0", "-0"), ("1 2", "12")])
+def test_numbers_are_no_spellings_of_each_other(tmp_path, one, other):
+    faces = read(tmp_path, f"image,expression,split,aus\n1.jpg,{one},train,1\n2.jpg,{other},train,1\n")
+    assert faces.vocabulary.emotions == tuple(sorted((one, other)))
+
+
+def test_rows_without_a_person_may_lie_in_any_part(tmp_path):
+    """Each of them is taken for a person of its own."""
+    faces = read(tmp_path, "image,expression,split,person,aus\n1.jpg,a,train,,\n2.jpg,a,val,,\n3.jpg,b,test,7,\n4.jpg,b,test,,\n")
+    assert faces.split.tolist() == [0, 2, 1, 1]
+
+
+def test_a_row_that_is_coded_in_part_counts_among_the_coded(tmp_path):
+    faces = read(tmp_path, "image,expression,split,AU1,AU2\n1.jpg,a,train,1,\n2.jpg,a,val,,\n3.jpg,b,test,,0\n4.jpg,b,test,1,1\n")
+    assert _labels.describe(faces, "here").splitlines()[-1] == "  1 rows without AUs, 1.00 active AUs per face of 3 that are coded"
+
+
+def test_a_csv_file_may_have_empty_columns_at_its_end(tmp_path):
+    (tmp_path / "a.csv").write_text("image,p,,\n1.jpg,2,,\n2.jpg,3\n3.jpg,4,\n")
+    columns, rows = _labels.read_columns(tmp_path / "a.csv", "p")
+    assert columns == ["image", "p"] and [row for _, row in rows] == [{"image": f"{i}.jpg", "p": str(i + 1)} for i in (1, 2, 3)]
+    for bad, n in (("1.jpg,2,3", 3), ("1.jpg", 1)):
+        (tmp_path / "a.csv").write_text(f"image,p\n{bad}\n")
+        with pytest.raises(mmlfer.InputError, match=f"a.csv:2: expected 2 fields, as in the first row, got {n}; fix this row"):
+            _labels.read_columns(tmp_path / "a.csv")
 
 
 def table_of(n, columns):

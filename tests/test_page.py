@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, invoke
 from forks import python
 from PIL import Image
+from reference import AUS
 from scenes import backdrop, paste, two_face_scene
 from serving import serving, with_template
 
@@ -166,8 +167,18 @@ def test_the_page_for_a_method_without_aus_and_a_small_face(page, photos):
         {**face, "small": True, "aus": None, "p_aus": None} for face in route.fetch().json()]))
     choose(page, photos, "one.png")
     part = page.locator("section[aria-label='Action units']")
-    assert part.locator("p").text_content() == "The method mtl trains none." and part.locator("li, details").count() == 0
+    assert part.locator("p").text_content() == "None of this checkpoint’s is trained." and part.locator("li, details").count() == 0
     assert "A small face: less than 10 pixels between the eyes." in page.text_content("#result")
+
+
+def test_the_page_leaves_out_aus_that_are_not_trained(page, photos):
+    page.route("**/predict*", lambda route: route.fulfill(json=[
+        {**face, "aus": [au for au in face["aus"] if au["au"] not in (1, 12)], "p_aus": {**face["p_aus"], "1": None, "12": None}}
+        for face in route.fetch().json()]))
+    choose(page, photos, "one.png")
+    part = page.locator("section[aria-label='Action units']")
+    shown = sorted(int(text.removeprefix("AU ")) for text in part.locator(".au").all_text_contents())
+    assert shown == [au for au in AUS if au not in (1, 12)] and part.locator("p").last.text_content().endswith(" Not trained: AU 1, 12.")
 
 
 def test_the_page_for_statistics_without_a_row_and_a_known_accuracy(page, photos, predicted, server):

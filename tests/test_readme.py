@@ -16,7 +16,7 @@ from conftest import ROOT, inflated, invoke
 from forks import python
 
 import mmlfer
-from mmlfer_commands import _labels, _results, _stats, build, demo, synth, table
+from mmlfer_commands import _rafce, _results, _stats, build, demo, synth, table
 from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
@@ -269,10 +269,10 @@ def drawn(tmp_path_factory):
     these with wrong AU labels."""
     folders = [tmp_path_factory.mktemp("drawn") for _ in range(2)]
     for folder, test in zip(folders, (0, 10_000)):
-        _labels.write_labels(folder, *synth.draw_rows(2000, test, _stats.load_stats("wild"), 0))
-    few, many = map(mmlfer.load_labels, folders)
+        _rafce.write_labels(folder, *synth.draw_rows(2000, test, _stats.load_stats("wild"), 0))
+    few, many = map(_rafce.load_labels, folders)
     synth.mislabel(folders[1], 0.3, 0)
-    return {FEW / "clean": few, **dict.fromkeys(SETS[1:], many), MANY / "noise": mmlfer.load_labels(folders[1])}
+    return {FEW / "clean": few, **dict.fromkeys(SETS[1:], many), MANY / "noise": _rafce.load_labels(folders[1])}
 
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: str(folder.relative_to(RAW)))

@@ -22,7 +22,7 @@ from conftest import ROOT, invoke, run_of
 from reference import AUS, EMOTIONS, Net, read_folder
 
 import mmlfer
-from mmlfer_commands import train
+from mmlfer_commands import _rafce, train
 
 TRAIN, TEST, VAL = 0, 1, 2
 OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device": "cpu", "seed": 11,
@@ -56,7 +56,7 @@ def run_program_loop(options, data, out):
     torch.set_default_dtype(torch.float64)
     try:
         cfg = mmlfer.Config(data=str(data), **{k: v for k, v in options.items() if k != "psi"})
-        faces = mmlfer.load_images(mmlfer.load_labels(data), data, cfg.size)
+        faces = mmlfer.load_images(_rafce.load_labels(data), data, cfg.size)
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
         run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)

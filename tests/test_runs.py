@@ -104,6 +104,44 @@ def test_resume_refuses_statistics_that_changed(faces_folder, tmp_path, monkeypa
     assert invoke("train", "--out", tmp_path / "r", "--resume").exit_code == 0
 
 
+@pytest.mark.parametrize("place", ["gone", "moved"])
+def test_a_run_goes_on_when_its_statistics_file_has_moved(faces_folder, tmp_path, monkeypatch, place):
+    """last.pt holds the table, and the result is that of a run without a stop. A file named anew must hold the same."""
+    own, options = tmp_path / "own.yaml", ("--data", faces_folder, "--epochs", 1, "--method", "am", *SMALL)
+    shutil.copy(mmlfer.HERE / "stats/wild.yaml", own)
+    assert invoke("train", *options, "--stats", own, "--out", tmp_path / "whole").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
+        assert invoke("train", *options, "--stats", own, "--out", tmp_path / "r").exit_code == 130
+    own.rename(tmp_path / "moved.yaml")
+    (tmp_path / "other.yaml").write_text((tmp_path / "moved.yaml").read_text().replace("12: 0.52", "12: 0.53"))
+    result = invoke("train", "--out", tmp_path / "r", "--resume", "--stats", tmp_path / "other.yaml")
+    assert result.exit_code == 1 and f"{tmp_path}/other.yaml: changed since the run in {tmp_path}/r was started with it" in result.stderr
+    result = invoke("train", "--out", tmp_path / "r", "--resume", "--stats", "lab")
+    assert result.exit_code == 1 and f"its run has --stats {own}, not lab" in result.stderr
+    result = invoke("train", "--out", tmp_path / "r", "--resume", *(["--stats", tmp_path / "moved.yaml"] if place == "moved" else []))
+    assert result.exit_code == 0, result.output
+    whole, resumed = (json.loads((tmp_path / name / "test.json").read_text()) for name in ("whole", "r"))
+    assert resumed.pop("stats") == resumed["options"].pop("stats") == str(tmp_path / "moved.yaml" if place == "moved" else own)
+    del whole["stats"], whole["options"]["stats"]
+    assert whole == resumed
+
+
+def test_data_that_has_moved_is_to_be_named(faces_folder, tmp_path, monkeypatch):
+    faces, moved = tmp_path / "faces", tmp_path / "moved"
+    shutil.copytree(faces_folder, faces)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_epochs", lambda *_: sys.exit(130))
+        assert invoke("train", "--data", faces, "--out", tmp_path / "r", "--epochs", 1, "--method", "stl", *SMALL).exit_code == 130
+    faces.rename(moved)
+    for command, by in ((("eval", "--ckpt", tmp_path / "r/last.pt"), tmp_path / "r/last.pt"),
+                        (("train", "--out", tmp_path / "r", "--resume"), f"the run in {tmp_path}/r")):
+        result = invoke(*command)
+        assert (result.exit_code, result.stderr) == (
+            1, f"Error: {faces}: no such folder, which {by} was trained on; name the data's folder with --data\n")
+        assert invoke(*command, "--data", moved).exit_code == 0
+
+
 @pytest.mark.parametrize("after", ["edited", "gone"])
 def test_the_statistics_of_a_run_are_those_it_was_started_with(faces_folder, tmp_path, monkeypatch, after):
     """The file changes while the run trains: test.json names the table that was trained with."""

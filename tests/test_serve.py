@@ -141,14 +141,14 @@ def test_health_describes_the_checkpoint(server, ckpt):
     assert told["expressions"] == state["emotions"] and [au["au"] for au in told["aus"]] == state["aus"]
     assert np.array(told["table"]) == pytest.approx(state["table"].numpy()) and told["aus"][0]["name"] == "inner brow raiser"
     assert [told[name] for name in ("version", "arch", "size", "stats", "epoch", "aus_trained", "max_bytes", "max_pixels")] == [
-        mmlfer.__version__, "resnet34", 32, "wild", 0, True, 20_000_000, 50_000_000]
+        mmlfer.__version__, "resnet34", 32, "wild", 0, state["aus"], 20_000_000, 50_000_000]
     model = serve.Model.__new__(serve.Model)
     model.size, model.table, model.accuracy = 48, [[0.5]], 0.25
-    model.state = {"emotions": ["awe"], "aus": [12], "epoch": 7, "config": {
+    model.state = {"emotions": ["awe"], "aus": [12, 4], "trained_aus": [4], "epoch": 7, "config": {
         "method": "stl", "arch": "resnet18", "data": "/home/me/faces", "stats": "/home/me/mine.yaml", "rho": 0.1, "rho_am": 0.1}}
     own = model.facts()
     assert [own[name] for name in ("size", "arch", "stats", "epoch", "aus_trained", "test_accuracy", "table", "data")] == [
-        48, "resnet18", "mine.yaml", 7, False, 0.25, [[0.5]], "faces"]
+        48, "resnet18", "mine.yaml", 7, [4], 0.25, [[0.5]], "faces"]
     assert str(ckpt.parent) not in json.dumps(told) and state["config"]["data"] not in json.dumps(told)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from reference import AUS, EMOTIONS
 
 import mmlfer
-from mmlfer_commands import _figures, _labels, _stats, stats
+from mmlfer_commands import _figures, _rafce, _stats, stats
 
 
 def naive_frequencies(folder):
@@ -56,7 +56,7 @@ def test_below_each_row_is_the_row_that_it_is_compared_with(faces_folder):
 def test_written_statistics_name_what_was_counted(faces_folder, tmp_path):
     assert invoke("stats", "--data", faces_folder, "--split", "val", "--out", tmp_path / "s.yaml").exit_code == 0
     first, _, *rows = (tmp_path / "s.yaml").read_text().splitlines()
-    labels = mmlfer.load_labels(faces_folder).of("val")
+    labels = _rafce.load_labels(faces_folder).of("val")
     assert first == (f"# p(AU active | compound expression) of {faces_folder.name} (val), {len(labels.names)} images, by mmlfer "
                      "stats.")
     assert [row.split("# ")[1] for row in rows] == [f"{int((labels.y_emo == k).sum())} images" for k in range(14)]
@@ -69,7 +69,7 @@ def test_at_20_and_70_percent_exactly():
 
 
 def test_statistics_written_are_statistics_read(tmp_path):
-    _labels.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
+    _rafce.write_labels(tmp_path, *zip(*[(f"{i}.jpg", i % 14, 0, "12+25" if i < 28 else "4") for i in range(42)]))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
     table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert np.allclose(table[:, [mmlfer.AUS.index(a) for a in (12, 25, 4)]], [[0.6667, 0.6667, 0.3333]] * 14)
@@ -77,7 +77,7 @@ def test_statistics_written_are_statistics_read(tmp_path):
 
 def test_an_au_of_20_percent_exactly_is_written_and_read(tmp_path):
     rows = [(f"{i}.jpg", i % 14, 0, "12+4" if i < 14 else "12") for i in range(70)]
-    _labels.write_labels(tmp_path, *zip(*rows))
+    _rafce.write_labels(tmp_path, *zip(*rows))
     assert invoke("stats", "--data", tmp_path, "--out", tmp_path / "s.yaml").exit_code == 0
     assert yaml.safe_load((tmp_path / "s.yaml").read_text()) == dict.fromkeys(mmlfer.EMOTIONS, {4: 0.2, 12: 1.0})
     assert (_stats.load_stats(str(tmp_path / "s.yaml"))[:, mmlfer.AUS.index(4)] == 0.2).all()
@@ -98,7 +98,7 @@ def test_lab_against_wild_gives_the_papers_observations():
 
 def test_expressions_without_images_or_aus_are_named(tmp_path):
     rows = [f"{i}.jpg" for i in range(30)]  # expressions 0..11; of 3 every AU is below 20 %, 12 and 13 have no image
-    _labels.write_labels(tmp_path, rows, [i % 12 for i in range(30)], [0] * 30, ["null" if i % 12 == 3 else "12" for i in range(30)])
+    _rafce.write_labels(tmp_path, rows, [i % 12 for i in range(30)], [0] * 30, ["null" if i % 12 == 3 else "12" for i in range(30)])
     result = invoke("stats", "--data", tmp_path, "--plot", tmp_path / "h.png", "--out", tmp_path / "s.yaml")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == ("no observed AU, and so left out of L^AM: sadly angry (3 images), happily fearful "
@@ -117,7 +117,7 @@ def test_statistics_of_labels_without_any_au(tmp_path):
 
 
 def test_statistics_of_one_partition(faces_folder, tmp_path):
-    labels = mmlfer.load_labels(faces_folder)
+    labels = _rafce.load_labels(faces_folder)
     for split, code in (("train", 0), ("test", 1), ("val", 2)):
         result = invoke("stats", "--data", faces_folder, "--split", split)
         n = [int(((labels.split == code) & (labels.y_emo == k)).sum()) for k in range(14)]
@@ -225,3 +225,11 @@ def test_statistics_under_20_percent_count_as_nothing(tmp_path, capsys):
     table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert {AUS[j]: table[5, j] for j in np.flatnonzero(table[5])} == {2: 0.2, 4: 0.21, 43: 1}
     assert capsys.readouterr().err == f"{tmp_path}/s.yaml: AU 11: not among the labels' AUs, left out\n"
+
+
+def test_an_installed_program_reads_its_own_statistics(tmp_path, monkeypatch):
+    """Not those in another package's folder beside it that is called stats."""
+    shutil.copytree(mmlfer.HERE / "stats", tmp_path / "mmlfer_stats")
+    (tmp_path / "stats").mkdir()
+    monkeypatch.setattr(_stats, "HERE", tmp_path)
+    assert _stats.load_stats("wild").any(1).all()

@@ -13,7 +13,7 @@ from conftest import ROOT, invoke, run_program, write_labels_as
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _drawing, _stats, synth
+from mmlfer_commands import _drawing, _rafce, _stats, synth
 
 AU = mmlfer.LABEL_FILES[2]
 
@@ -59,7 +59,7 @@ def test_further_test_faces_go_with_drawn_labels_alone(faces_folder, tmp_path):
 def test_drawn_labels_follow_proportions_and_statistics():
     table = _stats.load_stats("wild")
     y_emo, aus = synth.draw_labels(20000, table, 0)
-    assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(mmlfer.RAFCE_TOTALS) / 4549).max() < 0.01
+    assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(_rafce.RAFCE_TOTALS) / 4549).max() < 0.01
     rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
     surprised = [r for r, k in zip(rows, y_emo) if k == 0]
     assert np.mean([12 in r for r in surprised]) == pytest.approx(0.58 * 0.99, abs=0.03)
@@ -127,7 +127,7 @@ def test_names_that_say_aligned_already(tmp_path):
     source.mkdir()
     write_labels_as(source, "0007_aligned.jpg 5\n", "0007_aligned.jpg 0\n", "0007_aligned.jpg 12\n")
     assert invoke("synth", tmp_path / "out", "--labels", source, "--size", 32).exit_code == 0
-    faces = mmlfer.load_images(mmlfer.load_labels(tmp_path / "out"), tmp_path / "out", 32)
+    faces = mmlfer.load_images(_rafce.load_labels(tmp_path / "out"), tmp_path / "out", 32)
     assert len(faces.images) == 1 and (tmp_path / "out/aligned/0007_aligned.jpg").exists()
 
 

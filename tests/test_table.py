@@ -13,7 +13,7 @@ from conftest import inflated, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _results, table
+from mmlfer_commands import _rafce, _results, table
 
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
@@ -153,7 +153,7 @@ def test_a_run_records_its_images(trained, faces_folder):
 def test_a_run_records_its_labels(trained, faces_folder):
     """Other AUs in the training rows make another row of the table."""
     run = json.loads((trained[0] / "test.json").read_text())
-    faces = mmlfer.load_labels(faces_folder)
+    faces = _rafce.load_labels(faces_folder)
     assert run["data_sha256"] == faces.sha256() and "data" in _results.find_traits(run)
     faces.y_au[0] = 1 - faces.y_au[0]
     assert run["data_sha256"] != faces.sha256()

@@ -33,7 +33,7 @@ from forks import python
 from reference import Net, read_folder
 
 import mmlfer
-from mmlfer_commands import train
+from mmlfer_commands import _rafce, train
 
 COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
            "val_diag", "lr", "seconds", "images_per_second"]
@@ -122,8 +122,19 @@ def test_every_method_trains(faces_folder, tmp_path, method, form):
     assert (test["best"]["au_f1_macro"] is None) == (method == "stl")
 
 
+def test_an_epoch_without_a_right_answer_is_still_the_best_so_far(tmp_path, monkeypatch):
+    """The first epoch is always kept; a later one of the same accuracy does not replace it."""
+    cfg, said = mmlfer.Config(data="-", size=32, arch="resnet18", method="stl", weights="none", device="cpu", epochs=3), [0.0, 0.0, 0.25]
+    run = run_of(cfg, 1)
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"accuracy": said[run.epoch], "diag": 0.0})
+    for best in (1, 1, 3):
+        run.elapsed = 1.0
+        train.end_epoch(run, None, tmp_path)
+        assert mmlfer.read_checkpoint(tmp_path / "best.pt")["epoch"] == best
+
+
 def test_it_overfits_a_handful_of_faces(faces_folder):
-    faces = mmlfer.load_labels(faces_folder)
+    faces = _rafce.load_labels(faces_folder)
     few = np.flatnonzero(faces.split == mmlfer.TRAIN)[:8]
     few = faces.select(np.concatenate([few, np.flatnonzero(faces.split == mmlfer.VAL)]))
     few = mmlfer.load_images(few, faces_folder, 32)
@@ -139,7 +150,7 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
         val = batches.take(val_index, val_flip)
         losses.append(mmlfer.train_step(run, batches.take(index, flip), val)[0].item())
     assert losses[0] > 2 and losses[-1] < 0.2
-    numbers = mmlfer.evaluate(run.net, few.of("train"), {"method": "mml"})
+    numbers = mmlfer.evaluate(run.net, few.of("train"), mmlfer.AUS)
     assert numbers["accuracy"] >= 0.875
 
 

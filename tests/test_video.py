@@ -89,7 +89,7 @@ def test_smoothed_columns_are_means_over_a_window_in_time(templated, everywhere,
 
 
 def test_smoothing_keeps_faces_apart():
-    state = {"emotions": ["a", "b"], "aus": [], "config": {"method": "stl"}}
+    state = {"emotions": ["a", "b"], "aus": [], "trained_aus": []}
     frames = [(t / 10, [({"frame": t, "face_id": i, "success": 1}, np.array([i, 1 - i])) for i in (0, 1)] if t != 2 else
                [({"frame": t, "success": 0}, None)]) for t in range(5)]
     made = [row for _, rows in video.smoothed(iter(frames), 0.5, state) for row, _ in rows]
@@ -102,12 +102,13 @@ def face_at(x, y=0.0):
     return _alignment.Face(np.array([x, y, 40, 50]), five + (x, y), 0.91236)
 
 
-@pytest.mark.parametrize("method, smooth", [("mtl", 0.9), ("stl", None)])
-def test_aus_that_are_not_trained_are_not_smoothed_either(method, smooth):
-    state = {"emotions": ["a", "b"], "aus": [4], "config": {"method": method, "rho": 0.1, "rho_am": 0.1}}
-    item = predict.Item(0, None, {"time": 0.0, "face": face_at(3.14), "face_id": 0}, (np.array([0.2, 0.8]), np.array([0.9])))
+@pytest.mark.parametrize("trained, smooth", [([4, 12], 0.9), ([4], 0.9), ([12], None), ([], None)])
+def test_aus_that_are_not_trained_are_not_smoothed_either(trained, smooth):
+    state = {"emotions": ["a", "b"], "aus": [4, 12], "trained_aus": trained}
+    item = predict.Item(0, None, {"time": 0.0, "face": face_at(3.14), "face_id": 0}, (np.array([0.2, 0.8]), np.array([0.9, 0.6])))
     ((_, ((row, _),)),) = video.smoothed(video.rows_of_frames([[item]], state, None), 1, state)
     assert (row["expression_smooth"], row["p_a_smooth"], row.get("AU04_smooth"), row.get("AU04_p")) == ("b", 0.2, smooth, smooth)
+    assert row.get("AU12_smooth") == row.get("AU12_p") == (0.6 if 12 in trained else None)
     assert (row["confidence"], row["x"], row["nose_x"], row["left_mouth_y"]) == (0.9124, 3.1, 23.1, 35.0)
 
 

@@ -13,6 +13,7 @@ import mmlfer
 from mmlfer_commands import (
     _alignment,
     _figures,
+    _rafce,
     bench,
     crop,
     demo,
@@ -208,7 +209,7 @@ def test_numbers_of_a_split_are_of_its_images(sketch, faces_folder, tmp_path):
     (folder / "aligned").mkdir(parents=True)
     for file in mmlfer.LABEL_FILES:
         (folder / file).write_bytes((faces_folder / file).read_bytes())
-    test = mmlfer.load_labels(folder).of("test").names
+    test = _rafce.load_labels(folder).of("test").names
     for name in test[1:]:
         (folder / f"aligned/{name}").symlink_to(faces_folder / f"aligned/{mmlfer.stem(name)}_aligned.jpg")
     refused = invoke("eval", "--ckpt", sketch, "--data", folder)

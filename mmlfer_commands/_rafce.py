@@ -1,0 +1,116 @@
+"""RAF-CE as it is distributed: its three label files, and its counts."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mmlfer import (
+    AUS,
+    EMOTIONS,
+    LABEL_FILES,
+    RAFCE,
+    SPLITS,
+    TEST,
+    Faces,
+    InputError,
+    counts,
+    parse_aus,
+    plural,
+    stem,
+    write_whole,
+)
+
+RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
+RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
+RAFCE_SPLITS = {"train": 2709, "test": 909, "val": 931}
+
+
+def parse_code(top):
+    """A function that parses an integer 0..top, or raises ValueError."""
+
+    def parse(text):
+        if not text.isascii() or not text.isdigit() or int(text) > top:
+            raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def read_labels(path, parse, fields=1):
+    """A label file's rows as {image name: (row number, value)}; parse makes a value of fields."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
+    if "\0" in text or "\ufffd" in text:
+        raise InputError(f"{path}: not a text file; take the published one")
+    rows = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        parts, where = line.split(), f"{path}:{number}"
+        if not parts:
+            continue
+        if len(parts) != fields + 1:
+            raise InputError(f"{where}: expected an image name and {plural(fields, 'value')}, got "
+                             f"{plural(len(parts), 'field')}; fix this row")
+        try:
+            value = parse(*parts[1:])
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; fix this row") from None
+        if rows.get(parts[0], (0, value))[1] != value:
+            raise InputError(f"{where}: {parts[0]} has another value in row {rows[parts[0]][0]}; "
+                             "keep one of the two")
+        rows[parts[0]] = (number, value)
+    if not rows:
+        raise InputError(f"{path}: empty; take the published one")
+    return rows
+
+
+def one_image_a_row(rows, path):
+    """Refuse two rows that name one image: 1.jpg and 1.png, a/1.jpg and b/1.jpg."""
+    seen = {}
+    for name, (number, _) in rows.items():
+        first, row = seen.setdefault(stem(name), (name, number))
+        if first != name:
+            raise InputError(f"{path}:{number}: {name} is the same image as {first} of row {row}: "
+                             f"both are looked for as {stem(name)}; rename one")
+
+
+def load_labels(folder):
+    """The three label files of a folder laid out like RAF-CE, as Faces without images."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; ask for RAF-CE at "
+                         "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
+                         f"mmlfer synth {folder}")
+    paths = [folder / name for name in LABEL_FILES]
+    parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
+    files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
+    for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
+        for name, (number, _) in files[i].items():
+            if name not in files[j]:
+                raise InputError(f"{paths[i]}:{number}: {name} is not in {paths[j]}; "
+                                 "the label files must list the same images")
+    emo, split, aus = files
+    one_image_a_row(emo, paths[0])
+    names = list(emo)
+    y_au = np.zeros((len(names), len(AUS)), np.uint8)
+    for i, name in enumerate(names):
+        y_au[i, [AUS.index(number) for number, _ in aus[name][1]]] = 1
+    return Faces(names, np.array([emo[n][1] for n in names]),
+                 np.array([split[n][1] for n in names]), y_au)
+
+
+def is_rafce(faces):
+    """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
+    splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
+    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
+    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
+    own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
+    return own and faces.vocabulary == RAFCE
+
+
+def write_labels(folder, names, *columns):
+    """Write label files in RAF-CE's form, a column of strings for each of LABEL_FILES."""
+    for file, column in zip(LABEL_FILES, columns):
+        rows = (f"{name} {value}\n" for name, value in zip(names, column))
+        write_whole(Path(folder) / file, "".join(rows).encode())
