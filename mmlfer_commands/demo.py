@@ -1,5 +1,6 @@
 """mmlfer demo: everything, end to end, on drawn faces, in minutes."""
 
+import shlex
 import time
 
 import click
@@ -41,8 +42,8 @@ def command(out, device):
     """Draw stand-in faces, train on them and test, in minutes."""
     started, data = time.perf_counter(), out / "faces"
     if holds_run(out):
-        raise InputError(f"{out}: holds a run; give another --out, or `mmlfer train --resume "
-                         "--out` it")
+        raise InputError(f"{out}: holds a run; give another --out, or go on with it: mmlfer train "
+                         f"--out {shlex.quote(str(out))} --resume")
     if not (data / LABEL_FILES[0]).exists():  # else drawn by a demo that was stopped after that
         synthesize(data, DEMO_FACES, DEMO["stats"], None, DEMO["size"], 0)
     numbers = fit(Config(data=str(data.resolve()), device=device, **DEMO), out)["best"]

@@ -4,6 +4,7 @@ Softmax over the cosines to one centre per person; after a warm-up with the marg
 ArcFace. Under torchrun each process takes its share of every batch, and the first one writes.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -214,6 +215,11 @@ def one_voice():
         raise
 
 
+# sums over an epoch's steps of loss, right answers and gradient norm, each the mean over the
+# processes, and the number of bad images
+Totals = collections.namedtuple("Totals", "loss right norm bad")
+
+
 class Pretraining:
     """The state of pre-training: the net, its optimiser, the schedule, and how far it is."""
 
@@ -234,10 +240,8 @@ class Pretraining:
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(
             self.sgd, [math.ceil(opt.epochs * share) for share in (0.5, 0.75)], 0.1)
         self.epoch, self.step, self.elapsed, self.log = 0, 0, 0.0, []
-        # sums over this epoch's steps of loss, right answers and gradient norm, each the mean over
-        # the processes, and the number of bad images
-        self.totals = torch.zeros(4, dtype=torch.float64)
-        self.fresh = torch.zeros(4, dtype=torch.float64, device=world.device)  # not yet in totals
+        self.totals = torch.zeros(len(Totals._fields), dtype=torch.float64)
+        self.fresh = self.totals.to(world.device, copy=True)  # not yet in totals
         self.known_bad = set()
 
     def state(self, source_digest):
@@ -326,15 +330,15 @@ def pretrain_epoch(run, images, caught):
         if (y < 0).any():
             raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; fix "
                              "the images")
-        run.fresh[:3] += pretrain_step(run, x, y, flip) / run.world.size
-        run.fresh[3] += (bad >= 0).sum()
+        means = pretrain_step(run, x, y, flip) / run.world.size
+        run.fresh += torch.stack(Totals(*means, (bad >= 0).sum().to(means)))
         run.step += 1
         if run.step % every == 0 or run.step == run.steps:
             add_up(run)
             stop = told_to_stop(run.world, caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
-                bar.set_postfix(loss=f"{run.totals[0] / run.step:.3f}")
+                bar.set_postfix(loss=f"{Totals(*run.totals).loss / run.step:.3f}")
         if stop:
             break
     run.elapsed = time.perf_counter() - start
@@ -345,11 +349,12 @@ def pretrain_epoch(run, images, caught):
 
 def pretraining_row(run, tests):
     """One epoch's row of the log; verification by the first process."""
-    loss, right, _, bad = run.totals.tolist()
-    row = {"epoch": run.epoch + 1, "loss": loss / run.steps, "train_acc": right / run.steps,
+    sums = Totals(*run.totals.tolist())
+    row = {"epoch": run.epoch + 1, "loss": sums.loss / run.steps,
+           "train_acc": sums.right / run.steps,
            "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
            "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
-           "bad_images": int(bad)}
+           "bad_images": int(sums.bad)}
     for name, test in tests.items():
         row[f"{name}_acc"], row[f"{name}_sd"] = verify(run.net, test, run.opt, run.known_bad)
     return row

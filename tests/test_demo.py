@@ -41,7 +41,8 @@ def test_demo_trains_and_says_what_to_type_next(tmp_path, monkeypatch):
     assert len(list((out / "faces/aligned").iterdir())) == 100
     again = invoke("demo", "--out", out)
     assert again.exit_code == 1 and again.stderr == (
-        f"Error: {out}: holds a run; give another --out, or `mmlfer train --resume --out` it\n")
+        f"Error: {out}: holds a run; give another --out, or go on with it: mmlfer train --out {out} --resume\n")
+    assert invoke(*again.stderr.split("mmlfer ")[1].split()).stdout == f"{out}: complete, nothing to do\n"
 
 
 def test_demo_stopped_after_drawing_goes_on_with_its_faces(tmp_path, monkeypatch):

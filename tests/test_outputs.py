@@ -106,6 +106,15 @@ def test_two_processes_that_write_one_file_leave_one_of_two_whole(tmp_path, monk
     assert (tmp_path / "x").read_bytes() == b"one, longer" and os.listdir(tmp_path) == ["x"]
 
 
+@pytest.mark.parametrize("name,other", [("w[1].pth", "w1.pth"), ("*.pth", "w.pth"), ("w?.pth", "w1.pth")])
+def test_only_parts_of_the_very_name_are_removed(tmp_path, name, other):
+    """Brackets and stars of a name are no pattern."""
+    own, others = tmp_path / f".{name}.77.part", tmp_path / f".{other}.77.part"
+    own.write_text("x"), others.write_text("x")
+    _outputs.remove_parts(tmp_path / name)
+    assert not own.exists() and others.exists()
+
+
 def test_a_run_removes_what_killed_writes_left_and_nothing_else(faces_folder, people, tmp_path, monkeypatch):
     stay = [tmp_path / name for name in (".curves.png.77.part", ".w.pth.part.txt", "last.pt.77.part")]
     left = [tmp_path / name for name in (".last.pt.77.part", ".best.pt.78.part", ".test.json.1.part", ".w.pth.77.part",
@@ -223,16 +232,17 @@ def test_an_export_of_runs_one_of_which_is_damaged_is_not_begun(trained, tmp_pat
 
 
 def test_signals_that_stop_a_run_let_its_step_finish():
-    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whether the tests run under nohup or not
-    sent = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-    before = [signal.getsignal(number) for number in sent]
+    sent, missed = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1], []
+    before = {number: signal.signal(number, lambda number, frame: missed.append(number)) for number in sent}
+    own = [signal.getsignal(number) for number in sent]  # which end no process
     try:
         with _runs.caught_signals() as caught:
             for number in sent:
                 os.kill(os.getpid(), number)
-        assert caught == sent and [signal.getsignal(number) for number in sent] == before
+        assert (caught, missed) == (sent, []) and [signal.getsignal(number) for number in sent] == own
     finally:
-        signal.signal(signal.SIGHUP, inherited)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_hangup_that_nohup_ignores_stops_nothing():

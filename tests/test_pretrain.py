@@ -97,7 +97,7 @@ def test_verification_is_the_mean_and_the_spread_of_the_folds(monkeypatch):
 
 def test_verification_is_on_people_who_are_held_out_by_the_seed(people):
     """Their own images; with other seeds other people, and of the same people other pairs."""
-    opt = types.SimpleNamespace(faces=people, holdout=0.3, batch_size=8, pairs=None, size=32)
+    opt = types.SimpleNamespace(faces=people, holdout=0.3, batch_size=8, pairs=None, size=32, skip_bad_images=False)
     seen = {}
     for opt.seed in range(20):
         images, n, tests, _ = pretrain.prepare(opt, pretrain.World(0, 1, torch.device("cpu")))
@@ -339,7 +339,7 @@ def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
 
 def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, precision="bf16")
+    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, skip_bad_images=False, precision="bf16")
     with pytest.raises(mmlfer.InputError, match="^--precision bf16: not on this GPU; leave it out$"):
         pretrain.pretrain(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
 
@@ -484,7 +484,7 @@ def test_lfws_pairs_are_verified_each_epoch(people, tmp_path):
 
 def test_a_run_can_be_resumed_from_another_folder(people, tmp_path, monkeypatch):
     monkeypatch.chdir(people.parent)
-    given = {"faces": people.name, "pairs": "pairs.txt", "pairs_root": "lfw", "margin": 0.2, "loss": "cosface"}
+    given = {"faces": people.name, "pairs": "pairs.txt", "pairs_root": "lfw", "margin": 0.2, "loss": "cosface", "workers": 0}
     options = pretrain.new_options(pretrain.run_paths(tmp_path / "w.pth"), given, False)
     assert (options.faces, options.pairs, options.pairs_root) == tuple(
         str(people.parent / name) for name in (people.name, "pairs.txt", "lfw"))

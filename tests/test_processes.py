@@ -247,7 +247,7 @@ def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_pat
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
-    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32)
+    opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32, skip_bad_images=False)
     with pytest.raises(mmlfer.InputError) as error:
         pretrain.prepare(opt, pretrain.World(1, 2, torch.device("cpu")))
     assert str(error.value) == "--batch-size 9: not a multiple of torchrun's 2 processes"
