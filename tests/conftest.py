@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,7 +13,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # one thread in this process and in those t
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from forks import python
 from PIL import Image
 
 import mmlfer
@@ -37,18 +37,23 @@ def pytest_collection_modifyitems(items):
 def quick():
     """`train` measures the eyes and mouths of 8 faces instead of 100, and no write waits for the disk.
     test_crop.py and test_files.py test both without these changes. ResNet-18 is thin, see thin.py."""
-    importlib.import_module("thin")
     with pytest.MonkeyPatch.context() as patch:
+        use_thin_backbones(patch)
         patch.setattr(_alignment, "MEASURED", 8)
         patch.setattr(os, "fsync", lambda number: None)
         yield
 
 
+def use_thin_backbones(patch, thin=True):
+    """ResNet-18 is thin (see thin.py) from now on, or real."""
+    module = importlib.import_module("thin")  # it loads torch
+    module.use(patch, module.make_backbone if thin else module.whole_backbone)
+
+
 @pytest.fixture
-def real_resnet18():
+def real_resnet18(monkeypatch):
     """The real ResNet-18, in the test's own process; see thin.py."""
-    with importlib.import_module("thin").real_resnet18():
-        yield
+    use_thin_backbones(monkeypatch, thin=False)
 
 
 def end_at_the_third_step(monkeypatch):
@@ -75,8 +80,8 @@ def run_program(*args, cwd=ROOT, **options):
 
 
 def command_line(*args):
-    """The words of a command line that runs as its own process, forked from one that has loaded torch."""
-    return [python(), str(ROOT / "mmlfer.py"), *map(str, args)]
+    """The words of a command line that runs as its own process: 2 to 4 s of processor time if it loads torch."""
+    return [sys.executable, str(ROOT / "mmlfer.py"), *map(str, args)]
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ Server = namedtuple("Server", "process url folder")
 
 
 @contextlib.contextmanager
-def serving(ckpt, folder, program=sys.executable):
+def serving(ckpt, folder):
     """Start it at a free port, with its own folder for temporary files, and another as its current folder."""
     for name in ("tmp", "cwd"):
         (folder / name).mkdir()
-    command = [program, str(ROOT / "mmlfer.py"), "serve", "--ckpt", str(ckpt), "--port", "0"]
+    command = [sys.executable, str(ROOT / "mmlfer.py"), "serve", "--ckpt", str(ckpt), "--port", "0"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder / "cwd", env={**os.environ, "TMPDIR": str(folder / "tmp")},
                                    stdout=subprocess.PIPE, stderr=log, text=True)

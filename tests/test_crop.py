@@ -14,7 +14,6 @@ import pytest
 import skimage.data
 import torch
 from conftest import ROOT, invoke
-from forks import python
 from PIL import Image
 from scenes import EYES, backdrop, paste, two_face_scene
 
@@ -433,7 +432,7 @@ def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(seen) == 3 else find(image)\n"
         "crop.find_faces = look\n"
         "mmlfer.main()\n")
-    command = [python(), "-c", code, "crop", *photos, "--out", out]
+    command = [sys.executable, "-c", code, "crop", *photos, "--out", out]
     result = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL, result.stderr
     crops = sorted(f"aligned/{path.name}" for path in (out / "aligned").iterdir())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL, invoke, run_of, run_program
+from conftest import SMALL, invoke, run_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -230,8 +230,8 @@ def test_a_label_file_that_is_a_folder_is_one_line(tmp_path):
 
 
 def test_missing_folder_says_how_to_get_rafce():
-    result = run_program("train", "--data", "nowhere/rafce", "--out", "nowhere/run")
-    assert result.returncode == 1 and result.stdout == ""
+    result = invoke("train", "--data", "nowhere/rafce", "--out", "nowhere/run")
+    assert result.exit_code == 1 and result.stdout == ""
     assert result.stderr.count("\n") == 1 and "no such folder; ask for RAF-CE at" in result.stderr
     assert "mmlfer synth" in result.stderr and "Traceback" not in result.stderr
 

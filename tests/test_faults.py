@@ -1,12 +1,12 @@
 """The table of faults, and the tool that plants them."""
 
 import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
 from faults import fit
 from faults.fault import Fault
-from forks import python
 
 FITS = Fault("x", "mmlfer.py", "def loss_au(", "def loss_au(", "losses::test_eq01_matches_naive_loop")
 ON_A_SMALL_TREE = """
@@ -20,8 +20,8 @@ def planted(new, equivalent=""):
 faults = [planted("VALUE = 1"), planted("VALUE = 2"), planted("import time; time.sleep(99)"),
           planted("VALUE = 1  # the same", "a remark"), planted("VALUE = 3", "said in error"),
           planted("VALUE = (")]
-for trial in mutate.run_trials(sys.argv[1], faults, 3, 12):
-    print(trial.fault.new, "->", trial.verdict())
+for trial in mutate.try_faults(sys.argv[1], faults, 3, 12):
+    print(trial.fault.new, "->", trial.verdict)
 mutate.CONTROLS = {faults[1]: "SURVIVED"}
 mutate.run_without_a_fault = lambda tree, faults: 1
 mutate.run_faults(sys.argv[1], [], 1)
@@ -63,7 +63,7 @@ def test_faults_must_fit_the_copy_that_they_are_put_into():
 
 
 def run_python(*args):
-    return subprocess.run([python(), *map(str, args)], cwd=ROOT / "tests", capture_output=True,
+    return subprocess.run([sys.executable, *map(str, args)], cwd=ROOT / "tests", capture_output=True,
                           text=True, timeout=300)
 
 

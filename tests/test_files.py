@@ -7,7 +7,7 @@ import threading
 
 import click
 import pytest
-from conftest import run_program
+from conftest import invoke
 from PIL import Image
 from tqdm import tqdm
 
@@ -48,8 +48,8 @@ def test_a_link_is_followed_and_the_mode_kept(tmp_path):
 
 
 def test_a_dash_is_standard_output(faces_folder):
-    result = run_program("stats", "--data", faces_folder, "--out", "-")
-    assert result.returncode == 0 and "happily surprised: {" in result.stdout and not os.path.exists("-")
+    result = invoke("stats", "--data", faces_folder, "--out", "-")
+    assert result.exit_code == 0 and "happily surprised: {" in result.stdout and not os.path.exists("-")
 
 
 def test_a_write_that_fails_leaves_what_stood_there(tmp_path, monkeypatch):

@@ -7,7 +7,6 @@ import zipfile
 
 import pytest
 from conftest import ROOT, SMALL
-from forks import python
 
 import mmlfer
 
@@ -29,10 +28,9 @@ def installed(tmp_path_factory):
     return wheel, target
 
 
-def run(target, *args, cwd, program=sys.executable):
+def run(target, *args, cwd):
     environment = {**os.environ, "PYTHONPATH": str(target)}
-    return subprocess.run([program, target / "bin/mmlfer", *map(str, args)], cwd=cwd, env=environment,
-                          capture_output=True, text=True)
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def test_the_wheel_holds_the_program_and_the_statistics_and_no_tests(installed):
@@ -44,15 +42,17 @@ def test_the_wheel_holds_the_program_and_the_statistics_and_no_tests(installed):
 
 def test_every_command_answers_from_there(installed, tmp_path):
     _, target = installed
-    for name in mmlfer.COMMANDS:
-        result = run(target, name, "--help", cwd=tmp_path)
-        assert result.returncode == 0 and f"mmlfer {name}" in result.stdout, result.stderr
+    code = "import mmlfer; [mmlfer.main([name, '--help'], prog_name='mmlfer', standalone_mode=False) for name in mmlfer.COMMANDS]; print(mmlfer.__file__)"
+    result = run(target, "-c", code, cwd=tmp_path)
+    assert all(f"mmlfer {name}" in result.stdout for name in mmlfer.COMMANDS), result.stderr
+    assert result.stdout.endswith(f"\n{target}/mmlfer.py\n")
 
 
 def test_statistics_and_training_work_from_there(installed, faces_folder, tmp_path):
     _, target = installed
-    result = run(target, "stats", "--data", faces_folder, "--against", "wild", cwd=tmp_path, program=python())
+    program = target / "bin/mmlfer"
+    result = run(target, program, "stats", "--data", faces_folder, "--against", "wild", cwd=tmp_path)
     assert result.returncode == 0 and "there: 13 observed AUs" in result.stdout, result.stderr
-    result = run(target, "train", "--data", faces_folder, "--method", "am", "--stats", "lab", "--epochs", 1, "--out", "r",
-                 *SMALL, cwd=tmp_path, program=python())
+    result = run(target, program, "train", "--data", faces_folder, "--method", "am", "--stats", "lab", "--epochs", 1, "--out", "r",
+                 *SMALL, cwd=tmp_path)
     assert result.returncode == 0 and (tmp_path / "r/test.json").exists(), result.stderr

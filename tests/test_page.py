@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, invoke
-from forks import python
 from PIL import Image
 from reference import AUS
 from scenes import backdrop, paste, two_face_scene
@@ -26,13 +25,13 @@ SOON = 30_000  # milliseconds, on a machine that has other work
 
 
 @pytest.fixture(scope="module")
-def ckpt(sketch, tmp_path_factory):
-    return with_template(sketch, tmp_path_factory.mktemp("ckpt") / "best.pt")
+def ckpt(sketch_34, tmp_path_factory):
+    return with_template(sketch_34, tmp_path_factory.mktemp("ckpt") / "best.pt")
 
 
 @pytest.fixture(scope="module")
 def server(ckpt, tmp_path_factory):
-    with serving(ckpt, tmp_path_factory.mktemp("server"), python()) as started:
+    with serving(ckpt, tmp_path_factory.mktemp("server")) as started:
         yield started
 
 

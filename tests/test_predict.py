@@ -9,6 +9,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -17,8 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, command_line, invoke, run_program
-from forks import python
+from conftest import ROOT, command_line, invoke
 from PIL import Image
 from scenes import two_face_scene
 
@@ -170,8 +170,8 @@ def test_links_to_folders_are_followed_once(ckpt, faces_folder, tmp_path):
 def test_pipes_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
     shutil.copy(faces_folder / "aligned/0001_aligned.jpg", tmp_path / "b.jpg")
     os.mkfifo(tmp_path / "a.jpg")
-    result = run_program("predict", "--ckpt", ckpt, tmp_path, timeout=60)
-    assert result.returncode == 0 and result.stdout.startswith(f"{tmp_path}/b.jpg: ")
+    result = invoke("predict", "--ckpt", ckpt, tmp_path)
+    assert result.exit_code == 0 and result.stdout.startswith(f"{tmp_path}/b.jpg: ")
 
 
 def test_hidden_files_in_folders_are_passed_over(ckpt, faces_folder, tmp_path):
@@ -253,8 +253,8 @@ def test_lines_come_as_they_are_known(ckpt, many, monkeypatch):
     # of two whole batches: the last waits to see whether its image has more faces
 
 
-def test_a_pipe_may_close(ckpt, many):
-    command = command_line("predict", "--ckpt", ckpt, many, "--jsonl", "-")
+def test_a_pipe_may_close(sketch_34, many):
+    command = command_line("predict", "--ckpt", sketch_34, many, "--jsonl", "-")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert json.loads(process.stdout.readline())["image"] == str(many / "a/1.png")
     process.stdout.close()
@@ -335,11 +335,11 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_work(ckpt, many,
 
 
 @pytest.mark.parametrize("output", [(), ("--csv", "-")])
-def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, output):
+def test_on_a_terminal_every_line_stands_above_the_bar(sketch_34, many, photos, output):
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     ours, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
-    command = command_line("predict", "--ckpt", ckpt, many, photos / "text.jpg", *output)
+    command = command_line("predict", "--ckpt", sketch_34, many, photos / "text.jpg", *output)
     process, seen = subprocess.Popen(command, stdout=terminal, stderr=terminal), b""
     os.close(terminal)
     with contextlib.suppress(OSError):  # when the program has gone
@@ -351,15 +351,15 @@ def test_on_a_terminal_every_line_stands_above_the_bar(ckpt, many, photos, outpu
     assert len(lines) > 300 and b"predicting: " in seen and not [line for line in lines if "predicting: " in line]
 
 
-def test_predict_with_closed_standard_error(ckpt, many):
-    command = f"{python()} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a 2>&-"
+def test_predict_with_closed_standard_error(sketch_34, many):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {sketch_34} {many}/a 2>&-"
     result = subprocess.run(command, shell=True, stdout=subprocess.PIPE, text=True)
     assert result.returncode == 0 and result.stdout.count("\n") == 100
 
 
 @pytest.mark.parametrize("option", ["--csv", "--jsonl"])
-def test_predict_with_closed_standard_output(ckpt, many, option):
-    command = f"{python()} {ROOT}/mmlfer.py predict --ckpt {ckpt} {many}/a {option} - >&-"
+def test_predict_with_closed_standard_output(sketch_34, many, option):
+    command = f"{sys.executable} {ROOT}/mmlfer.py predict --ckpt {sketch_34} {many}/a {option} - >&-"
     result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (1, "Error: standard output is closed; name a file in place of -\n")
 

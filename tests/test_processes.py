@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import types
 
@@ -12,19 +13,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL_PRETRAINING, assert_same_pretraining, invoke, load, same
-from forks import python
 
 import mmlfer
 from mmlfer_commands import _backbones, pretrain
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
 
 
 # ---------------------------------------------------------------- a signal to the whole group
 
 GROUP = """
 import os, signal, subprocess, sys, time
-import mmlfer
+import mmlfer, thin
 from torch.utils.data import _utils
 from mmlfer_commands import _people, pretrain
 _utils.MP_STATUS_CHECK_INTERVAL = 1  # seconds that torch waits for each worker to end, then kills it; 5 otherwise
@@ -41,7 +41,7 @@ def hang(source, i, size):
     if os.getpid() != main and len(taken) > 8:  # past a worker's first batch
         time.sleep(600)
     return read(source, i, size)
-pretrain.pretrain_step = struck
+pretrain.pretrain_step, pretrain.make_backbone = struck, thin.make_backbone
 if how in ("hanging", "killed"):
     _people.Files.read = hang
 mmlfer.main()
@@ -52,7 +52,7 @@ def run_as_group(how, tmp_path, *options):
     """Start `pretrain` and its two workers as their own process group, to which a signal is sent."""
     script = tmp_path / "group.py"
     script.write_text(GROUP)
-    command = [python(), script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
+    command = [sys.executable, script, how, "pretrain", "--out", tmp_path / "w.pth", *options]
     return subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                             start_new_session=True, env=ENVIRONMENT)
 
@@ -126,15 +126,15 @@ torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
 
 
 def torchrun(*args, cwd):
-    command = [python(), "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run([*command, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env={**ENVIRONMENT, "PYTHON_EXEC": python()})
+                          env=ENVIRONMENT)
 
 
 def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(PLAIN_NET)
-    subprocess.run([python(), script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
+    subprocess.run([sys.executable, script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
     result = torchrun(script, people, tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
@@ -147,8 +147,9 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
 
 SECOND = """
 import os, signal, sys
-import mmlfer
+import mmlfer, thin
 from mmlfer_commands import pretrain
+pretrain.make_backbone = thin.make_backbone
 how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
 def struck(*args):
     taken.append(1)
@@ -209,8 +210,9 @@ def test_one_process_that_fails_ends_all_in_one_line(pretrained, people, tmp_pat
 COUNTED = """
 import os, signal, sys
 import torch
-import mmlfer
+import mmlfer, thin
 from mmlfer_commands import pretrain
+pretrain.make_backbone = thin.make_backbone
 taken, stop_at = [], int(sys.argv.pop(1))
 def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
     taken.append(1)
@@ -231,7 +233,7 @@ def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_pat
     result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL_PRETRAINING, cwd=tmp_path)
     assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
     if stop_at:
-        subprocess.run([python(), script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
+        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
                        timeout=600, capture_output=True)
     source, _ = pretrain.read_people(people)
     train, _ = pretrain.hold_out_people(source.labels, 0.3, 0)

@@ -15,10 +15,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import thin
 import torch
 import yaml
-from conftest import ROOT, invoke, run_of
+from conftest import ROOT, invoke, run_of, use_thin_backbones
 from reference import AUS, EMOTIONS, Net, read_folder
 
 import mmlfer
@@ -254,7 +253,8 @@ def reference_loop(options, folder, start):
 def both(request, noise_folder, tmp_path_factory):
     """The results of the program and of the reference for one case."""
     options = {**OPTIONS, **CASES[request.param]}
-    with thin.real_resnet18():
+    with pytest.MonkeyPatch.context() as patch:
+        use_thin_backbones(patch, thin=False)
         ours = run_program_loop(options, noise_folder, tmp_path_factory.mktemp("out"))
         return ours, reference_loop(options, noise_folder, ours.start)
 

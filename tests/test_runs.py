@@ -15,8 +15,7 @@ import types
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, invoke, load, run_program, same
-from forks import python
+from conftest import ROOT, SMALL, command_line, invoke, load, same
 from PIL import Image
 
 import mmlfer
@@ -490,9 +489,8 @@ def test_the_words_of_path_options_are_not_taken_for_paths(faces_folder, tmp_pat
 
 
 def test_training_with_standard_error_closed(faces_folder, tmp_path):
-    command = [python(), ROOT / "mmlfer.py", "train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs",
-               "1", "--method", "stl", *SMALL]
-    result = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *map(str, command)], capture_output=True, text=True)
+    command = command_line("train", "--data", faces_folder, "--out", tmp_path / "r", "--epochs", "1", "--method", "stl", *SMALL)
+    result = subprocess.run(["bash", "-c", '"$@" 2>&-', "bash", *command], capture_output=True, text=True)
     assert result.returncode == 0 and "test, best (epoch 1)" in result.stdout
 
 
@@ -526,7 +524,7 @@ def test_doubled_keys_and_aliases_in_statistics_are_refused(faces_folder, tmp_pa
                  f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join(['*' + chr(97 + i)] * 9)}]" for i in range(20))}
     for why, text in texts.items():
         path.write_text(text)
-        result = run_program("stats", "--data", faces_folder, "--against", path, timeout=60)
-        assert (result.returncode, result.stderr) == (
+        result = invoke("stats", "--data", faces_folder, "--against", path)
+        assert (result.exit_code, result.stderr) == (
             1, f"Error: {path}: cannot be read as YAML ({why}); --stats takes wild, lab, train or a file of `mmlfer stats "
                "--out`\n")

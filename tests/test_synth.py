@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, invoke, run_program, write_labels_as
+from conftest import ROOT, invoke, write_labels_as
 from PIL import Image
 
 import mmlfer
@@ -221,8 +221,8 @@ def test_stopped_drawing_can_be_repeated_and_leaves_no_process(tmp_path, number)
         assert (process.returncode, error) == (130, "stopped\n") and not list(out.iterdir())
     else:
         assert process.returncode == -number and not (out / AU).exists()
-    result = run_program("synth", out, "--n", 2, "--size", 32)
-    assert result.returncode == 0, result.stderr
+    result = invoke("synth", out, "--n", 2, "--size", 32)
+    assert result.exit_code == 0, result.stderr
     assert sorted(p.name for p in out.rglob("*")) == sorted([*mmlfer.LABEL_FILES, "aligned", "0001_aligned.jpg", "0002_aligned.jpg"])
 
 

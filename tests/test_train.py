@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -26,10 +27,8 @@ from conftest import (
     random_batch,
     resident_mb,
     run_of,
-    run_program,
     same,
 )
-from forks import python
 from reference import Net, read_folder
 
 import mmlfer
@@ -156,8 +155,9 @@ def test_it_overfits_a_handful_of_faces(faces_folder):
 
 CUT = """
 import resource, signal, sys, time
-import mmlfer
-from mmlfer_commands import train
+import mmlfer, thin
+from mmlfer_commands import _alignment, train
+mmlfer.make_backbone, _alignment.MEASURED = thin.make_backbone, 8  # as in the tests' own process
 how, train_epoch = sys.argv.pop(1), train.train_epoch
 def waiting(run, batches, caught, out):  # for a signal, before the first step of an epoch
     while run.epoch == int(how) and not caught:
@@ -173,8 +173,8 @@ mmlfer.main()
 
 
 def start(how, *args):
-    return subprocess.Popen([python(), "-u", "-c", CUT, how, *map(str, args)], cwd=ROOT, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-u", "-c", CUT, how, *map(str, args)], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"})
 
 
 def stop_after(program, words, number):
@@ -189,7 +189,7 @@ def stop_after(program, words, number):
 
 def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, tmp_path):
     options = ("--data", faces_folder, "--epochs", 4, "--schedule", "onecycle", *SMALL)
-    assert run_program("train", "--out", tmp_path / "whole", *options).returncode == 0
+    assert invoke("train", "--out", tmp_path / "whole", *options).exit_code == 0
     again = ("train", "--out", tmp_path / "cut", "--resume")
     code, errors = stop_after(start("1", *again, *options), "epoch 1:", signal.SIGINT)
     assert code == 130 and f"mmlfer train --out {tmp_path}/cut --resume" in errors
@@ -204,10 +204,10 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
     os.kill(int((tmp_path / "cut/.lock").read_text().split()[1]), signal.SIGKILL)
     program.communicate(timeout=120)
     assert program.returncode == -signal.SIGKILL and load(tmp_path / "cut/last.pt")["epoch"] == 3
-    finished = run_program(*again)
-    assert finished.returncode == 0, finished.stderr
+    finished = invoke(*again)
+    assert finished.exit_code == 0, finished.output
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
-    assert "complete, nothing to do" in run_program(*again).stdout
+    assert "complete, nothing to do" in invoke(*again).stdout
 
 
 def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
@@ -351,11 +351,13 @@ def test_an_output_folder_that_cannot_be_made_is_one_line(faces_folder, tmp_path
 
 
 def test_full_disk_leaves_what_was_there(faces_folder, tmp_path):
-    code = "import resource, mmlfer; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); mmlfer.main()"
-    out = tmp_path / "r"
-    command = [python(), "-c", code, "train", "--data", faces_folder, "--out", out, "--epochs", "1", "--method", "stl", *SMALL]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
+    out, limits = tmp_path / "r", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        result = invoke("train", "--data", faces_folder, "--out", out, "--epochs", "1", "--method", "stl", *SMALL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1
     assert "last.pt: cannot be written (File too large)" in result.stderr  # before an hour of training
     assert sorted(p.name for p in out.iterdir()) == [".lock", "config.yaml"]
 
