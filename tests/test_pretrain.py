@@ -245,18 +245,6 @@ def test_the_options_that_a_resumed_run_may_change(pretrained):
         assert vars(opt) == own | {name: value} and state["epoch"] == 4
 
 
-DEFAULTS = {  # weights/README.md's recipe
-    "arch": "resnet34", "epochs": 40, "batch_size": 512, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "loss": "cosface",
-    "margin": None, "scale": 64, "warmup": 2, "size": 112, "precision": "float32", "holdout": 0.02, "pairs": None,
-    "pairs_root": None, "seed": 0, "device": "auto", "skip_bad_images": False}
-
-
-def test_the_recipe_is_the_default():
-    options = mmlfer.main.get_command(None, "pretrain").make_context("pretrain", ["--out", "w.pth"]).params
-    assert {name: options[name] for name in DEFAULTS} == DEFAULTS
-    assert {*options} - {*DEFAULTS} == {"faces", "out", "workers", "resume", "overwrite"}
-
-
 def test_a_finished_run_resumed_with_other_options_is_refused(pretrained, tmp_path):
     """Whether or not its checkpoint still exists; only the place of the faces may change."""
     out = shutil.copy(pretrained[0], tmp_path / "w.pth")

@@ -102,7 +102,7 @@ def test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end(
 # ---------------------------------------------------------------- torchrun's two processes
 
 PLAIN_NET = """
-import sys, types
+import os, sys, types
 import numpy as np
 import torch
 from mmlfer_commands import pretrain
@@ -115,13 +115,21 @@ torch.nn.BatchNorm1d = lambda features: torch.nn.Identity()
 opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=1.0, momentum=0.9, epochs=2,
                             weight_decay=0.01, warmup=0, loss="cosface", margin=0.35, scale=16.0, workers=0,
                             size=32, skip_bad_images=False)
-world = pretrain.join_world("cpu")
-source, _ = pretrain.read_people(sys.argv[1])
-images = pretrain.Images(source, np.arange(40), source.labels, 32)
-run = pretrain.Pretraining(opt, 8, 40, world)
-pretrain.pretrain_epoch(run, images, [])
-state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
-torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
+
+def epoch():
+    world = pretrain.join_world("cpu")
+    source, _ = pretrain.read_people(sys.argv[1])
+    images = pretrain.Images(source, np.arange(40), source.labels, 32)
+    run = pretrain.Pretraining(opt, 8, 40, world)
+    pretrain.pretrain_epoch(run, images, [])
+    state = {"net": run.net.state_dict(), "grad": [p.grad for p in run.net.parameters()], "totals": run.totals}
+    torch.save(state, f"{sys.argv[2]}/{world.size}-{world.rank}.pt")
+
+epoch()
+torch.distributed.destroy_process_group()
+if os.environ["RANK"] == "0":
+    os.environ["WORLD_SIZE"] = "1"
+    epoch()  # alone
 """
 
 
@@ -134,7 +142,6 @@ def torchrun(*args, cwd):
 def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     script = tmp_path / "plain.py"
     script.write_text(PLAIN_NET)
-    subprocess.run([sys.executable, script, people, tmp_path], check=True, env=ENVIRONMENT, timeout=600)
     result = torchrun(script, people, tmp_path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     alone, first, second = (load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
@@ -145,11 +152,21 @@ def test_two_processes_step_as_one_with_the_whole_batch(people, tmp_path):
     assert first["totals"][0] == pytest.approx(float(alone["totals"][0]), rel=1e-3)
 
 
+def counted(step):
+    """A pretraining step whose "loss" and "right answers" are decided by the labels alone."""
+    def taken(run, x, y, flip):
+        step(run, x, y, flip)
+        return torch.stack([10.0 ** y.float().mean(), (y % 2).float().mean(), torch.tensor(1.0)])
+    return taken
+
+
 SECOND = """
 import os, signal, sys
+import torch
 import mmlfer, thin
 from mmlfer_commands import pretrain
-pretrain.make_backbone = thin.make_backbone
+from test_processes import counted
+pretrain.make_backbone, pretrain.pretrain_step = thin.make_backbone, counted(pretrain.pretrain_step)
 how, step, taken = sys.argv.pop(1), pretrain.pretrain_step, []
 def struck(*args):
     taken.append(1)
@@ -167,8 +184,22 @@ mmlfer.main()
 """
 
 
-def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path):
-    """A signal to the second process stops both at the same step. The second would fail if it wrote a file."""
+def first_row(people, out, processes):
+    """Check the log of the first of some epochs of three batches, each taken by so many processes: it has the mean over
+    batches of the mean over the processes that took a batch."""
+    source, _ = pretrain.read_people(people)
+    train, _ = pretrain.hold_out_people(source.labels, 0.3, 0)
+    labels = np.unique(source.labels[train], return_inverse=True)[1]
+    order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
+    losses = [np.mean([10.0 ** order[8 * step :][:8][i::n].mean() for i in range(n)]) for step, n in enumerate(processes)]
+    row = next(csv.DictReader(out.with_suffix(".csv").open()))
+    assert float(row["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(row["train_acc"]) == pytest.approx((order[:24] % 2).mean(), rel=1e-5)
+
+
+def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tmp_path, monkeypatch):
+    """A signal to the second process stops both at the same step; it would fail if it wrote a file. Two processes go on, or
+    one: the log is of those that took the batches."""
     out, script = tmp_path / "w.pth", tmp_path / "second.py"
     script.write_text(SECOND)
     options = ("--faces", people, "--epochs", 2, *SMALL_PRETRAINING[:-6], "--workers", 1)
@@ -178,24 +209,30 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
                                "net differs from that of one process\n") == 1
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == (0, 2)
+    alone = shutil.copytree(tmp_path, tmp_path / "alone") / "w.pth"
     result = torchrun(script, "well", "pretrain", "--out", out, "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
         str(people), "going on after epoch 0, step 2 of 3", "epoch 1", "epoch 2", str(out)]
     assert len(list(csv.DictReader(out.with_suffix(".csv").open()))) == 2
     assert _backbones.start_base_net(str(out), "resnet18")[1] == f"took 96 tensors from {out}"
+    first_row(people, out, [2, 2, 2])
+    monkeypatch.setattr(pretrain, "pretrain_step", counted(pretrain.pretrain_step))
+    assert invoke("pretrain", "--out", alone, "--resume", "--workers", 0).exit_code == 0
+    first_row(people, alone, [2, 2, 1])
+    rows = list(csv.DictReader(alone.with_suffix(".csv").open()))
+    assert load(alone)["accuracy"]["train_acc"] == float(rows[-1]["train_acc"])
 
 
 @pytest.mark.parametrize("how,line", [
     ("refused", "Error: bad luck"),
     ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
-    ("nowhere", "no such folder"),
     ("elsewhere", "w.last.pt: not the same on every machine; copy it to all")])
 def test_one_process_that_fails_ends_all_in_one_line(pretrained, people, tmp_path, how, line):
+    """In the last case both fail at once."""
     script = tmp_path / "second.py"
     script.write_text(SECOND)
-    faces = tmp_path / "nowhere" if how == "nowhere" else people
-    options = ("--faces", faces, *SMALL_PRETRAINING)
+    options = ("--faces", people, *SMALL_PRETRAINING)
     if how == "elsewhere":
         shutil.copy(pretrained[0].with_suffix(".last.pt"), tmp_path / "w.last.pt")
         options = ("--resume",)
@@ -204,48 +241,7 @@ def test_one_process_that_fails_ends_all_in_one_line(pretrained, people, tmp_pat
     said = [text for text in lines if text.startswith("Error: ")]
     assert result.returncode == 1 and len(said) == 1 and line in said[0], result.stderr
     assert not any("mmlfer_commands" in text for text in lines), result.stderr  # no traceback of ours
-    assert len(list(tmp_path.glob("w*"))) == (how != "nowhere")  # last.pt
-
-
-COUNTED = """
-import os, signal, sys
-import torch
-import mmlfer, thin
-from mmlfer_commands import pretrain
-pretrain.make_backbone = thin.make_backbone
-taken, stop_at = [], int(sys.argv.pop(1))
-def counted(run, x, y, flip):  # a "loss" and "right answers" that the labels alone decide
-    taken.append(1)
-    if len(taken) == stop_at:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return torch.stack([10.0 ** y.float().mean(), (y % 2).float().mean(), torch.tensor(1.0)])
-pretrain.pretrain_step = counted
-mmlfer.main()
-"""
-
-
-@pytest.mark.parametrize("stop_at", [0, 2])
-def test_the_log_says_the_same_whichever_processes_ran_the_epoch(people, tmp_path, stop_at):
-    """Two processes to the end, or two that stop after a step and one that goes on. The log has the mean over
-    batches of the mean over the processes that took a batch."""
-    out, script = tmp_path / "w.pth", tmp_path / "counted.py"
-    script.write_text(COUNTED)
-    result = torchrun(script, stop_at, "pretrain", "--out", out, "--faces", people, "--epochs", 1, *SMALL_PRETRAINING, cwd=tmp_path)
-    assert ("stopped; " in result.stderr) == (stop_at > 0) and out.exists() == (stop_at == 0), result.stderr
-    if stop_at:
-        subprocess.run([sys.executable, script, "0", "pretrain", "--out", out, "--resume"], check=True, env=ENVIRONMENT,
-                       timeout=600, capture_output=True)
-    source, _ = pretrain.read_people(people)
-    train, _ = pretrain.hold_out_people(source.labels, 0.3, 0)
-    labels = np.unique(source.labels[train], return_inverse=True)[1]
-    order = labels[torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).numpy()]
-    shares = [[order[8 * step :][:8][i::2] for i in range(2)] for step in range(stop_at or 3)]
-    shares += [[order[8 * step :][:8]] for step in range(len(shares), 3)]
-    losses = [np.mean([10.0 ** share.mean() for share in batch]) for batch in shares]
-    row = next(csv.DictReader(out.with_suffix(".csv").open()))
-    assert float(row["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
-    assert float(row["train_acc"]) == pytest.approx((order[:24] % 2).mean(), rel=1e-5)
-    assert load(out)["accuracy"]["train_acc"] == float(row["train_acc"])
+    assert len(list(tmp_path.glob("w*"))) == 1  # last.pt
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
