@@ -149,8 +149,11 @@ def write_sketch(path, data, arch):
 @pytest.fixture(scope="session")
 def templated(sketch, tmp_path_factory):
     """`sketch` with a template of aligned faces, as `train` keeps it."""
-    path = tmp_path_factory.mktemp("templated") / "best.pt"
-    torch.save({**torch.load(sketch, weights_only=True), "template": [[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]]}, path)
+    return with_template(sketch, tmp_path_factory.mktemp("templated") / "best.pt")
+
+
+def with_template(ckpt, path):
+    torch.save({**load(ckpt), "template": [[0.35, 0.4], [0.65, 0.4], [0.5, 0.7]]}, path)
     return path
 
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ from faults.fit import ROOT, misfits, paths_of
 LIMIT = 120  # seconds, at least, after which tests count as hanging
 WORDS = {0: "SURVIVED", 1: "killed", -signal.SIGSEGV: "killed",  # pytest notices a crash
          None: "timed out"}  # a fault that never ends is noticed
+FORK = multiprocessing.get_context("fork")
 EXPECTED = {"killed", "timed out", "equivalent"}
 
 
@@ -82,7 +83,7 @@ def try_fault(tree, fault, limit=None):
                 ast.parse(source)
             except SyntaxError as error:  # it would say nothing about the tests
                 return Trial(fault, "ERROR", 0, str(error))
-        child = multiprocessing.get_context("fork").Process(target=run_tests, args=(fault, folder))
+        child = FORK.Process(target=run_tests, args=(fault, folder))
         child.start()
         child.join(limit)
         word = WORDS.get(child.exitcode, "ERROR")
@@ -97,7 +98,7 @@ def try_fault(tree, fault, limit=None):
 
 def try_faults(tree, faults, jobs, limit):
     """Yield the Trial of each fault when it has ended; `jobs` of them run at a time."""
-    with ThreadPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, FORK) as pool:
         waiting = [pool.submit(try_fault, tree, fault, limit) for fault in faults]
         try:
             for done in as_completed(waiting):

@@ -20,7 +20,7 @@ def planted(new, equivalent=""):
 faults = [planted("VALUE = 1"), planted("VALUE = 2"), planted("import time; time.sleep(99)"),
           planted("VALUE = 1  # the same", "a remark"), planted("VALUE = 3", "said in error"),
           planted("VALUE = (")]
-for trial in mutate.try_faults(sys.argv[1], faults, 3, 12):
+for trial in mutate.try_faults(sys.argv[1], faults, 3, 30):
     print(trial.fault.new, "->", trial.verdict)
 mutate.CONTROLS = {faults[1]: "SURVIVED"}
 mutate.run_without_a_fault = lambda tree, faults: 1

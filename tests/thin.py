@@ -25,7 +25,7 @@ def make_backbone(arch, *args, **options):
     if arch != "resnet18":
         return whole_backbone(arch, *args, **options)
     backbone = resnet.ResNet(Thin, [1, 1, 1, 1], width_per_group=8)
-    backbone.fc = torch.nn.Identity()
+    backbone.fc, backbone.num_features = torch.nn.Identity(), 512
     return backbone
 
 
