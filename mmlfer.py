@@ -82,6 +82,7 @@ AU_NAMES = {  # those of the Facial Action Coding System (FACS), up to 46
 }
 AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29,
        30, 32, 33, 34, 35, 39, 43)  # RAF-CE's 32
+ACTIVE = 0.5  # an AU above this probability is present
 NOT_CODED = -1  # in y_au: no coder said whether the AU is present
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of side, share, degrees
@@ -980,7 +981,7 @@ def evaluate(net, faces, trained):
     pred, names = p_emo.argmax(1), net.vocabulary
     confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
     y_au = np.where(np.isin(names.aus, trained), faces.y_au.astype(np.int8), NOT_CODED)
-    aus = au_metrics(y_au, p_au > 0.5, names.aus)
+    aus = au_metrics(y_au, p_au > ACTIVE, names.aus)
     return {**expression_metrics(confusion, names.emotions), **aus, "pred": pred.tolist()}
 
 

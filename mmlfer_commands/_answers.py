@@ -10,9 +10,7 @@ from collections import Counter
 
 import numpy as np
 
-from mmlfer import AU_NAMES, InputError
-
-ACTIVE = 0.5  # an AU above this probability is present
+from mmlfer import ACTIVE, AU_NAMES, InputError
 
 
 def answer(state, p_emo, p_au, top):
@@ -37,6 +35,14 @@ def trained_only(state, p_au):
     """{AU: probability} from p_au (J,), None for AUs that are not trained."""
     return {au: float(p) if au in state["trained_aus"] else None
             for au, p in zip(state["aus"], p_au)}
+
+
+def active_aus(result, text, between):
+    """The AUs that are present, each formatted by `text`, as one string; "none" if there are none,
+    and "not trained" if the net's AUs are not."""
+    if result["aus"] is None:
+        return "not trained"
+    return between.join(text.format(**au) for au in result["aus"]) or "none"
 
 
 def expression_column(name):

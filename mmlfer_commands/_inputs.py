@@ -1,7 +1,10 @@
 """Files that commands read: those below a folder, and the images among them."""
 
+import contextlib
 import os
 from pathlib import Path
+
+from PIL import Image
 
 from mmlfer import InputError, is_image, plural, tell_once
 
@@ -66,4 +69,16 @@ def list_images(paths):
             raise InputError(f"{path}: no such file or folder")
     if not found:
         raise InputError(f"{', '.join(map(str, paths))}: no images there")
+    if moving := [path for path in found if is_animation(path)]:
+        tell_once(f"{moving[0]}: an animation; of {plural(len(moving), 'such file')} the first "
+                  "frame is taken")
     return found
+
+
+def is_animation(path):
+    """Whether a file, by its name of a kind that may have them, has several frames."""
+    if path.suffix.strip().lower() not in (".gif", ".webp", ".apng", ".avif", ".avifs"):
+        return False
+    with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow raises every kind
+        return getattr(image, "is_animated", False)
+    return False

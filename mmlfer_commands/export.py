@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import warnings
+from pathlib import Path
 
 import click
 import numpy as np
@@ -44,7 +45,7 @@ def metadata(ckpt, state):
         "colour_order": "RGB", "template": state.get("template"),
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "
         "parts of the side; null: not measured",
-        "method": cfg["method"], "stats": cfg["stats"], "epoch": state["epoch"],
+        "method": cfg["method"], "stats": Path(cfg["stats"]).name, "epoch": state["epoch"],
         "test_accuracy": accuracy_on_test(ckpt, state),
         "versions": {**versions(), "onnx": onnx.__version__},
     }

