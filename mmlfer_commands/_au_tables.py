@@ -3,6 +3,7 @@
 import collections
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 from mmlfer import AU_NAMES, InputError, plural
 from mmlfer_commands._formats import (
@@ -158,10 +159,29 @@ def opengraphau(path, aus):
         yield name, code_aus(aus, row.split(), f"{beside}:{number}")
 
 
-TOOLS = {  # name: (its columns of AUs, the first of them, how they say that an AU is seen)
-    "openface": ("AU([0-9]{2})_c", "AU01_c, AU02_c", ONE),
-    "pyfeat": ("AU([0-9]{2})", "AU01, AU02", Coding(present_from=0.5)),
-    "libreface": ("au_([0-9]{1,2})", "au_1, au_2", ONE)}
+class Tool(NamedTuple):
+    """A program that names AUs, and its CSV files."""
+
+    title: str
+    pattern: str  # of the columns that say whether an AU is seen
+    columns: str  # the first of them
+    coding: Coding
+    note: str  # what its help says of them
+
+
+OF_ONE = "IN... are files NAME.csv, each of the image NAME.jpg, or folders of them."
+TOOLS = {
+    "openface": Tool("OpenFace", "AU([0-9]{2})_c", "AU01_c, AU02_c", ONE, f"""{OF_ONE} Of face 0 the
+    columns AU01_c, AU02_c ... are taken, 1 where it sees the AU (AU01_r is not used)."""),
+    "pyfeat": Tool("py-feat", "AU([0-9]{2})", "AU01, AU02", Coding(present_from=0.5), """IN... are
+    its files, or folders of them. The column input names the image; an AU is seen from 0.5. Of
+    several faces the first is taken."""),
+    "libreface": Tool("LibreFace", "au_([0-9]{1,2})", "au_1, au_2", ONE, f"""{OF_ONE} The columns
+    au_1, au_2 ... are 1 where it sees the AU (au_1_intensity is not used).""")}
+TOOL_HELP = """Add AUs to labels.csv from {0.title}'s CSV files.
+
+    {0.note} OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
+    coders."""
 
 
 def tool_aus(tool, path):
@@ -171,16 +191,16 @@ def tool_aus(tool, path):
     if "action_units" in columns:
         raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "
                          "used; run OpenFace 2")
-    pattern, shown, coding = TOOLS[tool]
-    aus = {name: int(match[1]) for name in columns if (match := re.fullmatch(pattern, name))}
+    aus = {name: int(match[1]) for name in columns if (match := re.fullmatch(tool.pattern, name))}
     if not aus:
-        raise InputError(f"{path}: no columns {shown} ...: give the tool's CSV files, with AUs")
+        raise InputError(f"{path}: no columns {tool.columns} ...: give {tool.title}'s CSV files, "
+                         "with AUs")
     found, frames = {path: {}} if "input" not in columns else {}, collections.defaultdict(set)
     for number, row in rows:
         image = Path(row.get("input") or path)
         first = row.get("face_id", row.get("face", "0")) == "0" and row.get("success", "1") == "1"
         known = {name: au for name, au in aus.items() if row[name].lower() not in ("", "nan")}
-        seen = {au: is_seen(row[name], au, f"{path}:{number}", coding)
+        seen = {au: is_seen(row[name], au, f"{path}:{number}", tool.coding)
                 for name, au in known.items() if first}
         found[image] = found.get(image) or seen
         if seen:
@@ -189,31 +209,3 @@ def tool_aus(tool, path):
         raise InputError(f"{path}: {many} frames, and no image's name with them; run the tool on "
                          "images, so that each has its own file or name")
     return found
-
-
-def openface():
-    """Add AUs to labels.csv from OpenFace's CSV files.
-
-    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. Of face 0 the columns
-    AU01_c, AU02_c ... are taken, which are 1 where OpenFace sees the AU (AU01_r, its intensity, is
-    not used). OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
-    coders.
-    """
-
-
-def pyfeat():
-    """Add AUs to labels.csv from py-feat's CSV files.
-
-    IN... are its files, or folders of them. The column input names the image; AU01, AU02 ... are
-    probabilities, and an AU counts as seen from 0.5. Of several faces the first is taken. OUT must
-    have the expressions, and no AUs yet. These are labels of a tool, not of coders.
-    """
-
-
-def libreface():
-    """Add AUs to labels.csv from LibreFace's CSV files.
-
-    IN... are files NAME.csv, each of the image NAME.jpg, or folders of them. The columns au_1, au_2
-    ... are 1 where LibreFace sees the AU (au_1_intensity is not used). OUT must have the
-    expressions, and no AUs yet. These are labels of a tool, not of coders.
-    """

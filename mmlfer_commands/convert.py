@@ -22,14 +22,13 @@ from mmlfer import (
     progress,
 )
 from mmlfer_commands._au_tables import (
+    TOOL_HELP,
+    TOOLS,
     bp4d,
     ckplus,
     disfa,
     emotionet,
-    libreface,
-    openface,
     opengraphau,
-    pyfeat,
     tool_aus,
 )
 from mmlfer_commands._formats import (
@@ -345,29 +344,31 @@ def command():
     """
 
 
-def add_format(read, run, *options, several=False, source=FOLDER):
-    """Add the command of a format, whose name and help are those of what reads it."""
-    name = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
+def add_format(name, text, run, *options, several=False, source=FOLDER):
+    """Add the command of a format, with its help."""
+    shown = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
     for option in (*reversed(options), click.argument("out", type=PATH),
-                   click.argument("source", type=source, **name)):
+                   click.argument("source", type=source, **shown)):
         run = option(run)
-    command.command(read.__name__, help=read.__doc__)(run)
+    command.command(name, help=text)(run)
 
 
 def writes(read, *options, **source):
-    """Add a format with images of its own, for which labels.csv is written."""
+    """Add a format with images of its own, for which labels.csv is written; its name and its help
+    are those of what reads it."""
     def run(source, out, as_published, seed, skip_missing, **own):
         convert(read(source, **own), out, as_published, seed, skip_missing)
 
-    add_format(read, run, published_option, seed_option, missing_option, *options, **source)
+    add_format(read.__name__, read.__doc__, run, published_option, seed_option, missing_option,
+               *options, **source)
 
 
-def adds(read, add, *options, **source):
+def adds(name, text, add, *options, source):
     """Add a format with AUs alone, which are put into a labels.csv."""
     def run(source, out, **own):
         click.echo("\n".join(add(source, labels_file(out), **own)))
 
-    add_format(read, run, *options, several=True, **source)
+    add_format(name, text, run, *options, several=True, source=source)
 
 
 frames_option = images_option(required=True, help="The folder of the images' folders.")
@@ -391,7 +392,7 @@ writes(abaw, images_option(), aus_option(default=ABAW_AUS),
        several=True, source=PLACE)
 writes(mafw, frames_option, click.option("--fold", default=1, type=click.IntRange(1, 5),
                                          metavar="N", help="Whose parts are taken."))
-adds(opengraphau, add_lists, published_option, seed_option, images_option(),
+adds("opengraphau", opengraphau.__doc__, add_lists, published_option, seed_option, images_option(),
      aus_option(required=True), source=FILE)
-for tool in (openface, pyfeat, libreface):
-    adds(tool, functools.partial(add_files, tool.__name__), source=PATH)
+for name, tool in TOOLS.items():
+    adds(name, TOOL_HELP.format(tool), functools.partial(add_files, tool), source=PATH)

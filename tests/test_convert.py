@@ -439,7 +439,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "labels.csv: not there; write it first, with the expressions of the images, for instance by: mmlfer convert folders"),
     "a file that is none of openface's": (
         {"labels.csv": LABELLED, "1.csv": "a,b\n1,2\n"}, ["openface", "1.csv"],
-        "1.csv: no columns AU01_c, AU02_c ...: give the tool's CSV files, with AUs"),
+        "1.csv: no columns AU01_c, AU02_c ...: give OpenFace's CSV files, with AUs"),
     "openface's frames of a video": (
         {"labels.csv": LABELLED, "1.csv": "frame, face_id, success, AU01_c\n1, 0, 1, 1\n2, 0, 1, 1\n"}, ["openface", "1.csv"],
         "1.csv: 2 frames, and no image's name with them; run the tool on images, so that each has its own file or name"),

@@ -348,7 +348,7 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "f.csv: 2 frames, and no image's name with them; run the tool on images, so that each has its own file or name"),
     "libreface's file without AUs": (
         {"labels.csv": LABELLED, "1.csv": "frame_idx,facial_expression\n0,Neutral\n"}, ["libreface", "1.csv"],
-        "1.csv: no columns au_1, au_2 ...: give the tool's CSV files, with AUs"),
+        "1.csv: no columns au_1, au_2 ...: give LibreFace's CSV files, with AUs"),
 }
 
 
