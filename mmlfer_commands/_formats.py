@@ -368,7 +368,8 @@ def frames_in(folder):
     with any zeros before it: 1.jpg, 00001.png, SN001_0001.jpg."""
     frames = {}
     for path in images_below(folder) if folder.is_dir() else ():
-        if match := re.search("[0-9]+$", path.stem):
+        smaller = re.fullmatch("[0-9]+[.][0-9]+", path.stem)  # face of a frame, as `crop` has it
+        if (match := re.search("[0-9]+$", path.stem)) and not smaller:
             first = frames.setdefault(int(match[0]), path)
             if first != path:
                 raise InputError(f"{path}: is frame {int(match[0])}, as {first.name} is; keep one")

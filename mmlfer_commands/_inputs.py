@@ -10,6 +10,7 @@ from mmlfer import InputError, is_image, plural, tell_once
 
 SYSTEM = ("lost+found", "system volume information", "$recycle.bin", "#recycle", "@recycle",
           "@eadir", "__macosx")  # folders of systems and network drives
+CLIPS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 def is_hidden(name):
@@ -41,28 +42,33 @@ def find_files(folder, name):
     return sorted(path for path in files_below(folder) if path.name == name and path.is_file())
 
 
-def images_among(paths, folder):
+def is_clip(path):
+    """Whether a file has the name of a video."""
+    return path.suffix.strip().lower() in CLIPS
+
+
+def images_among(paths, folder, taken=is_image):
     """The images among the files of a folder, sorted. A line counts the others."""
-    others = [path for path in paths if not is_image(path)]
+    others = [path for path in paths if not taken(path)]
     if others:
         kinds = sorted({path.suffix.strip().lower() or path.name for path in others})
         tell_once(f"{folder}: {plural(len(others), 'other file')} passed over "
                   f"({', '.join(kinds):.60}); save pictures among them as JPEG or PNG")
-    return sorted(filter(is_image, paths))
+    return sorted(filter(taken, paths))
 
 
-def images_below(folder):
+def images_below(folder, taken=is_image):
     """The images below a folder; a broken link is one, and named later, a pipe is none."""
-    paths = files_below(folder)
-    return images_among([path for path in paths if path.is_file() or not path.exists()], folder)
+    paths = [path for path in files_below(folder) if path.is_file() or not path.exists()]
+    return images_among(paths, folder, taken)
 
 
-def list_images(paths):
-    """The images among these paths and in these folders, in order."""
+def list_images(paths, taken=is_image):
+    """The images among these paths and in these folders, in order; or what else is to be taken."""
     found = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += images_below(path)
+            found += images_below(path, taken)
         elif path.exists():
             found.append(path)
         else:

@@ -14,6 +14,7 @@ from PIL import Image
 from mmlfer import InputError, torch
 from mmlfer_commands._alignment import Face, find_again, find_faces, three_of
 
+AGAIN = 0.5  # seconds between searches of the whole frame
 KEEP = 0.5  # seconds that a face keeps its number while it is not seen
 CUT = 30  # mean difference (0..255) of two frames, shrunk to 16x9 pixels, above which it is a cut
 SHORT = 1.0  # seconds by which the frames may end before their file says

@@ -5,10 +5,21 @@ import csv
 import sys
 
 import click
+from PIL import Image
 
-from mmlfer import PATH, SIZE, progress, try_read, write_whole
+from mmlfer import (
+    COUNT,
+    PATH,
+    RATE,
+    SIZE,
+    is_image,
+    plural,
+    progress,
+    try_read,
+    write_whole,
+)
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._inputs import list_images
+from mmlfer_commands._inputs import is_clip, list_images
 from mmlfer_commands._outputs import (
     Lines,
     check_empty,
@@ -18,7 +29,9 @@ from mmlfer_commands._outputs import (
     png,
     say,
     shown,
+    write_jpeg,
 )
+from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker, check_modules
 
 
 def photo_faces(paths):
@@ -32,30 +45,81 @@ like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of a
                            "laid out like RAF-CE, whose alignment is measured and used.")
 
 
-def crop_photos(photos, template, size, out):
-    """Write the faces of photographs to out/aligned and, after each crop, its row to out/faces.csv,
-    so that every row has a crop if this is interrupted. -> numbers of faces, of images without a
-    face, of images that cannot be read"""
-    count, bad, without = 0, 0, 0
-    columns = ["image", "face", "file", *FACE_COLUMNS[1:]]
-    with contextlib.ExitStack() as files:
-        table = csv.DictWriter(Lines(files, out / "faces.csv"), columns, lineterminator="\n")
-        table.writeheader()
-        for name, (path, image, faces) in zip(output_names(photos), photo_faces(photos)):
-            if faces is None:
-                bad += 1
-                say(f"Warning: skipped {image}")
-                continue
-            if not faces:
-                without += 1
-                say(f"no face: {shown(path)}")
-            for i, face in enumerate(faces):
-                place = f"aligned/{name}_{i}.png"
-                write_whole(out / place, png(align(image, face, template, size)))
-                row = face_row({"face": i, **face.described()})
-                table.writerow({"image": shown(path), "file": shown(place), **row})
-                count += 1
-    return count, without, bad
+every_option = click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
+fps_option = click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if "
+                          "there are fewer.")
+
+
+class Crops:
+    """The crops that are written below out/aligned, each with its row of out/faces.csv, which is
+    written after it: every row has a crop if this is interrupted."""
+
+    def __init__(self, files, template, size, out):
+        columns = ["image", "timestamp", "face", "file", *FACE_COLUMNS[1:]]
+        self.table = csv.DictWriter(Lines(files, out / "faces.csv"), columns, lineterminator="\n")
+        self.table.writeheader()
+        self.template, self.size, self.out, self.count = template, size, out, 0
+
+    def add(self, path, image, faces, place, timestamp=""):
+        """Write the faces of an image; `place` gives the name of each by its number."""
+        for i, face in enumerate(faces):
+            crop, file = align(image, face, self.template, self.size), f"aligned/{place(i)}"
+            if file.endswith("png"):
+                write_whole(self.out / file, png(crop))
+            else:
+                write_jpeg(Image.fromarray(crop), self.out / file)
+            row = face_row({"face": i, **face.described()})
+            self.table.writerow({"image": shown(path), "timestamp": timestamp, "file": shown(file),
+                                 **row})
+            self.count += 1
+
+
+def crop_photos(photos, names, crops):
+    """Write the crops of photographs. -> numbers of those without a face, and of those that cannot
+    be read"""
+    without, bad = 0, 0
+    for name, (path, image, faces) in zip(names, photo_faces(photos)):
+        if faces is None:
+            bad += 1
+            say(f"Warning: skipped {image}")
+            continue
+        if not faces:
+            without += 1
+            say(f"no face: {shown(path)}")
+        crops.add(path, image, faces, lambda i, name=name: f"{name}_{i}.png")
+    return without, bad
+
+
+def crop_clips(clips, names, crops, every, fps):
+    """The same of clips, of which those that are broken or cut off count as bad, too."""
+    without, bad = 0, 0
+    for name, path in zip(names, progress(clips, "finding faces", unit=" clips")):
+        before, remarks = crops.count, []
+        try:
+            with contextlib.closing(Clip(str(path))) as clip:
+                crop_frames(clip, name, crops, every, fps)
+                remarks += clip.remarks()
+        except ClipError as error:
+            remarks.append(f"skipped {error}")
+        for remark in remarks:
+            say(f"Warning: {remark}")
+        if crops.count == before and not remarks:
+            without += 1
+            say(f"no face: {shown(path)}")
+        bad += bool(remarks)
+    return without, bad
+
+
+def crop_frames(clip, name, crops, every, fps):
+    """Write the crops of a Clip's frames: the largest face of frame 1 as 00001.jpg, a smaller one
+    as 00001.2.jpg."""
+    tracker = Tracker(AGAIN)
+    for frame in clip.frames(every or 1, fps):
+        faces = sorted((face for _, face in tracker.find(frame)), key=lambda face: -face.box[2])
+        stem = f"{name}/{frame.number + 1:05d}"
+        crops.add(clip.name, frame.image, faces,
+                  lambda i, stem=stem: f"{stem}.{i + 1}.jpg" if i else f"{stem}.jpg",
+                  f"{frame.time:.3f}")
 
 
 @click.command("crop")
@@ -63,23 +127,35 @@ def crop_photos(photos, template, size, out):
 @click.option("--out", required=True, type=PATH, help="New folder: aligned/, faces.csv.")
 @like_option
 @click.option("--size", default=112, type=SIZE, help="Side of a crop, pixels.")
-def command(paths, out, like, size):
-    """Cut out and align the faces of photographs: images, or folders of them.
+@every_option
+@fps_option
+def command(paths, out, like, size, every, fps):
+    """Cut out and align the faces of photographs and videos, or of folders of them.
 
     Photographs should be upright: faces turned by more than 45 degrees are often missed, those
     upside down are not found, and something else may then be taken for a face.
 
-    OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; OUT/faces.csv
-    says where they were. Images that cannot be read are named and skipped, and the exit code is
-    then 1.
+    OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; of a video
+    NAME/00001.jpg, the largest face of its first frame (a smaller one is NAME/00001.2.jpg), and so
+    on. OUT/faces.csv says where and when they were. What cannot be read is named and skipped, and
+    the exit code is then 1.
     """
+    if every and fps:
+        raise click.UsageError("--every and --fps: give one of them.")
     check_pictures_folder(out / "aligned", *paths)
     check_empty(out)
-    photos = list_images(paths)
-    template = choose_template(like)
-    with filling(out):
-        count, without, bad = crop_photos(photos, template, size, out)
-    click.echo(f"{count} faces of {len(photos)} images, {without} without a face, {bad} "
-               f"that cannot be read: {out}")
+    found = list_images(paths, lambda path: is_image(path) or is_clip(path))
+    photos = [path for path in found if not is_clip(path)]
+    if clips := list(filter(is_clip, found)):
+        check_modules()
+    names, template = output_names([*photos, *clips]), choose_template(like)
+    with filling(out), contextlib.ExitStack() as files:
+        crops = Crops(files, template, size, out)
+        done = (crop_photos(photos, names, crops),
+                crop_clips(clips, names[len(photos) :], crops, every, fps))
+    without, bad = map(sum, zip(*done))
+    videos = f" and {plural(len(clips), 'video')}" if clips else ""
+    click.echo(f"{crops.count} faces of {len(photos)} images{videos}, {without} without a face, "
+               f"{bad} that cannot be read: {out}")
     if bad:
         sys.exit(1)

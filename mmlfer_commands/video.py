@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from mmlfer import (
-    COUNT,
     PATH,
     RATE,
     SHARE,
@@ -38,6 +37,7 @@ from mmlfer_commands._answers import (
 from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
+    AGAIN,
     Clip,
     ClipError,
     Drawing,
@@ -46,7 +46,7 @@ from mmlfer_commands._video import (
     check_modules,
     fit,
 )
-from mmlfer_commands.crop import like_option
+from mmlfer_commands.crop import every_option, fps_option, like_option
 from mmlfer_commands.predict import Item, ahead, predict_crops
 
 BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead
@@ -297,14 +297,13 @@ def clip_name(clip):
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
 @click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
 @click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
-@click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
-@click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if there are "
-              "fewer.")
+@every_option
+@fps_option
 @click.option("--start", default=0.0, type=SHARE, help="Begin at this time, seconds, as the clip "
               "has it.")
 @click.option("--end", type=SHARE, help="End before this time, seconds.")
-@click.option("--search", default=0.5, type=SHARE, metavar="SECONDS", help="Time between searches "
-              "of the whole frame for new faces; 0: search every frame.")
+@click.option("--search", default=AGAIN, type=SHARE, metavar="SECONDS", help="Time between "
+              "searches of the whole frame for new faces; 0: search every frame.")
 @click.option("--smooth", type=RATE, metavar="SECONDS", help="Also write the mean of each face's "
               "probabilities over so many seconds around each frame.")
 @click.option("--draw", is_flag=True, help="Write NAME.webm too: the clip without its sound, 640 "

@@ -363,7 +363,7 @@ def test_crop_writes_faces_and_where_they_were(faces_folder, large_faces, astron
     assert result.stdout == f"4 faces of 4 images, 1 without a face, 0 that cannot be read: {tmp_path}/out\n"
     assert result.stderr.endswith(f"no face: {photos}/a.png\n") and "template: 8 of 8 aligned" in result.stderr
     rows = rows_of(tmp_path / "out")
-    assert list(rows[0]) == ["image", "face", "file", "score", "left", "top", "width", "height", "right_eye_x",
+    assert list(rows[0]) == ["image", "timestamp", "face", "file", "score", "left", "top", "width", "height", "right_eye_x",
                              "right_eye_y", "left_eye_x", "left_eye_y", "nose_x", "nose_y", "right_mouth_x",
                              "right_mouth_y", "left_mouth_x", "left_mouth_y", "small"]
     assert [(r["image"], r["face"], r["file"]) for r in rows] == [
