@@ -1068,6 +1068,11 @@ def read_checkpoint(path):
     state = torch_load(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint of mmlfer; give best.pt or last.pt of a run")
+    return check_state(state, path)
+
+
+def check_state(state, where):
+    """A checkpoint's dict, checked, with all options of Config."""
     try:
         cfg, vocabulary = Config(**state["config"]), Vocabulary.of(state)
         known = (cfg.method in METHODS and cfg.arch in ARCHS and cfg.size in range(32, 513)
@@ -1078,21 +1083,26 @@ def read_checkpoint(path):
     except (KeyError, TypeError):
         known = False
     if not known:
-        raise InputError(f"{path}: of another version of mmlfer, or damaged")
+        raise InputError(f"{where}: of another version of mmlfer, or damaged")
     return {**state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto", precision="float32"):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
     state = read_checkpoint(path)
+    return base_net_of(state, path, device, precision), state
+
+
+def base_net_of(state, where, device="auto", precision="float32"):
+    """The base net of a checkpoint's dict, in test mode on a device."""
     net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
     net.precision = precision
     try:
         net.load_state_dict(state["net"])
     except RuntimeError as error:
-        raise InputError(f"{path}: {str(error).splitlines()[-1].strip()[:200]}") from None
-    check_weights(net, path)
-    return net.to(pick_device(device)).eval(), state
+        raise InputError(f"{where}: {str(error).splitlines()[-1].strip()[:200]}") from None
+    check_weights(net, where)
+    return net.to(pick_device(device)).eval()
 
 
 def check_weights(net, where):

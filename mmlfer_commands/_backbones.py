@@ -16,6 +16,7 @@ from mmlfer import (
     torch,
     torch_load,
 )
+from mmlfer_commands._models import CONFIG, read_folder
 from mmlfer_commands._nets import in_own_names, is_adaface
 from mmlfer_commands._runs import versions
 
@@ -77,7 +78,11 @@ PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.
 
 
 def read_tensors(path):
-    """The content of a file of torch or safetensors; no code in it is ever run."""
+    """The content of a file of torch or safetensors, or of the folder of a shared model; no code
+    in it is ever run."""
+    if Path(path, CONFIG).is_file():
+        state = read_folder(Path(path))
+        return {"format": state["format"], "state_dict": state["net"]}
     if not path.lower().endswith(".safetensors"):
         return torch_load(path)
     try:

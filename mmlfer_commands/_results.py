@@ -222,12 +222,3 @@ def read_results(folder):
     rows = gather(read_runs(folder))
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
     return sorted(rows, key=lambda row: (list(METHODS).index(row.method), by_numbers(row.title)))
-
-
-def accuracy_on_test(ckpt, state):
-    """The test accuracy of a checkpoint, from the test.json beside it; None if it is not known."""
-    try:
-        result = json.loads((Path(ckpt).parent / "test.json").read_text("utf-8"))[Path(ckpt).stem]
-        return result["accuracy"] if result["epoch"] == state["epoch"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

@@ -7,7 +7,6 @@ import numpy as np
 
 from mmlfer import (
     AU_NAMES,
-    PATH,
     SPLITS,
     InputError,
     Vocabulary,
@@ -16,11 +15,11 @@ from mmlfer import (
     expression_f1,
     json_option,
     load_images,
-    load_net,
     percent,
     precision_option,
 )
 from mmlfer_commands._labels import describe, load_faces, recorded_folder
+from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._runs import tell_if_slower
 
 
@@ -46,7 +45,7 @@ def report(numbers, untrained=()):
 
 
 @click.command("eval")
-@click.option("--ckpt", required=True, type=PATH, help="best.pt or last.pt.")
+@ckpt_option
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
               "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),
@@ -58,7 +57,7 @@ def report(numbers, untrained=()):
               "cannot be read.")
 def command(ckpt, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    net, state = load_net(ckpt, device, precision)
+    net, state = load_model(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
     data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_faces(data, Vocabulary.of(state))
@@ -71,7 +70,8 @@ def command(ckpt, data, split, as_json, device, precision, skip_bad):
     trained = set(state["train_names"]) & set(faces.names)
     if trained and split != "train":
         click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
-                   f"of images that {ckpt} was trained on, such as {min(trained)}", err=True)
+                   f"of images that {state['source']} was trained on, such as {min(trained)}",
+                   err=True)
     numbers = evaluate(net, faces, state["trained_aus"])
     del numbers["pred"]
     untrained = [au for au in state["aus"] if au not in state["trained_aus"]]

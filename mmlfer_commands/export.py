@@ -1,4 +1,4 @@
-"""mmlfer export: a checkpoint as one ONNX file, to deploy without torch."""
+"""mmlfer export: a model to share, as a folder, or an ONNX file to deploy without torch."""
 
 import importlib.util
 import json
@@ -8,9 +8,16 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import AU_NAMES, PATH, InputError, load_net, torch, write_whole
-from mmlfer_commands._outputs import check_output
-from mmlfer_commands._results import accuracy_on_test
+from mmlfer import AU_NAMES, PATH, InputError, torch, write_whole
+from mmlfer_commands._models import (
+    CARD,
+    accuracy_on_test,
+    ckpt_option,
+    load_model,
+    tested,
+    write_folder,
+)
+from mmlfer_commands._outputs import check_output, new_folder
 from mmlfer_commands._runs import versions
 
 OPSET = 18
@@ -92,13 +99,13 @@ def check_onnx(content, model, size):
     return largest
 
 
-def export(ckpt, out):
-    """Write a checkpoint as an ONNX file, once it is checked; returns the largest difference of
-    a probability from torch's, and the file's size in bytes."""
+def export_onnx(ckpt, out):
+    """Write a model as an ONNX file, once it is checked; returns the largest difference of a
+    probability from torch's, and the file's size in bytes."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         if not importlib.util.find_spec(module):
             raise InputError(f"export needs {module}: pip install -e '.[onnx]'")
-    net, state = load_net(ckpt, "cpu")
+    net, state = load_model(ckpt, "cpu")
     model, size = deployable(net), state["config"]["size"]
     proto = to_onnx(model, size)
     for name, value in metadata(ckpt, state).items():
@@ -113,16 +120,36 @@ def export(ckpt, out):
     return largest, len(content)
 
 
-@click.command("export")
-@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
-@click.option("--out", required=True, type=PATH, help="File to write, e.g. model.onnx.")
-def command(ckpt, out):
-    """Write a checkpoint as one ONNX file (needs the extra `onnx`).
+def export_folder(ckpt, out):
+    """Write a model as a folder that others can use by its name; returns its size in bytes."""
+    if not importlib.util.find_spec("safetensors"):
+        raise InputError("export needs safetensors: pip install -e '.[hub]'")
+    _, state = load_model(ckpt, "cpu")
+    with new_folder(out) as part:
+        write_folder(part, state, tested(ckpt, state), versions())
+    return sum(path.stat().st_size for path in out.iterdir())
 
-    Input "image" (N, 3, S, S), uint8, RGB 0..255; outputs "expression" (N, K) and "au" (N, J),
-    probabilities. Labels, sizes and the alignment stand in the file's metadata.
+
+@click.command("export")
+@ckpt_option
+@click.option("--out", required=True, type=PATH,
+              help="New folder, or an ONNX file: a name that ends in .onnx.")
+def command(ckpt, out):
+    """Write a model to share, as a folder, or as one ONNX file (needs the extra `onnx`).
+
+    The folder has model.safetensors (the net alone), config.json and a model card, README.md, and
+    names no image, person or machine; others give it, or its name on the Hugging Face Hub, to
+    --ckpt.
+
+    The ONNX file has the input "image" (N, 3, S, S), uint8, RGB 0..255, and the outputs
+    "expression" (N, K) and "au" (N, J), probabilities. Labels, sizes and the alignment stand in its
+    metadata.
     """
     check_output(out, ckpt)
-    largest, size = export(ckpt, out)
+    if out.suffix != ".onnx":
+        size = export_folder(ckpt, out)
+        return click.echo(f"{out}: {size / 2**20:.1f} MB; fill in the licence in {CARD}, then "
+                          f"share it, for instance by: hf upload USER/NAME {out}")
+    largest, size = export_onnx(ckpt, out)
     click.echo(f"{out}: {size / 2**20:.1f} MB, opset {OPSET}; onnxruntime's probabilities are "
                f"within {largest:.1e} of torch's")

@@ -16,13 +16,13 @@ from mmlfer import (
     decode,
     device_option,
     image_paths,
-    load_net,
     torch,
 )
 from mmlfer_commands._alignment import PUBLIC, look
 from mmlfer_commands._answers import active_aus, answer
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import load_faces
+from mmlfer_commands._models import load_model
 from mmlfer_commands._outputs import check_output, in_utf8
 
 
@@ -112,7 +112,7 @@ def compute_columns(ckpts, paths, device):
     find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
     columns = []
     for ckpt in ckpts:
-        net, state = load_net(ckpt, device)
+        net, state = load_model(ckpt, device)
         config = state["config"]
         images = read(config["size"])
         if not columns:
@@ -122,9 +122,8 @@ def compute_columns(ckpts, paths, device):
             raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
                              "another checkpoint")
         said = [prediction_lines(state, *p) for p in zip(p_emo, p_au)]
-        columns.append({"head": f"{config['method']} ({ckpt})", "images": images, "maps": maps,
-                        "said": said,
-                        "truths": find_truths(config["data"])})
+        columns.append({"head": f"{config['method']} ({state['source']})", "images": images,
+                        "maps": maps, "said": said, "truths": find_truths(config["data"])})
     return columns
 
 
@@ -166,7 +165,8 @@ def draw_columns(columns, paths, out):
 
 @click.command("gradcam")
 @click.option("--ckpt", "ckpts", required=True, multiple=True, type=PATH,
-              help="Checkpoint; give it twice to compare two.")
+              metavar="MODEL",
+              help="best.pt, a folder of `export` or hf:USER/NAME; give it twice to compare two.")
 @click.option("--out", required=True, type=PATH, help="Figure to write, e.g. gradcam.png.")
 @click.argument("images", nargs=-1, required=True, type=PATH)
 @device_option

@@ -28,7 +28,6 @@ from mmlfer import (
     decode,
     device_option,
     json_option,
-    load_net,
     precision_option,
     predict_faces,
     try_read,
@@ -42,6 +41,7 @@ from mmlfer_commands._answers import (
     probability_row,
 )
 from mmlfer_commands._inputs import list_images
+from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import (
     Lines,
     check_empty,
@@ -413,7 +413,7 @@ def write_all(results, images, draw, writers, counts):
 
 
 @click.command("predict")
-@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@ckpt_option
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")
@@ -442,7 +442,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         raise click.UsageError("--like and --draw go with --photos.")
     quiet, images = check_standard_output(as_json, csv_path, jsonl_path), list_images(paths)
     check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
-    net, state = load_net(ckpt, device, precision)
+    net, state = load_model(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
     top, items = min(top, len(state["emotions"])), items_of(images, state, photos, like)
     everything, counts = [], Counts()

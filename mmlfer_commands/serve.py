@@ -27,19 +27,17 @@ from PIL import Image
 
 from mmlfer import (
     AU_NAMES,
-    PATH,
     InputError,
     __version__,
     brief,
     device_option,
-    load_net,
     parse_aus,
     read_image,
 )
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
+from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model
 from mmlfer_commands._outputs import png
-from mmlfer_commands._results import accuracy_on_test
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
 from mmlfer_commands.predict import csv_row, items_of_photo, predict_images, table_columns
@@ -107,7 +105,7 @@ class Model:
     """A checkpoint and what it answers; for one thread at a time."""
 
     def __init__(self, ckpt, like, device):
-        self.net, self.state = load_net(ckpt, device)
+        self.net, self.state = load_model(ckpt, device)
         self.size, self.table = self.state["config"]["size"], self.state["table"].tolist()
         self.template = choose_template(like, self.state)
         self.accuracy = accuracy_on_test(ckpt, self.state)
@@ -406,7 +404,7 @@ def run_server(service, listener, place):
 
 
 @click.command("serve")
-@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@ckpt_option
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), metavar="N",
               help="Port to listen at; 0: any that is free.")
 @click.option("--host", default="127.0.0.1", help="Address to listen at: this machine's own. "

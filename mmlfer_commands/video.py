@@ -21,7 +21,6 @@ from mmlfer import (
     SHARE,
     InputError,
     device_option,
-    load_net,
     precision_option,
     progress,
 )
@@ -34,6 +33,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
+from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
@@ -295,7 +295,7 @@ def clip_name(clip):
 
 @click.command("video")
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
-@click.option("--ckpt", required=True, type=PATH, help="best.pt of a run.")
+@ckpt_option
 @click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
 @every_option
 @fps_option
@@ -331,7 +331,7 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
     stems = output_names([clip_name(clip) for clip in clips])
     check_new(out, stems, draw)
     check_modules()
-    net, state = load_net(ckpt, device, precision)
+    net, state = load_model(ckpt, device, precision)
     tell_if_slower(precision, net.mean.device)
     template = choose_template(like, state)
     with caught_signals() as caught:

@@ -1,0 +1,304 @@
+"""Trained models: of a checkpoint, of a folder that `export` writes, or of the Hugging Face Hub.
+
+A folder holds model.safetensors (the net alone), config.json (all else that prediction needs) and
+README.md (a model card). Of these and of the Hub only tensors and JSON are read: no code is run.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import yaml
+
+from mmlfer import (
+    AU_NAMES,
+    FORMAT,
+    PATH,
+    InputError,
+    Vocabulary,
+    base_net_of,
+    brief,
+    check_state,
+    make_base_net,
+    plural,
+    read_checkpoint,
+    torch,
+    write_whole,
+)
+from mmlfer_commands._outputs import markdown
+
+MODEL_FORMAT = "mmlfer model 1"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+KEPT = ("emotions", "aus", "epoch", "template")  # of a checkpoint, as they are; see shared_config
+HUB = "hf:"
+CONFIG_BYTES = 2**20  # most of a config.json, and of the header of a model.safetensors
+LIMITS = """\
+The labels are expressions that annotators *perceived* in photographs from the web, and AUs as
+present or absent, not how strong they are: neither says what a person feels. Single predictions are
+often wrong, rates for rare expressions are noise. The faces of a data set do not stand for all
+ages, skin tones and cultures. This is a tool for research, not for judging people: not in hiring,
+schooling, policing, border control, health or any other decision about people."""
+CITATION = """\
+@inproceedings{li2023compound, booktitle = {CVPR Workshops}, year = {2023},
+  title  = {Compound Expression Recognition In-the-wild with AU-assisted Meta Multi-task Learning},
+  author = {Li, Ximan and Deng, Weihong and Li, Shan and Li, Yong}}"""
+
+ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL",
+                           help="best.pt of a run, a folder of `export`, or "
+                           "hf:USER/NAME[@REVISION] on the Hugging Face Hub.")
+
+
+def load_model(source, device="auto", precision="float32"):
+    """The net of a checkpoint, a folder or a name hf:USER/NAME[@REVISION], in test mode, and its
+    checkpoint's dict. Its "source" names it for people, with the revision that was fetched."""
+    name, folder = str(source), Path(source)
+    if name.startswith(HUB):
+        folder, name = fetch(name)
+        click.echo(f"model: {name}", err=True)
+    state = read_folder(folder) if folder.is_dir() else read_checkpoint(folder)
+    return base_net_of(state, name, device, precision), {**state, "source": name}
+
+
+# ---------------------------------------------------------------- reading a folder
+
+
+def size_of_net(state):
+    """The number of bytes of a checkpoint's net."""
+    with torch.device("meta"):
+        net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
+    return sum(t.numel() * t.element_size() for t in net.state_dict().values())
+
+
+def check_bytes(count, most, where):
+    """InputError if a file is larger than what it should hold."""
+    if count > most:
+        raise InputError(f"{where}: {count / 2**20:.0f} MB, expected {most / 2**20:.0f} at most: "
+                         "not a model that `mmlfer export` wrote")
+
+
+def read_config(path):
+    """A config.json as a checkpoint's dict without its net."""
+    try:
+        check_bytes(path.stat().st_size, CONFIG_BYTES, path)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if facts["format"] != MODEL_FORMAT:
+            raise ValueError(f"format {facts['format']!r:.40}")
+        state = {name: facts[name] for name in KEPT}
+        state |= {"format": FORMAT, "config": facts["options"], "net": {}, "meta": {},
+                  "table": torch.tensor(facts["statistics"]["table"], dtype=torch.float32),
+                  "backbone": facts["backbone"], "test": facts["test"],
+                  "images": facts["trained_on"]["images"], "data_sha256": "",
+                  "images_sha256": "", "train_names": []}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: not the description of a model that `mmlfer export` wrote "
+                         f"({brief(error)})") from None
+    return check_state(state, path)
+
+
+def read_folder(folder):
+    """The checkpoint's dict of a folder that `export` wrote."""
+    state, path = read_config(folder / CONFIG), folder / WEIGHTS
+    try:
+        from safetensors.torch import load
+    except ImportError:
+        raise InputError(f"{path}: reading it takes: pip install -e '.[hub]'") from None
+    try:
+        check_bytes(path.stat().st_size, size_of_net(state) + CONFIG_BYTES, path)
+        state["net"] = load(path.read_bytes())
+    except InputError:
+        raise
+    except Exception as error:  # safetensors' own, by the kind of damage
+        raise InputError(f"{path}: cut off or damaged ({brief(error)}); fetch or export it again"
+                         ) from None
+    return state
+
+
+# ---------------------------------------------------------------- the Hugging Face Hub
+
+
+def fetch(name):
+    """Fetch hf:USER/NAME[@REVISION] into the Hub's own cache, where it stays.
+    -> its folder there, and its name with the revision in full"""
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+        from huggingface_hub.utils import disable_progress_bars
+    except ImportError:
+        raise InputError(f"{name}: fetching it takes: pip install -e '.[hub]'") from None
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    if not (sys.stderr and sys.stderr.isatty()):
+        disable_progress_bars()
+    try:
+        config = Path(fetch_file(hub, repository, CONFIG, revision or None, CONFIG_BYTES))
+        most = size_of_net(read_config(config)) + CONFIG_BYTES
+        fetch_file(hub, repository, WEIGHTS, config.parent.name, most)
+    except errors.HFValidationError:
+        raise InputError(f"{name}: not a name on the Hub; write hf:USER/NAME or "
+                         "hf:USER/NAME@REVISION") from None
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as error:
+        raise InputError(f"{name}: {why_not(errors, error)}") from None
+    return config.parent, f"{HUB}{repository}@{config.parent.name}"
+
+
+def fetch_file(hub, repository, file, revision, most):
+    """The path of a repository's file in the cache; one that is too large is not fetched."""
+    about = hub.hf_hub_download(repository, file, revision=revision, dry_run=True)
+    check_bytes(about.file_size, most, f"{HUB}{repository}: {file}")
+    return hub.hf_hub_download(repository, file, revision=revision)
+
+
+def why_not(errors, error):
+    """What is wrong with a repository on the Hub, and what to do, by the kind of error."""
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ("no such repository on the Hub, or a private one; check the name, or log in with: "
+                "hf auth login")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "no such revision; leave out @REVISION for the newest"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return ("not in the cache, and the Hub cannot be reached; try again with a connection, or "
+                "give a folder of `mmlfer export`")
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"no {CONFIG} and {WEIGHTS} there: not a model that `mmlfer export` wrote"
+    return f"cannot be fetched ({brief(error)}); try again"
+
+
+# ---------------------------------------------------------------- writing a folder
+
+
+def shared_options(options):
+    """A run's options without paths: nothing in them names a person or a machine."""
+    names = {name: Path(options[name]).name for name in ("stats", "weights")}
+    return {**options, **names, "data": "", "device": "auto"}
+
+
+def shared_config(state, test, versions):
+    """The content of config.json for a checkpoint's dict and the numbers of its test, or None."""
+    cfg, net = state["config"], state["net"]
+    return {"format": MODEL_FORMAT, "architecture": cfg["arch"], "size": cfg["size"],
+            "colour_order": "RGB", "mean": net["mean"].flatten().tolist(),
+            "std": net["std"].flatten().tolist(), **{name: state[name] for name in KEPT},
+            "statistics": {"name": Path(cfg["stats"]).name, "table": state["table"].tolist()},
+            "trained_on": {"images": state["images"]},
+            "backbone": state["backbone"], "options": shared_options(cfg), "test": test,
+            "versions": versions}
+
+
+def write_folder(folder, state, test, versions):
+    """Write a checkpoint's dict as a folder: the net, its description and its card."""
+    from safetensors.torch import save
+
+    state = {"images": len(state["train_names"]), **state}
+    net = {name: tensor.contiguous() for name, tensor in state["net"].items()}
+    config = shared_config(state, test, versions)
+    write_whole(folder / WEIGHTS, save(net, {"format": "pt"}))
+    write_whole(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+    write_whole(folder / CARD, card(state, test).encode())
+
+
+# ---------------------------------------------------------------- the model card
+
+
+def percent_of(value):
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def result_of(source, state):
+    """The figures of a checkpoint in the test.json beside it, and its "rafce"; {} if not tested."""
+    try:
+        run = json.loads((Path(source).parent / "test.json").read_text(encoding="utf-8"))
+        result = run[Path(source).stem]
+        return {**result, "rafce": run.get("rafce")} if result["epoch"] == state["epoch"] else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def accuracy_on_test(source, state):
+    """A model's test accuracy; None if it is not known."""
+    test = state["test"] if "test" in state else result_of(source, state)
+    return (test or {}).get("accuracy")
+
+
+def tested(source, state):
+    """A model's figures on its test set, as its folder has them; None if it was not tested."""
+    if "test" in state:
+        return state["test"]
+    result = result_of(source, state)
+    if "confusion" not in result:
+        return None
+    images = dict(zip(state["emotions"], map(sum, result["confusion"])))
+    names = ("rafce", "n", "accuracy", "diag", "macro_f1", "per_class", "au_f1", "au_f1_macro")
+    return {"images": images, **{name: result[name] for name in names}}
+
+
+def front_matter(state, test):
+    """What the Hub reads at the top of a card."""
+    method, size = state["config"]["method"], state["config"]["size"]
+    facts = {"library_name": "mmlfer", "pipeline_tag": "image-classification",
+             "tags": ["facial-expression-recognition", "compound-expressions", "action-units",
+                      "mmlfer"]}
+    if test:
+        kinds = {"accuracy": ("accuracy", "Acc."), "diag": ("accuracy", "Diag. (mean of classes)"),
+                 "macro_f1": ("f1", "macro F1"), "au_f1_macro": ("f1", "AU F1, mean")}
+        metrics = [{"type": kind, "name": name, "value": round(100 * test[key], 2)}
+                   for key, (kind, name) in kinds.items() if test[key] is not None]
+        name = "RAF-CE" if test["rafce"] else "a data set of its author's"
+        facts["model-index"] = [{"name": f"{method}, {size}x{size}", "results": [
+            {"task": {"type": "image-classification"}, "metrics": metrics,
+             "dataset": {"type": "rafce" if test["rafce"] else "own", "name": name}}]}]
+    return ("---\n# license: fill it in. RAF-CE's licence, as those of most face data sets, is for "
+            "research alone:\n# it binds what is trained on them, and asks before anything is "
+            f"passed on.\n{yaml.safe_dump(facts, sort_keys=False)}---\n")
+
+
+def test_tables(test):
+    """The test's figures by expression and by AU, as Markdown."""
+    if not test:
+        return "Not tested."
+    expressions = markdown(["expression", "test images", "right"], [
+        [name, n, percent_of(test["per_class"][name])] for name, n in test["images"].items()])
+    aus = markdown(["AU", "", "F1"], [[au, AU_NAMES[int(au)], percent_of(f1)]
+                                      for au, f1 in test["au_f1"].items() if f1 is not None])
+    return (f"{test['n']} images: Acc. {percent_of(test['accuracy'])}, Diag. (mean of the "
+            f"expressions) {percent_of(test['diag'])}, macro F1 {percent_of(test['macro_f1'])}.\n\n"
+            f"{expressions}" + (f"\n\n{aus}" if aus.count("\n") > 1 else ""))
+
+
+def card(state, test):
+    """A model card, as the Hugging Face Hub reads it."""
+    cfg = state["config"]
+    return f"""{front_matter(state, test)}
+# Facial expressions with action units ({cfg["method"]}, {cfg["arch"]})
+
+A net of mmlfer, for aligned faces of {cfg["size"]}x{cfg["size"]} pixels, with {len(state["aus"])}
+facial action units (AUs) and these expressions: {", ".join(state["emotions"])}.
+Trained on {plural(state["images"], "image")} by `{cfg["method"]}`, epoch {state["epoch"]}.
+
+## Use
+
+```sh
+mmlfer predict --ckpt hf:USER/NAME --photos photo.jpg   # or a folder with these files
+```
+
+```python
+import mmlfer
+from mmlfer_commands._models import load_model
+net, state = load_model("hf:USER/NAME")
+face = mmlfer.read_image("face.jpg", state["config"]["size"])
+p_emo, p_au = mmlfer.predict_faces(net, mmlfer.as_batch([face]))
+```
+
+## Test
+
+{test_tables(test)}
+
+## Limits and intended use
+
+{LIMITS}
+
+## Citation
+
+```bibtex
+{CITATION}
+```
+"""
