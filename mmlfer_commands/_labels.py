@@ -63,7 +63,10 @@ def images_of(folder):
 
 
 def recorded_folder(folder, by):
-    """The data set's folder that a run or its checkpoint names; InputError if it has moved."""
+    """The data set's folder that a run or its checkpoint names; InputError if it has moved, or if
+    it is a shared model's, which names none."""
+    if not folder:
+        raise InputError(f"{by}: does not say where its data lie; name them with --data")
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder, which {by} was trained on; name the data's "
                          "folder with --data")

@@ -16,6 +16,7 @@ from mmlfer import (
     FORMAT,
     PATH,
     InputError,
+    Run,
     Vocabulary,
     base_net_of,
     brief,
@@ -30,7 +31,7 @@ from mmlfer_commands._outputs import markdown
 
 MODEL_FORMAT = "mmlfer model 1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-KEPT = ("emotions", "aus", "epoch", "template")  # of a checkpoint, as they are; see shared_config
+KEPT = ("emotions", "aus", "trained_aus", "epoch", "template")  # of a checkpoint, as they are
 HUB = "hf:"
 CONFIG_BYTES = 2**20  # most of a config.json, and of the header of a model.safetensors
 LIMITS = """\
@@ -84,12 +85,11 @@ def read_config(path):
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["format"] != MODEL_FORMAT:
             raise ValueError(f"format {facts['format']!r:.40}")
-        state = {name: facts[name] for name in KEPT}
+        state = {**dict.fromkeys(Run.ORIGIN, ""), **{name: facts[name] for name in KEPT}}
         state |= {"format": FORMAT, "config": facts["options"], "net": {}, "meta": {},
                   "table": torch.tensor(facts["statistics"]["table"], dtype=torch.float32),
-                  "backbone": facts["backbone"], "test": facts["test"],
-                  "images": facts["trained_on"]["images"], "data_sha256": "",
-                  "images_sha256": "", "train_names": []}
+                  "backbone": facts["backbone"], "test": facts["test"], "train_names": [],
+                  "images": facts["trained_on"]["images"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not the description of a model that `mmlfer export` wrote "
                          f"({brief(error)})") from None
