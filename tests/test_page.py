@@ -419,7 +419,7 @@ def test_everything_has_a_name_for_screen_readers(page, photos):
 
 def test_the_page_describes_the_model_and_its_limits(page, server):
     facts = page.text_content("footer")
-    assert "Method mtl, resnet18, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
+    assert "Method mtl, resnet34, statistics wild; trained on “faces”, epoch 0; accuracy on its test faces not known" in facts
     assert "not what a person feels" in facts and f"curl --data-binary @photo.jpg {server.url}predict" in facts
     assert page.text_content("#place") == "Runs on this machine; pictures never leave it" and not page.get_attribute("#place", "class")
 
