@@ -22,7 +22,7 @@ from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of
 from mmlfer_commands._runs import WORDS
 
-PAPER = {  # Acc. / Diag. by method and statistics
+PRINTED = {  # the paper's Acc. / Diag. by method and statistics
     "stl": (51.49, 28.12), "mtl": (53.25, 29.58), "mal": (52.37, 30.73),
     "am lab": (54.12, 30.15), "am wild": (53.36, 28.02),
     "mml lab": (55.01, 30.85), "mml wild": (55.23, 31.68),
@@ -180,7 +180,7 @@ def gather(runs):
     rows = []
     for (method, _), seeds in groups.items():
         stats = min((run.stats for run in seeds.values()),  # of two names of a file, the paper's
-                    key=lambda name: (f"{method} {name}" not in PAPER, name))
+                    key=lambda name: (f"{method} {name}" not in PRINTED, name))
         traits = next(iter(seeds.values())).traits
         rows.append(Row(method, f"{method} {stats}".strip(), traits, seeds))
     return rows

@@ -13,7 +13,7 @@ from mmlfer import PATH, RUN_FILES, InputError, Vocabulary, brief, write_whole
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
 from mmlfer_commands._results import (
-    PAPER,
+    PRINTED,
     digest_of_names,
     packed,
     read_results,
@@ -50,7 +50,7 @@ def table_3(rows, rafce):
     for row in rows:
         body.append([row.title, len(row.seeds), *spreads(row)[:2]])
         if rafce:
-            body[-1].append("{} / {}".format(*PAPER[row.name]) if row.name in PAPER else "")
+            body[-1].append("{} / {}".format(*PRINTED[row.name]) if row.name in PRINTED else "")
     return markdown([*header, "paper's Acc. / Diag."] if rafce else header, body)
 
 
