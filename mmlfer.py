@@ -327,19 +327,14 @@ def spare_buffers(net):
     return {name: b.clone() for name, b in net.named_buffers()}
 
 
-def alone(tensors):
-    """The mean of each tensor over the processes that share a batch, where there is only one."""
-    return tensors
-
-
-def hypergradient(taped, omega, val, alpha, psi, mean=alone):
+def hypergradient(taped, omega, val, alpha, psi, mean=tuple):
     """Eqs. 12-15: d L^val(theta*) / d psi, through theta* = theta - alpha grad_theta L^MTL.
 
     This is the definition. taped.losses, omega (B, 3) with their graphs to theta and psi; val =
     (x, y_emo), the meta-test batch; alpha {parameter name: learning rate}; psi a list of tensors.
-    Returns a gradient for each tensor of psi and changes nothing in place. With several processes,
-    each has its share of both batches, and `mean` is theirs, differentiable: the result is exact,
-    because losses are sums over samples.
+    Returns a gradient for each tensor of psi and changes nothing in place. Of processes that share
+    the batches, `mean` takes tensors to their means (of one: to themselves) and is differentiable:
+    exact, because losses are sums over samples.
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
@@ -355,7 +350,7 @@ def loss_val(net, theta_star, val):
     return loss_emo(outputs[1], y_emo).mean()
 
 
-def hypergradient_jvp(taped, omega, val, alpha, psi, mean=alone):
+def hypergradient_jvp(taped, omega, val, alpha, psi, mean=tuple):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
@@ -554,8 +549,8 @@ def train_step(run, batch, val):
     batch and val are x (B, 3, S, S), y_emo (B,), y_au (B, J). Meta-train and base-learning share
     one forward pass at theta, because theta has not changed in between; only this pass updates
     BatchNorm's running statistics. Returns a Step: the batch means of losses and weights, and
-    the norms of the gradients. Of several processes each has its share of both batches, which its
-    BatchNorm normalises apart; all end with the same nets and the same Step.
+    the norms of the gradients. Processes that share the batches normalise each its own rows (in
+    BatchNorm), and all end with the same nets and the same Step.
     """
     # Meta-train: the losses of the training batch, weighted by the meta net
     taped, omega = meta_train(run, batch)  # taped.losses, omega (B, 3)
@@ -974,10 +969,10 @@ def find_trained(options, faces):
     return [au for au, trained in known if trained]
 
 
-def evaluate(net, faces, trained):
+def evaluate(net, faces, trained, predict=predict_faces):
     """All metrics of a net on faces of its vocabulary, and its predictions ("pred"). The F1 is None
     of AUs that are not among the `trained` ones."""
-    p_emo, p_au = predict_faces(net, faces.images)
+    p_emo, p_au = predict(net, faces.images)
     pred, names = p_emo.argmax(1), net.vocabulary
     confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
     y_au = np.where(np.isin(names.aus, trained), faces.y_au.astype(np.int8), NOT_CODED)
@@ -999,10 +994,10 @@ RUN_FILES = ("last.pt", "best.pt", "log.csv", "test.json", "config.yaml")
 class Run:
     """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
-    mean = staticmethod(alone)  # over processes
+    processes, mean = 1, tuple  # how many share a batch, and the mean over them
     ORIGIN = ("data_sha256", "images_sha256", "table_sha256", "backbone", "train_names",
               "trained_aus", "template")
-    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", *ORIGIN)  # saved as they are
+    VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "processes", *ORIGIN)  # as they are
 
     def __init__(self, cfg, steps, net, table, state=None):
         """A run of a base net with this number of steps per epoch and p(AU | expression) table
@@ -1087,9 +1082,9 @@ def check_state(state, where):
     return {**state, "config": dataclasses.asdict(cfg)}
 
 
-def load_net(path, device="auto", precision="float32"):
+def load_net(path, device="auto", precision="float32", read=read_checkpoint):
     """The base net of a checkpoint file, in test mode on a device, and the checkpoint."""
-    state = read_checkpoint(path)
+    state = read(path)
     return base_net_of(state, path, device, precision), state
 
 
@@ -1129,13 +1124,13 @@ class Batches:
     """
 
     def __init__(self, faces, cfg, device, at=None, share=slice(None)):
-        self.device, self.share, at = device, share, at or device
+        self.device, self.share, self.at = device, share, at
         self.seed, self.size, self.augment = cfg.seed, cfg.batch_size, cfg.augment
         self.rows = [np.flatnonzero(faces.split == code) for code in (TRAIN, VAL)]
         self.steps = len(self.rows[0]) // self.size
-        self.images = faces.images.to(at)
-        self.y_emo = torch.from_numpy(faces.y_emo).to(at)
-        self.y_au = torch.from_numpy(faces.y_au).to(at).float()
+        self.images = faces.images.to(at or device)
+        self.y_emo = torch.from_numpy(faces.y_emo).to(at or device)
+        self.y_au = torch.from_numpy(faces.y_au).to(at or device).float()
 
     def epoch(self, epoch):
         """The arguments of `pair` for each step of an epoch."""

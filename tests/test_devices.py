@@ -8,7 +8,7 @@ import torch
 from conftest import run_of
 
 import mmlfer
-from mmlfer_commands import pretrain
+from mmlfer_commands import _processes
 
 META = torch.device("meta")
 
@@ -49,10 +49,10 @@ def test_each_process_has_the_gpu_of_its_place_on_its_machine(monkeypatch, rank,
     for name, value in (("RANK", rank), ("WORLD_SIZE", 16), ("LOCAL_RANK", local)):
         monkeypatch.setenv(name, str(value))
     chosen, joined = [], []
-    monkeypatch.setattr(pretrain, "pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
+    monkeypatch.setattr(_processes, "pick_device", lambda name: torch.device("cuda" if name == "auto" else name))
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
-    world = pretrain.join_world("auto")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: joined.append(backend))
+    world = _processes.join_world("auto")
     assert dataclasses.astuple(world)[:2] == (rank, 16) and world.device == torch.device("cuda", local)
     assert chosen == [world.device] and joined == ["nccl"]
-    assert pretrain.join_world("cpu").device == torch.device("cpu") and joined == ["nccl", "gloo"]
+    assert _processes.join_world("cpu").device == torch.device("cpu") and joined == ["nccl", "gloo"]

@@ -9,7 +9,7 @@ import torch
 from conftest import SMALL, invoke, load
 
 import mmlfer
-from mmlfer_commands import train
+from mmlfer_commands import _processes, train
 
 
 @pytest.mark.parametrize("field,name", [("l_emo", "L^emo"), ("norm_theta", "gradient of theta"),
@@ -64,8 +64,9 @@ def test_at_which_steps_an_epoch_is_checked(monkeypatch, tmp_path, kind, bad, ca
     monkeypatch.setattr(train, "check_finite", lambda run, upto: (seen.append(upto), check(run, upto)))
     monkeypatch.setattr(train, "save_checkpoint", lambda state, path: written.append(state))
     run = types.SimpleNamespace(device=types.SimpleNamespace(type=kind), trace=torch.zeros(120, 8), epoch=0, step=0, steps=120,
-                                elapsed=0.0, cfg=types.SimpleNamespace(epochs=1), scheduler=None, state=lambda: run.step)
-    batches = types.SimpleNamespace(epoch=lambda epoch: [()] * 120, pair=lambda: ())
+                                elapsed=0.0, cfg=types.SimpleNamespace(epochs=1), scheduler=None, state=lambda: run.step,
+                                world=_processes.World())
+    batches = types.SimpleNamespace(at=None, epoch=lambda epoch: [()] * 120, pair=lambda: ())
     if bad is None:
         train.train_epoch(run, batches, stops, tmp_path)
         assert written == ([caught] if caught else [])

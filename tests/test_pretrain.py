@@ -18,7 +18,7 @@ import torch
 from conftest import SMALL_PRETRAINING, assert_same_pretraining, invoke, load, write_lfw
 
 import mmlfer
-from mmlfer_commands import _backbones, _outputs, pretrain
+from mmlfer_commands import _backbones, _outputs, _processes, pretrain
 
 
 def refused(*args):
@@ -100,7 +100,7 @@ def test_verification_is_on_people_who_are_held_out_by_the_seed(people):
     opt = types.SimpleNamespace(faces=people, holdout=0.3, batch_size=8, pairs=None, size=32, skip_bad_images=False)
     seen = {}
     for opt.seed in range(20):
-        images, n, tests, _ = pretrain.prepare(opt, pretrain.World(0, 1, torch.device("cpu")))
+        images, n, tests, _ = pretrain.prepare(opt, _processes.World(0, 1, torch.device("cpu")))
         source, pairs, same, _ = tests["holdout"]
         person = np.array([source.name(i).split("/")[0] for i in range(40)])
         held = {*person[pairs.ravel()]}
@@ -110,7 +110,7 @@ def test_verification_is_on_people_who_are_held_out_by_the_seed(people):
     assert 5 < len(seen) < 20
     assert all(one != other for group in seen.values() for one, other in itertools.combinations(group, 2))
     opt.holdout = 0
-    images, n, tests, _ = pretrain.prepare(opt, pretrain.World(0, 1, torch.device("cpu")))
+    images, n, tests, _ = pretrain.prepare(opt, _processes.World(0, 1, torch.device("cpu")))
     assert len(images.rows) == 40 and n == 8 and tests == {}
 
 
@@ -264,7 +264,7 @@ def test_the_seed_reaches_the_net_the_batches_and_the_flips(people):
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
     opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="float32", lr=0.1, momentum=0.9,
                                 weight_decay=0, epochs=2, workers=0)
-    world, seen = pretrain.World(0, 1, torch.device("cpu")), {}
+    world, seen = _processes.World(0, 1, torch.device("cpu")), {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
         opt.seed = seed
         run = pretrain.Pretraining(opt, 8, 40, world)
@@ -288,7 +288,7 @@ def test_a_step_is_the_loss_on_flipped_faces_with_the_margin_after_the_warm_up(p
     x, y = torch.from_numpy(rng.integers(0, 256, (8, 3, 32, 32), np.uint8)), torch.arange(8)
     flip = torch.arange(8) % 3 == 0
     for epoch, margin in ((0, 0), (1, 0.35)):
-        run = pretrain.Pretraining(opt, 8, 40, pretrain.World(0, 1, torch.device("cpu")))
+        run = pretrain.Pretraining(opt, 8, 40, _processes.World(0, 1, torch.device("cpu")))
         start, run.epoch = run.net.centres.detach().clone(), epoch
         turned = torch.stack([image.flip(2) if f else image for image, f in zip(x, flip)])
         e = run.net.embed(turned)
@@ -329,7 +329,7 @@ def test_bf16_is_refused_where_the_gpu_only_imitates_it(people, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=8, pairs=None, size=32, skip_bad_images=False, precision="bf16")
     with pytest.raises(mmlfer.InputError, match="^--precision bf16: not on this GPU; leave it out$"):
-        pretrain.pretrain(opt, {}, None, pretrain.World(0, 1, torch.device("cuda")))
+        pretrain.pretrain(opt, {}, None, _processes.World(0, 1, torch.device("cuda")))
 
 
 def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkeypatch):
@@ -360,7 +360,7 @@ def test_the_rate_falls_at_half_and_at_three_quarters(epochs, drops):
     """It falls at the first epoch that begins after these shares of the epochs."""
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.8, momentum=0.9,
                                 weight_decay=0, epochs=epochs)
-    run = pretrain.Pretraining(opt, 2, 64, pretrain.World(0, 1, torch.device("cpu")))
+    run = pretrain.Pretraining(opt, 2, 64, _processes.World(0, 1, torch.device("cpu")))
     run.sgd.step()
     for epoch in range(epochs):
         rate = 0.1 * 0.1 ** sum(epoch >= drop for drop in drops)

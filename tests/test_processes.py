@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, SMALL_PRETRAINING, assert_same_pretraining, invoke, load, same
 
 import mmlfer
-from mmlfer_commands import _backbones, pretrain
+from mmlfer_commands import _backbones, _processes, pretrain
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests", "OMP_NUM_THREADS": "1"}
 
@@ -105,10 +105,12 @@ PLAIN_NET = """
 import os, sys, types
 import numpy as np
 import torch
-from mmlfer_commands import pretrain
+from mmlfer_commands import _processes, pretrain
 
 def small(arch):  # without BatchNorm: its statistics are each process's own on the CPU
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512), torch.nn.Tanh())
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512), torch.nn.Tanh())
+    net.num_features = 512
+    return net
 
 pretrain.make_backbone = small
 torch.nn.BatchNorm1d = lambda features: torch.nn.Identity()
@@ -117,7 +119,7 @@ opt = types.SimpleNamespace(seed=0, batch_size=8, arch="resnet18", precision="fl
                             size=32, skip_bad_images=False)
 
 def epoch():
-    world = pretrain.join_world("cpu")
+    world = _processes.join_world("cpu")
     source, _ = pretrain.read_people(sys.argv[1])
     images = pretrain.Images(source, np.arange(40), source.labels, 32)
     run = pretrain.Pretraining(opt, 8, 40, world)
@@ -247,5 +249,5 @@ def test_one_process_that_fails_ends_all_in_one_line(pretrained, people, tmp_pat
 def test_a_batch_that_the_processes_cannot_share_is_refused(people):
     opt = types.SimpleNamespace(faces=people, holdout=0, seed=0, batch_size=9, pairs=None, size=32, skip_bad_images=False)
     with pytest.raises(mmlfer.InputError) as error:
-        pretrain.prepare(opt, pretrain.World(1, 2, torch.device("cpu")))
+        pretrain.prepare(opt, _processes.World(1, 2, torch.device("cpu")))
     assert str(error.value) == "--batch-size 9: not a multiple of torchrun's 2 processes"

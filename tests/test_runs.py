@@ -277,8 +277,8 @@ def uncut(noise_folder, tmp_path_factory):
 
 def better_each_epoch(evaluate):
     """`evaluate`, but with a validation accuracy (of 7 faces) that grows from epoch to epoch."""
-    def patched(net, faces, config):
-        numbers = evaluate(net, faces, config)
+    def patched(net, faces, *args):
+        numbers = evaluate(net, faces, *args)
         steps = int(net.backbone.bn1.num_batches_tracked)
         return {**numbers, "accuracy": steps / 8} if len(faces.names) == 7 else numbers
 
@@ -370,7 +370,7 @@ def test_a_run_made_before_an_option_was_there_goes_on_with_its_default(stopped,
 
 def test_a_run_lies_in_the_folder_of_its_method(noise_folder, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "fit", lambda cfg, out, resumed: seen.append((cfg.method, str(out), resumed)))
+    monkeypatch.setattr(train, "fit", lambda cfg, out, resumed, scratch: seen.append((cfg.method, str(out), resumed)))
     monkeypatch.chdir(tmp_path)
     for method in ("am", "mml"):
         assert invoke("train", "--data", noise_folder, "--method", method).exit_code == 0

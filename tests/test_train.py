@@ -419,8 +419,8 @@ def scripted(noise_folder, tmp_path_factory):
     out, real, script = tmp_path_factory.mktemp("scripted") / "run", mmlfer.evaluate, [0.25, 0.5, 0.125, 0.5, 0.375]
     given = iter(script)
 
-    def evaluate(net, faces, method):
-        numbers = real(net, faces, method)
+    def evaluate(net, faces, *args):
+        numbers = real(net, faces, *args)
         return {**numbers, "accuracy": next(given)} if len(faces.names) == 7 else numbers
 
     with pytest.MonkeyPatch.context() as patch:

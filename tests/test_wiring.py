@@ -13,6 +13,7 @@ import mmlfer
 from mmlfer_commands import (
     _alignment,
     _figures,
+    _processes,
     _rafce,
     bench,
     crop,
@@ -122,7 +123,7 @@ def test_the_demo_reports_its_best_epoch(trained, faces_folder, tmp_path, monkey
 def test_pretraining_takes_its_rates():
     opt = types.SimpleNamespace(seed=0, batch_size=64, arch="resnet18", precision="float32", lr=0.2, momentum=0.7,
                                 weight_decay=0.3, epochs=2)
-    run = pretrain.Pretraining(opt, 8, 640, pretrain.World(0, 1, torch.device("cpu")))
+    run = pretrain.Pretraining(opt, 8, 640, _processes.World(0, 1, torch.device("cpu")))
     (group,) = run.sgd.param_groups
     assert [*map(id, group["params"])] == [*map(id, run.net.parameters())]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.2 * 64 / 512, 0.7, 0.3, False)

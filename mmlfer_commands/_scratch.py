@@ -1,0 +1,82 @@
+"""Decoded images, in memory or in a file that the processes of a machine share."""
+
+import concurrent.futures
+import errno
+import math
+import os
+import shutil
+import tempfile
+
+import click
+import numpy as np
+
+from mmlfer import InputError, decode_all
+
+
+def decode_shared(world, folder, paths, size):
+    """`decode_all` for the processes of a World: each one's own, or, with --scratch FOLDER, once a
+    machine."""
+    shape = (len(paths), 3, size, size)
+    if folder is None or not paths:
+        tell_if_large(math.prod(shape) * world.local_size)
+        return decode_all(paths, size)
+    images = shared_array(world, folder, shape)
+    unread = None if world.local_rank else decode_all(paths, size, images)[1]
+    return images, dict(world.machines(unread))[world.machine]
+
+
+def shared_array(world, folder, shape):
+    """A uint8 array in a temporary file in `folder`, one for the processes of a machine. Its name
+    is removed as soon as all have mapped it: whatever ends them, the system frees the space."""
+    first, size = world.local_rank == 0, math.prod(shape)
+    world.machines(None)  # all are here, so that the name is needed for a moment only
+    try:
+        name = tempfile.mkstemp(".scratch", "mmlfer-", folder)[1] if first else None
+        with open(dict(world.machines(name))[world.machine], "r+b") as file:
+            try:
+                if first:
+                    file.truncate(size)
+                world.machines(None)
+                array = np.memmap(file, np.uint8, "r+", shape=shape)
+                world.machines(None)
+            finally:
+                if first:
+                    os.unlink(name)
+            if first:
+                reserve(file, size, folder)
+    except OSError as error:
+        raise InputError(f"--scratch {folder}: {error.strerror}; name another folder") from None
+    return array
+
+
+def reserve(file, size, folder):
+    """Take the file's space now: a full disk would kill a process that writes to a mapped file."""
+    free = shutil.disk_usage(folder).free
+    try:
+        if size > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise InputError(f"--scratch {folder}: the images take {size / 1e9:.2f} GB, and "
+                         f"{free / 1e9:.2f} GB are free ({error.strerror}); name another folder"
+                         ) from None
+
+
+def tell_if_large(size):
+    """A line if so many bytes are more than half of the machine's memory."""
+    names = getattr(os, "sysconf_names", ())
+    if "SC_PHYS_PAGES" in names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > memory / 2:
+            click.echo(f"Note: the images take {size / 1e9:.1f} GB of {memory / 1e9:.1f} GB of "
+                       "memory; --scratch DIR keeps them in a file", err=True)
+
+
+def one_ahead(items):
+    """The items of a generator, each made in a thread while the one before is used."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
