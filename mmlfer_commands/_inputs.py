@@ -1,5 +1,7 @@
-"""Files that commands read: those below a folder, and the images among them."""
+"""Files that commands read: those below a folder, and the images among them; reading ahead."""
 
+import collections
+import concurrent.futures
 import contextlib
 import os
 from pathlib import Path
@@ -88,3 +90,15 @@ def is_animation(path):
     with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow raises every kind
         return getattr(image, "is_animated", False)
     return False
+
+
+def ahead(items, n=1):
+    """Yield the same items; while one is used, a thread makes the next n."""
+    items, pool = iter(items), concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        coming = collections.deque(pool.submit(next, items, None) for _ in range(n))
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
-from mmlfer_commands._inputs import is_clip, list_images
+from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (
     Lines,
     check_empty,
@@ -36,8 +36,8 @@ from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker, check_module
 
 def photo_faces(paths):
     """Yield (path, image, faces) of each photograph, or (path, the reason why not, None)."""
-    for path in progress(paths, "finding faces", unit=" photos"):
-        image = try_read(path, None)
+    images = ahead((path, try_read(path, None)) for path in paths)
+    for path, image in progress(images, "finding faces", len(paths), unit=" photos"):
         yield path, image, None if isinstance(image, str) else find_faces(image)
 
 
@@ -68,7 +68,7 @@ class Crops:
                 write_whole(self.out / file, png(crop))
             else:
                 write_jpeg(Image.fromarray(crop), self.out / file)
-            row = face_row({"face": i, **face.described()})
+            row = face_row({"face": i, **face.described(image)})
             self.table.writerow({"image": shown(path), "timestamp": timestamp, "file": shown(file),
                                  **row})
             self.count += 1
@@ -132,8 +132,8 @@ def crop_frames(clip, name, crops, every, fps):
 def command(paths, out, like, size, every, fps):
     """Cut out and align the faces of photographs and videos, or of folders of them.
 
-    Photographs should be upright: faces turned by more than 45 degrees are often missed, those
-    upside down are not found, and something else may then be taken for a face.
+    Photographs should be upright: faces turned by more than 45 degrees are often missed; those
+    found, also upside down, are turned upright.
 
     OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; of a video
     NAME/00001.jpg, the largest face of its first frame (a smaller one is NAME/00001.2.jpg), and so

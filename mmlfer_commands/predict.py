@@ -1,7 +1,5 @@
 """mmlfer predict: expressions and AUs of aligned faces, or of the faces in photographs."""
 
-import collections
-import concurrent.futures
 import contextlib
 import csv
 import dataclasses
@@ -40,7 +38,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
-from mmlfer_commands._inputs import list_images
+from mmlfer_commands._inputs import ahead, list_images
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import (
     Lines,
@@ -92,20 +90,8 @@ def items_of_photos(paths, size, template):
 def items_of_photo(i, image, faces, template, size):
     """Yield the Item of each face that was found in a photograph (H, W, 3)."""
     for number, face in enumerate(faces):
-        details = {"face": number, **face.described()}
+        details = {"face": number, **face.described(image)}
         yield Item(i, align(image, face, template, size), details)
-
-
-def ahead(items, n=1):
-    """Yield the same items; while one is used, a thread makes the next n."""
-    items, pool = iter(items), concurrent.futures.ThreadPoolExecutor(1)
-    try:
-        coming = collections.deque(pool.submit(next, items, None) for _ in range(n))
-        while (item := coming.popleft().result()) is not None:
-            coming.append(pool.submit(next, items, None))
-            yield item
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def chunks(items, n):
@@ -142,8 +128,8 @@ def predict_images(net, state, items, paths, top):
 def prediction_line(result):
     """A face's prediction as one line of text."""
     face = f", face {result['face']}" if "face" in result else ""
-    if result.get("small"):
-        face += " (small)"
+    if marks := [mark for mark in ("small", "cut") if result.get(mark)]:
+        face += f" ({', '.join(marks)})"
     expressions = ", ".join(f"{e['name']} {100 * e['p']:.1f} %" for e in result["expressions"])
     return f"{result['image']}{face}: {expressions}; AUs: {active_aus(result, '{au} {name}', ', ')}"
 
@@ -432,8 +418,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
     Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
-    are often missed, those upside down are not found, and something else may then be taken for a
-    face.
+    are often missed; those found, also upside down, are turned upright.
 
     Images that cannot be read are named and skipped, and the exit
     code is then 1.

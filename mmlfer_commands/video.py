@@ -33,6 +33,7 @@ from mmlfer_commands._answers import (
     probability_columns,
     probability_row,
 )
+from mmlfer_commands._inputs import ahead
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
@@ -47,7 +48,7 @@ from mmlfer_commands._video import (
     fit,
 )
 from mmlfer_commands.crop import every_option, fps_option, like_option
-from mmlfer_commands.predict import Item, ahead, predict_crops
+from mmlfer_commands.predict import Item, predict_crops
 
 BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead
 FACE = ("confidence", "success", "x", "y", "width", "height",

@@ -23,7 +23,7 @@ from PIL import Image
 from scenes import two_face_scene
 
 import mmlfer
-from mmlfer_commands import _rafce, predict
+from mmlfer_commands import _inputs, _rafce, predict
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +385,7 @@ def test_decoding_goes_on_beside_the_net(n):
             made.append(i)
             yield i
 
-    for item in predict.ahead(numbers(), n):
+    for item in _inputs.ahead(numbers(), n):
         for _ in range(200):
             if len(made) > min(item + n, 5):
                 break
