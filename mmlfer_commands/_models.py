@@ -5,6 +5,7 @@ README.md (a model card). Of these and of the Hub only tensors and JSON are read
 """
 
 import json
+import string
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mmlfer import (
     brief,
     check_state,
     make_base_net,
+    percent,
     plural,
     read_checkpoint,
     torch,
@@ -34,17 +36,6 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 KEPT = ("emotions", "aus", "trained_aus", "epoch", "template")  # of a checkpoint, as they are
 HUB = "hf:"
 CONFIG_BYTES = 2**20  # most of a config.json, and of the header of a model.safetensors
-LIMITS = """\
-The labels are expressions that annotators *perceived* in photographs from the web, and AUs as
-present or absent, not how strong they are: neither says what a person feels. Single predictions are
-often wrong, rates for rare expressions are noise. The faces of a data set do not stand for all
-ages, skin tones and cultures. This is a tool for research, not for judging people: not in hiring,
-schooling, policing, border control, health or any other decision about people."""
-CITATION = """\
-@inproceedings{li2023compound, booktitle = {CVPR Workshops}, year = {2023},
-  title  = {Compound Expression Recognition In-the-wild with AU-assisted Meta Multi-task Learning},
-  author = {Li, Ximan and Deng, Weihong and Li, Shan and Li, Yong}}"""
-
 ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL",
                            help="best.pt of a run, a folder of `export`, or "
                            "hf:USER/NAME[@REVISION] on the Hugging Face Hub.")
@@ -179,9 +170,8 @@ def shared_config(state, test, versions):
             "colour_order": "RGB", "mean": net["mean"].flatten().tolist(),
             "std": net["std"].flatten().tolist(), **{name: state[name] for name in KEPT},
             "statistics": {"name": Path(cfg["stats"]).name, "table": state["table"].tolist()},
-            "trained_on": {"images": state["images"]},
-            "backbone": state["backbone"], "options": shared_options(cfg), "test": test,
-            "versions": versions}
+            "trained_on": {"images": state["images"]}, "backbone": state["backbone"],
+            "options": shared_options(cfg), "test": test, "versions": versions}
 
 
 def write_folder(folder, state, test, versions):
@@ -197,10 +187,6 @@ def write_folder(folder, state, test, versions):
 
 
 # ---------------------------------------------------------------- the model card
-
-
-def percent_of(value):
-    return "-" if value is None else f"{100 * value:.2f} %"
 
 
 def result_of(source, state):
@@ -232,73 +218,40 @@ def tested(source, state):
 
 
 def front_matter(state, test):
-    """What the Hub reads at the top of a card."""
-    method, size = state["config"]["method"], state["config"]["size"]
+    """What the Hub reads at the top of a card, as YAML."""
     facts = {"library_name": "mmlfer", "pipeline_tag": "image-classification",
-             "tags": ["facial-expression-recognition", "compound-expressions", "action-units",
-                      "mmlfer"]}
+             "tags": ["facial-expression-recognition", "compound-expressions", "action-units"]}
     if test:
         kinds = {"accuracy": ("accuracy", "Acc."), "diag": ("accuracy", "Diag. (mean of classes)"),
                  "macro_f1": ("f1", "macro F1"), "au_f1_macro": ("f1", "AU F1, mean")}
         metrics = [{"type": kind, "name": name, "value": round(100 * test[key], 2)}
                    for key, (kind, name) in kinds.items() if test[key] is not None]
-        name = "RAF-CE" if test["rafce"] else "a data set of its author's"
-        facts["model-index"] = [{"name": f"{method}, {size}x{size}", "results": [
-            {"task": {"type": "image-classification"}, "metrics": metrics,
-             "dataset": {"type": "rafce" if test["rafce"] else "own", "name": name}}]}]
-    return ("---\n# license: fill it in. RAF-CE's licence, as those of most face data sets, is for "
-            "research alone:\n# it binds what is trained on them, and asks before anything is "
-            f"passed on.\n{yaml.safe_dump(facts, sort_keys=False)}---\n")
+        dataset = {"type": "rafce" if test["rafce"] else "own",
+                   "name": "RAF-CE" if test["rafce"] else "a data set of its author's"}
+        result = {"task": {"type": "image-classification"}, "dataset": dataset, "metrics": metrics}
+        facts["model-index"] = [{"name": state["config"]["method"], "results": [result]}]
+    return yaml.safe_dump(facts, sort_keys=False)
 
 
 def test_tables(test):
-    """The test's figures by expression and by AU, as Markdown."""
+    """The test's figures by expression and by AU, as Markdown, in percent."""
     if not test:
         return "Not tested."
-    expressions = markdown(["expression", "test images", "right"], [
-        [name, n, percent_of(test["per_class"][name])] for name, n in test["images"].items()])
-    aus = markdown(["AU", "", "F1"], [[au, AU_NAMES[int(au)], percent_of(f1)]
-                                      for au, f1 in test["au_f1"].items() if f1 is not None])
-    return (f"{test['n']} images: Acc. {percent_of(test['accuracy'])}, Diag. (mean of the "
-            f"expressions) {percent_of(test['diag'])}, macro F1 {percent_of(test['macro_f1'])}.\n\n"
-            f"{expressions}" + (f"\n\n{aus}" if aus.count("\n") > 1 else ""))
+    means = ", ".join(f"{name} {percent(test[key]).strip()} %" for key, name in (
+        ("accuracy", "Acc."), ("diag", "Diag."), ("macro_f1", "macro F1")))
+    expressions = [[name, n, percent(test["per_class"][name]).strip()]
+                   for name, n in test["images"].items()]
+    aus = [[au, AU_NAMES[int(au)], percent(f1).strip()] for au, f1 in test["au_f1"].items()
+           if f1 is not None]
+    tables = [markdown(["expression", "test images", "right, %"], expressions)]
+    tables += [markdown(["AU", "", "F1, %"], aus)] if aus else []
+    return "\n\n".join([f"{test['n']} images: {means}.", *tables])
 
 
 def card(state, test):
     """A model card, as the Hugging Face Hub reads it."""
-    cfg = state["config"]
-    return f"""{front_matter(state, test)}
-# Facial expressions with action units ({cfg["method"]}, {cfg["arch"]})
-
-A net of mmlfer, for aligned faces of {cfg["size"]}x{cfg["size"]} pixels, with {len(state["aus"])}
-facial action units (AUs) and these expressions: {", ".join(state["emotions"])}.
-Trained on {plural(state["images"], "image")} by `{cfg["method"]}`, epoch {state["epoch"]}.
-
-## Use
-
-```sh
-mmlfer predict --ckpt hf:USER/NAME --photos photo.jpg   # or a folder with these files
-```
-
-```python
-import mmlfer
-from mmlfer_commands._models import load_model
-net, state = load_model("hf:USER/NAME")
-face = mmlfer.read_image("face.jpg", state["config"]["size"])
-p_emo, p_au = mmlfer.predict_faces(net, mmlfer.as_batch([face]))
-```
-
-## Test
-
-{test_tables(test)}
-
-## Limits and intended use
-
-{LIMITS}
-
-## Citation
-
-```bibtex
-{CITATION}
-```
-"""
+    cfg, template = state["config"], Path(__file__).with_name("card.md").read_text("utf-8")
+    return string.Template(template).substitute(
+        front=front_matter(state, test), test=test_tables(test), aus=len(state["aus"]),
+        emotions=", ".join(state["emotions"]), images=plural(state["images"], "image"),
+        epoch=state["epoch"], **{name: cfg[name] for name in ("method", "arch", "size")})

@@ -75,13 +75,13 @@ def test_the_hubs_client_reads_the_card(folder, there):
 
 
 def test_the_card_has_the_limits_and_the_citation_of_the_readme(folder):
-    readme, card = (" ".join(path.read_text().split()) for path in (ROOT / "README.md", folder / "README.md"))
-    for sentence in re.split(r"(?<=\.) ", " ".join(_models.LIMITS.split())):
-        assert sentence in card
-    told = readme.split("## Limits and intended use")[1].split(" ## ")[0]
-    for words in re.split(r"[.,:;] ", " ".join(_models.LIMITS.split())):
+    readme, card = ((path / "README.md").read_text() for path in (ROOT, folder))
+    limits, told = (" ".join(page.split("## Limits and intended use")[1].split("\n## ")[0].split()) for page in (card, readme))
+    assert len(limits) > 400
+    for words in re.split(r"[.,:;] ", limits):
         assert words.removesuffix(".").removeprefix("The faces of a data set ").lower() in told.lower(), words
-    assert " ".join(_models.CITATION.split()) in readme and " ".join(_models.CITATION.split()) in card
+    cited, citation = (page.split("```bibtex")[1].split("```")[0] for page in (card, readme))
+    assert cited == citation
 
 
 def table_of(ckpt, faces_folder, tmp_path):
@@ -137,8 +137,10 @@ def test_the_revision_is_fetched_once_kept_and_told(there, faces_folder):
     assert again.stdout == first.stdout and not [line for line in there.seen if line.startswith("GET /user")]
 
 
-def test_a_fetched_model_works_without_a_network(folder, faces_folder, tmp_path):
+def test_a_fetched_model_works_without_a_network(sketch_34, faces_folder, tmp_path):
     """Whole processes, as people start them, with HF_ENDPOINT."""
+    folder = tmp_path / "model"
+    assert invoke("export", "--ckpt", sketch_34, "--out", folder).exit_code == 0
     words = command_line("predict", "--ckpt", "hf:user/model", faces_folder / "aligned/0001_aligned.jpg")
     with hub.serving({path.name: path.read_bytes() for path in folder.iterdir()}) as server:
         own = {**os.environ, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path)}
