@@ -1,17 +1,25 @@
 """`train` in several processes under torchrun, and `--scratch`."""
 
 import csv
+import functools
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import types
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import SMALL, assert_same_run, invoke, load, run_of
-from test_processes import torchrun
+from test_bilevel import CFG
+from test_processes import ENVIRONMENT, torchrun
 
 import mmlfer
-from mmlfer_commands import _processes, _rafce, train
+from mmlfer_commands import _processes, _rafce, _scratch, train
 
 SECOND = """
 import os, signal, sys
@@ -143,3 +151,101 @@ def test_scratch_gives_the_bits_of_memory(trained, faces_folder, tmp_path):
     rows = [list(csv.DictReader((out / "log.csv").open())) for out in (trained[0], tmp_path / "run")]
     assert [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows[0]] == [
         {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows[1]]
+
+
+@pytest.fixture
+def bad_one(faces_folder, tmp_path):
+    """A copy of the faces of which one cannot be read."""
+    shutil.copytree(faces_folder, tmp_path / "faces")
+    sorted((tmp_path / "faces/aligned").iterdir())[7].write_bytes(b"no image")
+    return tmp_path / "faces"
+
+
+def test_scratch_leaves_bad_images_out_as_memory_does(bad_one, tmp_path):
+    faces, folder = _rafce.load_labels(bad_one), tmp_path / "scratch"
+    folder.mkdir()
+    shared = functools.partial(_scratch.decode_shared, _processes.ALONE, folder)
+    memory, file = (mmlfer.load_images(faces, bad_one, 32, True, *how) for how in ((), (shared,)))
+    assert memory.names == file.names and len(file.names) == 59 and torch.equal(memory.images, file.images)
+    with pytest.raises(mmlfer.InputError, match="1 of 60 images cannot be read"):
+        mmlfer.load_images(faces, bad_one, 32, False, shared)
+    assert not list(folder.iterdir())
+
+
+def test_images_are_decoded_into_their_place_once(faces_folder, bad_one, monkeypatch):
+    """There is no copy, whether all are good or not, nor of the faces of a part."""
+    made, empty = [], np.empty
+    monkeypatch.setattr(mmlfer.np, "empty", lambda *args, **options: made.append(empty(*args, **options)) or made[-1])
+    for folder in (faces_folder, bad_one):
+        images = mmlfer.load_images(_rafce.load_labels(folder), folder, 32, True).images
+        assert len(images) == 60 - (folder == bad_one) and images.data_ptr() == made[-1].ctypes.data
+    faces = mmlfer.load_images(_rafce.load_labels(faces_folder), faces_folder, 32)
+    part = faces.of("val").select(slice(1, None, 2))
+    assert part.images.dataset.dataset is faces.images
+    rows = np.flatnonzero(faces.split == mmlfer.VAL)[1::2]
+    assert torch.equal(part.images[torch.arange(len(rows))], faces.images[torch.from_numpy(rows)])
+    assert mmlfer.Batches(faces, CFG, torch.device("cpu")).images.data_ptr() == faces.images.data_ptr()
+
+
+def test_a_disk_that_is_too_small_is_said_before_decoding(faces_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(_scratch, "decode_all", None)
+    options = ("train", "--data", faces_folder, "--out", tmp_path / "run", *SMALL, "--scratch", tmp_path)
+    line = f"Error: --scratch {tmp_path}: the images take 0.00 GB, and {{}} GB are free (No space left on device); name another folder\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+        assert invoke(*options).stderr == line.format("0.00")
+    with monkeypatch.context() as patch:  # another program takes the space meanwhile
+        patch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=5e9))
+        patch.setattr(os, "posix_fallocate", lambda *args: (_ for _ in ()).throw(OSError(28, os.strerror(28))))
+        assert invoke(*options).stderr == line.format("5.00")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scratch_folder_that_is_not_there_is_refused(faces_folder, tmp_path):
+    result = invoke("train", "--data", faces_folder, "--out", tmp_path / "run", *SMALL, "--scratch", tmp_path / "no")
+    assert result.stderr == f"Error: --scratch {tmp_path}/no: No such file or directory; name another folder\n"
+
+
+DECODING = """
+import os, signal, sys
+import mmlfer
+from mmlfer_commands import _processes, _scratch
+shared, seen = _scratch.shared_array(_processes.ALONE, sys.argv[1], (7, 3, 32, 32)), os.listdir(sys.argv[1])
+shared[:] = int(sys.argv[2])
+print(seen, flush=True)
+sys.stdin.readline()
+print(shared.min(), shared.max(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_two_runs_in_one_folder_do_not_meet_and_killed_ones_leave_nothing(tmp_path):
+    runs = [subprocess.Popen([sys.executable, "-c", DECODING, str(tmp_path), number], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             text=True, env=ENVIRONMENT) for number in "34"]
+    assert [run.stdout.readline() for run in runs] == ["[]\n"] * 2  # while they decode, too
+    for run, number in zip(runs, "34"):
+        assert run.communicate("\n", timeout=60)[0] == f"{number} {number}\n" and run.returncode == -signal.SIGKILL
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("processes,told", [(1, False), (2, True)])
+def test_images_of_more_than_half_of_the_memory_are_named(monkeypatch, capsys, processes, told):
+    """Each process of the machine has its own."""
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}
+    monkeypatch.setattr(os, "sysconf", pages.get)
+    monkeypatch.setattr(_scratch, "decode_all", lambda paths, size: ([], {}))
+    world = _processes.World(local_size=processes)
+    _scratch.decode_shared(world, None, [None] * 50_000, 112)  # 1.9 GB of 4.3 GB
+    assert capsys.readouterr().err == told * ("Note: the images take 3.8 GB of 4.3 GB of memory; --scratch DIR keeps them in a file\n")
+
+
+def test_one_ahead_gives_all_in_order_and_passes_on_what_fails():
+    def items(n):
+        yield from range(n)
+        raise ValueError("the source")
+
+    given = _scratch.one_ahead(items(3))
+    assert [next(given) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="the source"):
+        next(given)
+    assert list(_scratch.one_ahead(iter([(1,), (2,)]))) == [(1,), (2,)]
