@@ -8,23 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlfer import (
-    TEST,
-    TRAIN,
-    VAL,
-    InputError,
-    image_index,
-    plural,
-    progress,
-    stem,
-)
-from mmlfer_commands._inputs import (
-    files_below,
-    find_files,
-    images_among,
-    images_below,
-    is_hidden,
-)
+from mmlfer import TEST, TRAIN, VAL, InputError, image_index, plural, progress, stem
+from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
 from mmlfer_commands._labels import PARTS, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
 

@@ -47,14 +47,7 @@ from mmlfer_commands._formats import (
     rafdb,
 )
 from mmlfer_commands._inputs import files_below
-from mmlfer_commands._labels import (
-    LABELS,
-    Rows,
-    check_names,
-    describe,
-    read_rows,
-    split_people,
-)
+from mmlfer_commands._labels import LABELS, Rows, check_names, describe, read_rows, split_people
 from mmlfer_commands._outputs import new_folder, write_rows
 
 # ---------------------------------------------------------------- labels.csv

@@ -7,17 +7,7 @@ import sys
 import click
 from PIL import Image
 
-from mmlfer import (
-    COUNT,
-    PATH,
-    RATE,
-    SIZE,
-    is_image,
-    plural,
-    progress,
-    try_read,
-    write_whole,
-)
+from mmlfer import COUNT, PATH, RATE, SIZE, is_image, plural, progress, try_read, write_whole
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
 from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (

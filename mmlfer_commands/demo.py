@@ -6,16 +6,7 @@ import time
 import click
 import numpy as np
 
-from mmlfer import (
-    LABEL_FILES,
-    PATH,
-    TEST,
-    Config,
-    InputError,
-    counts,
-    device_option,
-    percent,
-)
+from mmlfer import LABEL_FILES, PATH, TEST, Config, InputError, counts, device_option, percent
 from mmlfer_commands._rafce import load_labels
 from mmlfer_commands._stats import load_stats
 from mmlfer_commands.eval import report

@@ -9,15 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import (
-    PATH,
-    InputError,
-    as_batch,
-    decode,
-    device_option,
-    image_paths,
-    torch,
-)
+from mmlfer import PATH, InputError, as_batch, decode, device_option, image_paths, torch
 from mmlfer_commands._alignment import PUBLIC, look
 from mmlfer_commands._answers import active_aus, answer
 from mmlfer_commands._figures import pyplot, save_figure

@@ -9,15 +9,7 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import (
-    AU_NAMES,
-    PATH,
-    InputError,
-    Vocabulary,
-    brief,
-    learned,
-    plural,
-)
+from mmlfer import AU_NAMES, PATH, InputError, Vocabulary, brief, learned, plural
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._results import read_results

@@ -12,13 +12,7 @@ import yaml
 from mmlfer import PATH, RUN_FILES, InputError, Vocabulary, brief, write_whole
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
-from mmlfer_commands._results import (
-    PRINTED,
-    digest_of_names,
-    packed,
-    read_results,
-    unpacked,
-)
+from mmlfer_commands._results import PRINTED, digest_of_names, packed, read_results, unpacked
 from mmlfer_commands._runs import WORDS
 
 # ---------------------------------------------------------------- Tables 2 and 3

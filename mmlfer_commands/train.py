@@ -46,12 +46,7 @@ from mmlfer import (
     write_whole,
 )
 from mmlfer_commands._alignment import template_of_tensor
-from mmlfer_commands._backbones import (
-    backbone_name,
-    find_weights,
-    given_backbone,
-    start_base_net,
-)
+from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
 from mmlfer_commands._labels import (
     check_learnable,
     check_trainable,

@@ -15,15 +15,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mmlfer import (
-    PATH,
-    RATE,
-    SHARE,
-    InputError,
-    device_option,
-    precision_option,
-    progress,
-)
+from mmlfer import PATH, RATE, SHARE, InputError, device_option, precision_option, progress
 from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
     answer,

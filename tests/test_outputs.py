@@ -21,15 +21,7 @@ from PIL import Image
 from serving import with_template
 
 import mmlfer
-from mmlfer_commands import (
-    _alignment,
-    _outputs,
-    _people,
-    _runs,
-    predict,
-    pretrain,
-    train,
-)
+from mmlfer_commands import _alignment, _outputs, _people, _runs, predict, pretrain, train
 
 # ---------------------------------------------------------------- two processes at one output
 
