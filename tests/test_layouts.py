@@ -106,7 +106,7 @@ def pixels(value):
 FER = f"emotion,pixels,Usage\n3,{pixels(10)},Training\n0,{pixels(20)},PublicTest\n6,{pixels(30)},PrivateTest\n2,{pixels(40)},Training\n"
 VOTES = ("Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
          "Training,fer0000000.png,1,7,0,0,0,0,0,0,2,0\nPublicTest,fer0000001.png,0,0,4,0,4,0,1,0,1,0\n"
-         "PrivateTest,fer0000002.png,3,0,0,2,0,0,0,0,4,1\nTraining,,0,0,0,0,0,0,0,0,0,10\n")
+         "PrivateTest,fer0000002.png,4,0,0,2,0,0,0,0,4,1\nTraining,,0,9,0,0,0,0,0,0,0,1\n")
 
 
 def test_fer2013s_pixels_become_pictures(tmp_path):
@@ -122,7 +122,7 @@ def test_fer2013s_pixels_become_pictures(tmp_path):
 
 def test_ferplus_votes_stand_in_columns_and_name_the_expression(tmp_path):
     """The columns of the ICML file have blanks before their names, in another order. Most votes name the expression, ? is a tie;
-    rows that most took for unknown, or that have no name, are left out, and their pictures are not written."""
+    rows that as many or more took for unknown, or that have no name, are left out, and their pictures are not written."""
     lines = [line.split(",") for line in FER.splitlines()]
     make(tmp_path, {"icml.csv": "".join(f"{emotion}, {usage}, {values}\n" for emotion, values, usage in lines), "votes.csv": VOTES})
     rows, said = written(tmp_path, "fer2013", tmp_path / "icml.csv", "--votes", tmp_path / "votes.csv", "--as-published")
@@ -136,14 +136,17 @@ def test_ckplus_has_the_last_frames_and_a_neutral_first_one(tmp_path):
     make(tmp_path, {"Emotion/S005/001/S005_001_00000005_emotion.txt": "   3.0000000e+00\n",
                     "FACS/S005/001/S005_001_00000005_facs.txt": "   9.0000000e+00   4.0000000e+00\n   1.7000000e+01   0.0000000e+00\n"
                                                                 "   6.4000000e+01   0.0000000e+00\n   2.5000000e+01   1.0000000e+00\n",
-                    "FACS/S010/002/S010_002_00000002_facs.txt": "\n"})
+                    "FACS/S010/002/S010_002_00000002_facs.txt": "\n", "Emotion/S011/001/S011_001_00000002_emotion.txt": "1\n",
+                    "FACS/S011/001/S011_001_00000002_facs.txt": "4 5\n"})
     names = [f"cohn-kanade-images/S005/001/S005_001_0000000{i}.png" for i in range(1, 6)]
-    make(tmp_path, [*names, "cohn-kanade-images/S010/002/S010_002_00000001.png", "cohn-kanade-images/S010/002/S010_002_00000002.png"])
+    make(tmp_path, [*names, "cohn-kanade-images/S010/002/S010_002_00000001.png", "cohn-kanade-images/S010/002/S010_002_00000002.png",
+                      "cohn-kanade-images/S011/001/S011_001_00000001.png", "cohn-kanade-images/S011/001/S011_001_00000002.png"])
     rows, said = written(tmp_path, "ckplus", "--frames", 2, tmp_path)
     last = ",disgust,9+17+25,S005"
     assert rows == ["image,expression,aus,person", names[3] + last, names[4] + last, names[0] + ",neutral,?,S005",
-                    "cohn-kanade-images/S010/002/S010_002_00000001.png,?,,S010", "cohn-kanade-images/S010/002/S010_002_00000002.png,?,,S010"]
-    assert said[0] == "classes, with their images: 0 neutral (1), 3 disgust (2)"
+                    "cohn-kanade-images/S010/002/S010_002_00000001.png,?,,S010", "cohn-kanade-images/S010/002/S010_002_00000002.png,?,,S010",
+                    "cohn-kanade-images/S011/001/S011_001_00000001.png,anger,4,S011", "cohn-kanade-images/S011/001/S011_001_00000002.png,anger,4,S011"]
+    assert said[0] == "classes, with their images: 0 neutral (1), 1 anger (2), 3 disgust (2)"
     (tmp_path / "labels.csv").unlink()
     rows, _ = written(tmp_path, "ckplus", "--frames", 1, "--present-from", 2, tmp_path)
     assert rows[1] == names[4] + ",disgust,9+17,S005"
@@ -236,7 +239,7 @@ def test_openfaces_windows_files_pyfeats_and_librefaces(tmp_path):
     files = {"w.csv": "face, confidence, AU01_c, AU12_c\r\n0, 0.98, 1.0, 0.0\r\n",
              "p/fex.csv": "FaceRectX,FaceScore,AU01,AU12,AU43,anger,input,frame\n1,0.9,0.2,0.51,0.5,0.1,x/1.jpg,0\n"
                           "9,0.8,0.9,0.1,0.1,0.1,x/1.jpg,0\n3,0.9,0.7,0.1,0,0.1,x/2.jpg,1\n,,,,,,x/3.jpg,2\n1,0.9,1,1,1,0,y/99.jpg,3\n",
-             "l/1.csv": "frame_idx,frame_time_in_ms,facial_expression,au_1,au_12,au_1_intensity,au_26_intensity\n0,0.0,Neutral,0,1,1.2,3.3\n"}
+             "p/labels.csv": "image,expression,aus\n", "l/1.csv": "frame_idx,frame_time_in_ms,facial_expression,au_1,au_12,au_1_intensity,au_26_intensity\n0,0.0,Neutral,0,1,1.2,3.3\n"}
     make(tmp_path, files)
     found = {}
     for tool, place in (("openface", "1.csv"), ("pyfeat", "p"), ("libreface", "l")):
