@@ -1,4 +1,4 @@
-"""Tables of AUs: those that coders made, without expressions, and those that tools made."""
+"""Tables of AUs, by coders, without expressions, or by tools. formats.md describes each layout."""
 
 import collections
 import re
@@ -42,11 +42,7 @@ def whole(text, what, where):
 
 
 def disfa(folder, images, present_from, unknown):
-    """Read DISFA's AUs, which have no expressions.
-
-    IN/ActionUnit_Labels/SN001/SN001_au1.txt has rows `frame,intensity`, from 0 to 5. The frames lie
-    in --images as SN001/00001.jpg, with any zeros. An AU counts as present from --present-from.
-    """
+    """The frames of DISFA."""
     for person in sorted((folder / "ActionUnit_Labels").glob("SN*")):
         rows = {}
         for path in sorted(person.glob(f"{person.name}_au*.txt")):
@@ -61,12 +57,7 @@ def disfa(folder, images, present_from, unknown):
 
 
 def bp4d(folder, images, present_from, unknown):
-    """Read BP4D's AUs, which have no expressions.
-
-    IN is AUCoding/AU_OCC: of its files F001_T1.csv the first row has the AUs, the first column the
-    frames, which lie in --images as F001/T1/2440.jpg, with any zeros. Values are 0, 1 and 9 for not
-    coded; with --present-from above 1, as for AU_INT, intensities from 0 to 5.
-    """
+    """The frames of BP4D."""
     coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
     for path in sorted(folder.glob("*_*.csv")):
         (first, header), *table = list(read_rows(path)) or [(1, [])]
@@ -80,11 +71,7 @@ def bp4d(folder, images, present_from, unknown):
 
 
 def emotionet(paths, images, present_from, unknown):
-    """Read EmotioNet's AUs, which have no expressions.
-
-    IN... are the files dataFile_0001.txt with tabs between the URL, the image's name and the values
-    of AU 1 to 60: 0, 1, and 999 for not coded. Those above 46, of head and eyes, are left out.
-    """
+    """The faces of EmotioNet."""
     coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
     for path in paths:
         for number, (_, *cells) in read_rows(path):
@@ -98,13 +85,7 @@ def emotionet(paths, images, present_from, unknown):
 
 
 def ckplus(folder, frames, present_from):
-    """Read CK+: of each sequence the last frames and the first.
-
-    IN has cohn-kanade-images/S005/001/, and in the same folders below FACS and Emotion a file with
-    a row `AU intensity` for each AU, and one with the class. Intensity 0 says that its strength is
-    unknown: the AU is present. The AUs hold for the last --frames. The first is neutral if the
-    sequence has a class, and its AUs are not coded. Head and eyes (AUs above 46) are left out.
-    """
+    """The last frames and the first of CK+'s sequences."""
     for facs in sorted((folder / "FACS").glob("*/*/*_facs.txt")):
         person, sequence = facs.parts[-3:-1]
         images = images_below(folder / "cohn-kanade-images" / person / sequence)
@@ -139,14 +120,7 @@ def numbers_in(path, fields):
 
 
 def opengraphau(path, aus):
-    """Add AUs to labels.csv from OpenGraphAU's or ME-GraphAU's lists.
-
-    IN... are the lists of paths, hybrid_train_img_path.txt; beside each lies its
-    hybrid_train_label.txt, whose lines have 1, 0 or -1 (not coded) for each AU. The lists have no
-    expressions: OUT must have them, and no AUs yet. Which AUs the columns are stands in neither
-    file. OpenGraphAU's own are 1,2,4,5,6,7,9,10,11,12,13,14,15,16,17,18,19,20,22,23,24,25,26,27,
-    32,38,39, then L1,R1 and so on of 2, 4, 6, 10, 12 and 14.
-    """
+    """Yield (image, {AU: True, False or None}) of a list of OpenGraphAU."""
     beside = path.with_name(path.name.replace("img_path", "label"))
     if beside == path:
         raise InputError(f"{path}: expected a list called ..._img_path.txt, and ..._label.txt "
@@ -165,23 +139,12 @@ class Tool(NamedTuple):
     title: str
     pattern: str  # of the columns that say whether an AU is seen
     columns: str  # the first of them
-    coding: Coding
-    note: str  # what its help says of them
+    coding: Coding = ONE
 
 
-OF_ONE = "IN... are files NAME.csv, each of the image NAME.jpg, or folders of them."
-TOOLS = {
-    "openface": Tool("OpenFace", "AU([0-9]{2})_c", "AU01_c, AU02_c", ONE, f"""{OF_ONE} Of face 0 the
-    columns AU01_c, AU02_c ... are taken, 1 where it sees the AU (AU01_r is not used)."""),
-    "pyfeat": Tool("py-feat", "AU([0-9]{2})", "AU01, AU02", Coding(present_from=0.5), """IN... are
-    its files, or folders of them. The column input names the image; an AU is seen from 0.5. Of
-    several faces the first is taken."""),
-    "libreface": Tool("LibreFace", "au_([0-9]{1,2})", "au_1, au_2", ONE, f"""{OF_ONE} The columns
-    au_1, au_2 ... are 1 where it sees the AU (au_1_intensity is not used).""")}
-TOOL_HELP = """Add AUs to labels.csv from {0.title}'s CSV files.
-
-    {0.note} OUT must have the expressions, and no AUs yet. These are labels of a tool, not of
-    coders."""
+TOOLS = {"openface": Tool("OpenFace", "AU([0-9]{2})_c", "AU01_c, AU02_c"),
+         "pyfeat": Tool("py-feat", "AU([0-9]{2})", "AU01, AU02", Coding(present_from=0.5)),
+         "libreface": Tool("LibreFace", "au_([0-9]{1,2})", "au_1, au_2")}
 
 
 def tool_aus(tool, path):

@@ -1,4 +1,4 @@
-"""Layouts of faces and labels that people have, each read as Labelled faces."""
+"""Layouts of faces and labels that people have, each read as Labelled faces: see formats.md."""
 
 import collections
 import math
@@ -145,14 +145,7 @@ def au_labels(coded):
 
 
 def rafdb(folder, expressions):
-    """Read RAF-DB: its basic or its compound part, or Kaggle's copy.
-
-    EmoLabel/list_patition_label.txt (sic) has rows `train_00001.jpg 5`: the name gives the part,
-    train or test, the number is one of 7 classes in the folder `basic`, of 11 in `compound`. Images
-    are Image/aligned/train_00001_aligned.jpg or else Image/original/train_00001.jpg; gender, race
-    and age are taken from Annotation/manual/train_00001_manu_attri.txt, where that is there.
-    Kaggle's copy has train_labels.csv, test_labels.csv and DATASET/train/5/.
-    """
+    """The faces of RAF-DB."""
     kaggle = (folder / "train_labels.csv").is_file()
     rows = list(rafdb_copy(folder) if kaggle else rafdb_list(folder))
     compound = any(len(code) > 1 or code > "7" for _, _, code, _ in rows)
@@ -200,13 +193,7 @@ def attributes(path):
 
 
 def affectnet(folder, images):
-    """Read AffectNet: its folders of arrays, or the older lists.
-
-    IN has train_set and val_set, each with images/0.jpg and annotations/0_exp.npy; or training.csv
-    and validation.csv, with or without a header. The images of the lists are whole photographs:
-    `mmlfer crop` cuts out the faces, and --images names its OUT; or a folder with aligned faces
-    under the names that the lists have. Classes 8 to 10 (none, uncertain, no face) are left out.
-    """
+    """The faces of AffectNet."""
     rows = affectnet_arrays if (folder / "train_set").is_dir() else affectnet_lists
     for where, image, split, code in rows(folder, images):
         name = class_name(code, (*AFFECTNET, "", "", ""), where, what="one of AffectNet's classes")
@@ -267,13 +254,7 @@ def nearest(crops, cells, folder):
 
 
 def fer2013(path, votes):
-    """Read FER2013's pixels, and FERPlus's votes.
-
-    IN is fer2013.csv or icml_face_data.csv, with the columns emotion, pixels and Usage; its images
-    are written as OUT/fer2013/fer0000000.png and so on. With --votes, fer2013new.csv, the columns
-    p_neutral, p_happiness ... have FERPlus's votes; the expression is that with the most of them, ?
-    where two have equally many. Rows most of whose votes are unknown or NF (no face) are left out.
-    """
+    """The faces of FER2013, with FERPlus's votes if given."""
     rows = read_rows(path)
     columns = next(rows, (1, []))[1]
     if missing := {"emotion", "pixels", "Usage"} - {*columns}:
@@ -313,11 +294,7 @@ def with_votes(faces, path, votes):
 
 
 def jaffe(folder):
-    """Read JAFFE, whose names tell the person and the expression.
-
-    KA.AN1.39.tiff is anger of KA; DI is disgust, FE fear, HA happiness, NE neutral, SA sadness and
-    SU surprise.
-    """
+    """The faces of JAFFE."""
     for path in images_below(folder):
         match = re.fullmatch(f"([A-Z]{{2}})[.]({'|'.join(JAFFE)})[0-9]+[.][0-9]+", path.stem)
         if not match:
@@ -327,13 +304,7 @@ def jaffe(folder):
 
 
 def mafw(folder, images, fold):
-    """Read MAFW's lists of clips, for frames of them.
-
-    IN has set_1 to set_5, each with train.txt and test.txt, whose rows are `02820.mp4
-    anger_disgust`. The frames of a clip lie in --images as 02820/00001.jpg, as `mmlfer crop` cuts
-    them out of clips. The parts are those of --fold; the column fold says in which of the five a
-    clip is tested, the column person which frames are of one clip.
-    """
+    """The frames of MAFW's clips."""
     if not (folder / f"set_{fold}").is_dir():
         raise InputError(f"{folder}: no set_{fold} in it; give MAFW's folder of set_1 to set_5")
     lists = {(k, part): read_labels(folder / f"set_{k}" / f"{part}.txt", str)
@@ -370,11 +341,7 @@ def subfolders(folder):
 
 
 def folders(folder):
-    """Read a folder of images for each class.
-
-    Its name is the expression. The folders may lie in train, val and test, as torchvision's
-    ImageFolder and Hugging Face's imagefolder have them.
-    """
+    """The images of a folder for each class."""
     tops = subfolders(folder)
     parts = [part_of(top.name) for top in tops]
     if any(parts) and not all(parts):
@@ -397,12 +364,7 @@ def class_column(columns, column, path):
 
 
 def huggingface(folder, column, expressions):
-    """Read Hugging Face's imagefolder with metadata.csv.
-
-    metadata.csv lies in the data set's folder IN, or in each of its train, validation and test. Its
-    columns are called as those of labels.csv: file_name is a path from where it lies; the part
-    stands in a column split or is the name of a folder; person, aus and AU1, AU2 ... are taken.
-    """
+    """The images of Hugging Face's imagefolder."""
     paths = find_files(folder, "metadata.csv")
     if not paths:
         raise InputError(f"{folder}: no metadata.csv in it or below it; name the data set's folder")
@@ -439,15 +401,7 @@ def labelled_row(table, cells, folder, place):
 
 
 def abaw(paths, images, aus, expressions):
-    """Read ABAW's lists (s-Aff-Wild2), or Aff-Wild2's text files.
-
-    training_set_annotations.txt and validation_set_annotations.txt have the header
-    `image,valence,arousal,expression,aus` and rows `video/00001.jpg,0.1,-0.2,4,1,0,...`, with as
-    many values as there are AUs. Or IN... are folders Train_Set and Validation_Set, or ones above
-    them: of their files VIDEO.txt the header names AUs (AU1,AU2,...) or the classes, and line N is
-    of the image VIDEO/0000N.jpg. -1 is unknown. Rows without expression and AUs are left out. The
-    images of a video stay in one part: it stands in the column person.
-    """
+    """The frames of ABAW's lists or of Aff-Wild2's text files."""
     lists = [path for path in paths if path.is_file()]
     faces = [face for path in lists for face in abaw_list(path, images, aus, expressions)]
     files = [file for path in paths if path.is_dir() for file in sorted(files_below(path))

@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import re
 from pathlib import Path
 
 import click
@@ -21,16 +22,7 @@ from mmlfer import (
     plural,
     progress,
 )
-from mmlfer_commands._au_tables import (
-    TOOL_HELP,
-    TOOLS,
-    bp4d,
-    ckplus,
-    disfa,
-    emotionet,
-    opengraphau,
-    tool_aus,
-)
+from mmlfer_commands._au_tables import TOOLS, bp4d, ckplus, disfa, emotionet, opengraphau, tool_aus
 from mmlfer_commands._formats import (
     ABAW,
     ABAW_AUS,
@@ -77,7 +69,7 @@ def below(images, out):
 
 def usable(faces, skip_missing):
     """The faces that have an expression and an image, and lines that say what was left out."""
-    notes, faces = [], list(faces)
+    faces = list(faces)
     known = [face for face in faces if face.expression]
     there = [face for face in known if face.pixels is not None or face.image.is_file()]
     if not known:
@@ -86,11 +78,9 @@ def usable(faces, skip_missing):
         first = next(face.image for face in known if not face.image.is_file())
         raise InputError(f"{len(known) - len(there)} of {plural(len(known), 'image')} are not "
                          f"there, {first} the first; --skip-missing leaves such rows out")
-    for left, reason in ((len(faces) - len(known), "expression is not known"),
-                         (len(known) - len(there), "image is not there")):
-        if left:
-            notes.append(f"left out {plural(left, 'row')} whose {reason}")
-    return there, notes
+    left = ((len(faces) - len(known), "expression is not known"),
+            (len(known) - len(there), "image is not there"))
+    return there, [f"left out {plural(n, 'row')} whose {reason}" for n, reason in left if n]
 
 
 def hold_out(faces, seed):
@@ -278,21 +268,15 @@ aus_option = functools.partial(click.option, "--aus", callback=parse_columns, me
                                help="The AUs of the columns, in their order.")
 images_option = functools.partial(click.option, "--images", type=FOLDER,
                                   help="The folder that the paths start from.")
+present_option = functools.partial(click.option, "--present-from", metavar="X",
+                                   help="The least value of an AU that is present.")
+unknown_option = functools.partial(click.option, "--unknown", metavar="X",
+                                   help="The value that stands for not coded.")
 seed_option = click.option("--seed", default=0, type=SEED, metavar="N",
                            help="Seed of a validation part drawn here.")
 published_option = click.option("--as-published", is_flag=True, help="Leave parts as published.")
 missing_option = click.option("--skip-missing", is_flag=True,
                               help="Leave out rows without an image.")
-
-
-def present_option(default):
-    return click.option("--present-from", default=default, metavar="X",
-                        help="The least value of an AU that is present.")
-
-
-def unknown_option(default):
-    return click.option("--unknown", default=default, metavar="X",
-                        help="The value that stands for not coded.")
 
 
 def classes(faces):
@@ -337,31 +321,34 @@ def command():
     """
 
 
-def add_format(name, text, run, *options, several=False, source=FOLDER):
+TEXT = Path(__file__).with_name("formats.md").read_text("utf-8")
+HELP = dict(re.findall(r"^## (\w+)\n(.+?)(?=^## |\Z)", TEXT, re.M | re.S))
+
+
+def add_format(name, run, *options, several=False, source=FOLDER):
     """Add the command of a format, with its help."""
     shown = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
-    for option in (*reversed(options), click.argument("out", type=PATH),
-                   click.argument("source", type=source, **shown)):
-        run = option(run)
-    command.command(name, help=text)(run)
+    for add in (*reversed(options), click.argument("out", type=PATH),
+                click.argument("source", type=source, **shown)):
+        run = add(run)
+    command.command(name, help=HELP[name])(run)
 
 
 def writes(read, *options, **source):
-    """Add a format with images of its own, for which labels.csv is written; its name and its help
-    are those of what reads it."""
+    """Add a format with images of its own, for which labels.csv is written, by what reads it."""
     def run(source, out, as_published, seed, skip_missing, **own):
         convert(read(source, **own), out, as_published, seed, skip_missing)
 
-    add_format(read.__name__, read.__doc__, run, published_option, seed_option, missing_option,
-               *options, **source)
+    add_format(read.__name__, run, published_option, seed_option, missing_option, *options,
+               **source)
 
 
-def adds(name, text, add, *options, source):
+def adds(name, add, *options, source):
     """Add a format with AUs alone, which are put into a labels.csv."""
     def run(source, out, **own):
         click.echo("\n".join(add(source, labels_file(out), **own)))
 
-    add_format(name, text, run, *options, several=True, source=source)
+    add_format(name, run, *options, several=True, source=source)
 
 
 frames_option = images_option(required=True, help="The folder of the images' folders.")
@@ -373,19 +360,20 @@ writes(huggingface,
        click.option("--column", help="Which has the expressions, if not expression, label or "
                                      "emotion."),
        expressions_option(help="The classes' names, from 0, where the column has numbers."))
-writes(disfa, frames_option, present_option(2.0), unknown_option(-1.0))
-writes(bp4d, frames_option, present_option(1.0), unknown_option(9.0))
+writes(disfa, frames_option, present_option(default=2.0), unknown_option(default=-1.0))
+writes(bp4d, frames_option, present_option(default=1.0), unknown_option(default=9.0))
 writes(emotionet, images_option(required=True, help="The folder of the images."),
-       present_option(1.0), unknown_option(999.0), several=True, source=FILE)
+       present_option(default=1.0), unknown_option(default=999.0), several=True, source=FILE)
 writes(ckplus, click.option("--frames", default=3, type=click.IntRange(1), metavar="N",
-                            help="How many of the last frames to take."), present_option(0.0))
+                            help="How many of the last frames to take."),
+       present_option(default=0.0))
 writes(jaffe)
 writes(abaw, images_option(), aus_option(default=ABAW_AUS),
        expressions_option(default=",".join(ABAW), help="The classes' names, from 0."),
        several=True, source=PLACE)
 writes(mafw, frames_option, click.option("--fold", default=1, type=click.IntRange(1, 5),
                                          metavar="N", help="Whose parts are taken."))
-adds("opengraphau", opengraphau.__doc__, add_lists, published_option, seed_option, images_option(),
+adds("opengraphau", add_lists, published_option, seed_option, images_option(),
      aus_option(required=True), source=FILE)
 for name, tool in TOOLS.items():
-    adds(name, TOOL_HELP.format(tool), functools.partial(add_files, tool), source=PATH)
+    adds(name, functools.partial(add_files, tool), source=PATH)
