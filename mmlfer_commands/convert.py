@@ -322,7 +322,7 @@ def command():
 
 
 TEXT = Path(__file__).with_name("formats.md").read_text("utf-8")
-HELP = dict(re.findall(r"^## (\w+)\n(.+?)(?=^## |\Z)", TEXT, re.M | re.S))
+HELP = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=^## |\Z)", TEXT, re.M | re.S))
 
 
 def add_format(name, run, *options, several=False, source=FOLDER):
