@@ -84,6 +84,7 @@ AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 
        30, 32, 33, 34, 35, 39, 43)  # RAF-CE's 32
 ACTIVE = 0.5  # an AU above this probability is present
 NOT_CODED = -1  # in y_au: no coder said whether the AU is present
+NOT_NAMED = -1  # in y_emo: nobody named the expression
 TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of side, share, degrees
 ARCHS = ("resnet18", "resnet34", "resnet50", "iresnet18", "iresnet34", "iresnet50", "iresnet100",
@@ -160,6 +161,7 @@ class Stream(enum.IntEnum):
     TEST_FACES = 8
     MOVES = 9  # of --augment
     UNCODED = 10  # synth's rows without AU labels
+    SHARES = 11  # synth's --soft
     PARTITION = 20
 
 
@@ -173,6 +175,8 @@ class Config:
     skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
     method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
                           "Losses and how they are weighted (Tables 2, 3).")
+    labels: str = setting(METHOD, "hard", click.Choice(["hard", "soft"]),
+                          "L^emo by the named expression, or by the shares in columns p_NAME.")
     stats: str = setting(METHOD, "wild", str,
                          "p(AU | expression): wild, lab (Table 1), train (of the training rows) "
                          "or a YAML file.")
@@ -226,8 +230,12 @@ def loss_au(z_au, y_au):
 
 
 def loss_emo(z_emo, y_emo):
-    """Eq. 2, cross-entropy over the expressions. z_emo (B, K), y_emo (B,) -> (B,)."""
-    return torch.nn.functional.cross_entropy(z_emo, y_emo, reduction="none")
+    """Eq. 2, cross-entropy over the expressions, 0 where none is named. z_emo (B, K), y_emo (B,)
+    -> (B,). Soft: with shares q (B, K) for y_emo it is -sum_k q_k log p_k; no share, no loss."""
+    if y_emo.ndim == 2:
+        y_emo = y_emo.to(z_emo.dtype)
+    return torch.nn.functional.cross_entropy(z_emo, y_emo, reduction="none",
+                                             ignore_index=NOT_NAMED)
 
 
 def aus_from_expressions(p_emo, table, form):
@@ -681,12 +689,13 @@ class Faces:
     """Labels of N faces and, once decoded, their images."""
 
     names: list  # N file names, as the label files have them
-    y_emo: np.ndarray  # (N,) 0..K-1
+    y_emo: np.ndarray  # (N,) 0..K-1 or NOT_NAMED
     split: np.ndarray  # (N,) TRAIN, TEST or VAL
     y_au: np.ndarray  # (N, J) 0, 1 or NOT_CODED
     images: object = None  # (N, 3, S, S) uint8, a tensor or a torch Subset of one
     vocabulary: Vocabulary = RAFCE
     files: tuple = LABEL_FILES  # names of the files with expressions, partition and AUs
+    shares: object = None  # (N, K) float32, sums 1, NaN in rows without; None if no row has any
 
     def select(self, keep):
         """The faces at an index or mask. Images are not copied before they are used."""
@@ -695,7 +704,17 @@ class Faces:
             images = torch.utils.data.Subset(images, torch.from_numpy(keep))
         return dataclasses.replace(
             self, names=[self.names[i] for i in keep], y_emo=self.y_emo[keep],
-            split=self.split[keep], y_au=self.y_au[keep], images=images)
+            split=self.split[keep], y_au=self.y_au[keep], images=images,
+            shares=None if self.shares is None else self.shares[keep])
+
+    def named(self):
+        """The faces whose expression is named."""
+        return self.select(self.y_emo != NOT_NAMED)
+
+    def soft(self):
+        """q (N, K): the shares, else 1 for the named expression, else 0."""
+        hard = self.y_emo[:, None] == np.arange(len(self.vocabulary.emotions))
+        return np.where(np.isnan(self.shares), hard, self.shares).astype(np.float32)
 
     def of(self, split):
         """The faces of "train", "test" or "val"."""
@@ -710,6 +729,7 @@ class Faces:
                    self.y_au[:, coded].tolist())
         own = Vocabulary(self.vocabulary.emotions, aus)
         own = [] if own == RAFCE else [own]
+        own += [] if self.shares is None else [self.shares.tolist()]
         return hashlib.sha256(repr([*rows, *own]).encode()).hexdigest()
 
 
@@ -895,7 +915,8 @@ def load_images(faces, folder, size, skip_bad=False, decoded=decode_all):
 
 def counts(y_emo, k):
     """The number of images of each of k expressions, from y_emo (N,)."""
-    return tuple(np.bincount(y_emo, minlength=k).tolist())
+    y_emo = np.asarray(y_emo)
+    return tuple(np.bincount(y_emo[y_emo != NOT_NAMED], minlength=k).tolist())
 
 
 # ---------------------------------------------------------------- metrics (Sec. 5.3)
@@ -939,7 +960,20 @@ def au_metrics(y_au, active, aus):
     present, active = y_au == 1, active & (y_au != NOT_CODED)
     both, total = (present & active).sum(0), present.sum(0) + active.sum(0)
     f1 = {str(au): ratio(2 * b, t) for au, b, t in zip(aus, both, total)}
-    return {"au_f1": f1, "au_f1_macro": mean_defined(f1.values())}
+    return {"au_n": int((y_au != NOT_CODED).any(1).sum()), "au_f1": f1,
+            "au_f1_macro": mean_defined(f1.values())}
+
+
+def share_metrics(p_emo, q):
+    """How predictions p_emo fit shares q, both (N, K): the mean of KL(q || p) = sum_k q_k log(q_k /
+    p_k), and in how many of the faces that have two largest shares these are the two likeliest."""
+    kl = (q * np.log(np.maximum(q, 1e-12) / np.maximum(p_emo, 1e-12))).sum(1)
+    top, said = np.argsort(-q, 1)[:, :2], np.argsort(-p_emo, 1)[:, :2]
+    third = np.sort(q, 1)[:, -3] if q.shape[1] > 2 else np.zeros(len(q))
+    clear = np.take_along_axis(q, top[:, 1:], 1)[:, 0] > third
+    right = (np.sort(top, 1) == np.sort(said, 1)).all(1)
+    return {"shares_n": len(q), "kl": mean_defined(kl), "top_two_n": int(clear.sum()),
+            "top_two": ratio(right[clear].sum(), clear.sum())}
 
 
 def as_batch(images):
@@ -970,14 +1004,18 @@ def find_trained(options, faces):
 
 
 def evaluate(net, faces, trained, predict=predict_faces):
-    """All metrics of a net on faces of its vocabulary, and its predictions ("pred"). The F1 is None
-    of AUs that are not among the `trained` ones."""
+    """All metrics of a net on faces of its vocabulary, and its predictions ("pred") for those whose
+    expression is named. The F1 is None of AUs that are not among the `trained` ones."""
     p_emo, p_au = predict(net, faces.images)
-    pred, names = p_emo.argmax(1), net.vocabulary
-    confusion = confusion_matrix(faces.y_emo, pred, len(names.emotions))
+    named, names, soft = faces.y_emo != NOT_NAMED, net.vocabulary, {}
+    pred = p_emo.argmax(1)[named]
+    confusion = confusion_matrix(faces.y_emo[named], pred, len(names.emotions))
+    if faces.shares is not None:
+        given = ~np.isnan(faces.shares).any(1)
+        soft = share_metrics(p_emo[given], faces.shares[given])
     y_au = np.where(np.isin(names.aus, trained), faces.y_au.astype(np.int8), NOT_CODED)
     aus = au_metrics(y_au, p_au > ACTIVE, names.aus)
-    return {**expression_metrics(confusion, names.emotions), **aus, "pred": pred.tolist()}
+    return {**expression_metrics(confusion, names.emotions), **aus, **soft, "pred": pred.tolist()}
 
 
 def percent(value):
@@ -1120,16 +1158,19 @@ class Batches:
 
     A training epoch is a permutation cut into whole batches (the rest is dropped, and is another
     in each epoch). Validation batches, for the meta-test, run through permutations of the
-    validation faces. Each sample is flipped with probability 1/2, and moved with --augment.
+    validation faces whose expression is named. Each sample is flipped with probability 1/2, and
+    moved with --augment.
     """
 
     def __init__(self, faces, cfg, device, at=None, share=slice(None)):
         self.device, self.share, self.at = device, share, at
         self.seed, self.size, self.augment = cfg.seed, cfg.batch_size, cfg.augment
-        self.rows = [np.flatnonzero(faces.split == code) for code in (TRAIN, VAL)]
+        self.rows = [np.flatnonzero(faces.split == TRAIN),
+                     np.flatnonzero((faces.split == VAL) & (faces.y_emo != NOT_NAMED))]
         self.steps = len(self.rows[0]) // self.size
+        y_emo = faces.soft() if cfg.labels == "soft" else faces.y_emo
         self.images = faces.images.to(at or device)
-        self.y_emo = torch.from_numpy(faces.y_emo).to(at or device)
+        self.y_emo = torch.from_numpy(y_emo).to(at or device)
         self.y_au = torch.from_numpy(faces.y_au).to(at or device).float()
 
     def epoch(self, epoch):
@@ -1151,7 +1192,8 @@ class Batches:
         return self.take(index, flip, moves), self.take(val_index, val_flip, val_moves)
 
     def take(self, index, flip, moves=None):
-        """x (B, 3, S, S), y_emo (B,), y_au (B, J) of an index; flips and moves keep labels."""
+        """x (B, 3, S, S), y_emo (B,) or (B, K), y_au (B, J) of an index; flips and moves keep
+        labels."""
         x = self.images[index]
         x = torch.where(flip[:, None, None, None], x.flip(3), x).to(self.device)
         x = x if moves is None else moved(x, moves.to(self.device))
@@ -1218,8 +1260,8 @@ tell_once = functools.cache(functools.partial(click.echo, err=True))  # to stand
 # ---------------------------------------------------------------- command line
 
 COMMANDS = (  # mmlfer_commands/NAME.py
-    "train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table",
-    "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
+    "train", "eval", "pretrain", "synth", "demo", "build", "convert", "merge", "stats", "search",
+    "table", "plot", "gradcam", "predict", "video", "crop", "serve", "export", "bench")
 
 UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that only writing gives
 METAVARS = {"integer range": "N", "float range": "X"}  # in --help, by the types' names

@@ -1,7 +1,9 @@
 """The labels of a data set: your own labels.csv, or RAF-CE's three files."""
 
+import array
 import csv
 import dataclasses
+import math
 import re
 import unicodedata
 from pathlib import Path
@@ -14,6 +16,7 @@ from mmlfer import (
     EMOTIONS,
     LABEL_FILES,
     NOT_CODED,
+    NOT_NAMED,
     RAFCE,
     SPLITS,
     TEST,
@@ -34,8 +37,10 @@ from mmlfer_commands._outputs import in_utf8
 from mmlfer_commands._rafce import is_rafce, load_labels
 
 LABELS = "labels.csv"
+NONE = "?"  # the expression of rows in which nobody named it
 COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
-           "split": ("split", "partition", "subset"), "person": ("person",), "aus": ("aus",)}
+           "split": ("split", "partition", "subset"), "person": ("person",), "aus": ("aus",),
+           "source": ("source",)}
 PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL,
          "dev": VAL, "test": TEST, "testing": TEST}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
@@ -51,7 +56,7 @@ def load_faces(folder, vocabulary=None):
     path = Path(folder) / LABELS
     if path.is_file() and (path.parent / LABEL_FILES[0]).is_file():
         tell_once(f"{folder}: read from {LABELS}, not from {LABEL_FILES[0]}")
-    faces = read_labels_csv(path) if path.is_file() else load_labels(folder)
+    faces = read_labels_csv(path).faces() if path.is_file() else load_labels(folder)
     return recode(faces, vocabulary, folder) if vocabulary else faces
 
 
@@ -80,12 +85,20 @@ def recode(faces, vocabulary, folder):
     if own == vocabulary:
         return faces
     numbers = {name: k for k, name in enumerate(vocabulary.emotions)}
-    y_emo = np.array([numbers.get(name, -1) for name in own.emotions])[faces.y_emo]
-    if (y_emo < 0).any():
-        i = np.argmax(y_emo < 0)
-        raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: "
-                         f"{own.emotions[faces.y_emo[i]]!r} is not among the expressions to tell "
-                         f"apart: {', '.join(vocabulary.emotions)}; rename it or remove its rows")
+    places = np.array([numbers.get(name, -1) for name in own.emotions] + [NOT_NAMED])
+    y_emo, shares = places[faces.y_emo], faces.shares
+    has = np.arange(len(own.emotions)) == faces.y_emo[:, None]  # (N, K)
+    known = places[:-1] >= 0
+    if shares is not None:
+        has |= shares > 0
+        shares = np.zeros((len(y_emo), len(vocabulary.emotions)), np.float32)
+        shares[:, places[:-1][known]] = faces.shares[:, known]
+    if (odd := has[:, ~known]).any():
+        i, k = np.argwhere(odd)[0]
+        name = [name for name in own.emotions if name not in numbers][k]
+        raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: {name!r} is not among the "
+                         f"expressions to tell apart: {', '.join(vocabulary.emotions)}; rename it "
+                         "or remove its rows")
     if dropped := [str(au) for au in own.aus if au not in vocabulary.aus]:
         tell_once(f"{folder}/{faces.files[2]}: AU {', '.join(dropped)}: not among the AUs to tell "
                   "apart, left out")
@@ -93,17 +106,22 @@ def recode(faces, vocabulary, folder):
     for j, au in enumerate(vocabulary.aus):
         if au in own.aus:
             y_au[:, j] = faces.y_au[:, own.aus.index(au)]
-    return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary)
+    return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary,
+                               shares=shares)
 
 
 def describe(faces, folder):
     """What was found: images by expression and partition, rows without AUs, mean active AUs."""
     emotions = faces.vocabulary.emotions
-    wide = max(24, *map(len, emotions))
+    wide = max(24, *map(len, emotions), 0)
     lines = [f"{folder}: {len(faces.names)} images", f"  {'':{wide}}  train   test    val"]
-    by_split = [counts(faces.y_emo[faces.split == code], len(emotions)) for code in SPLITS.values()]
-    for name, *row in zip(emotions + ("all",), *[c + (sum(c),) for c in by_split]):
-        lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
+    of = [faces.y_emo[faces.split == code] for code in SPLITS.values()]
+    rows = [*zip(emotions, *(counts(y_emo, len(emotions)) for y_emo in of)),
+            ("no expression", *((y_emo == NOT_NAMED).sum() for y_emo in of)),
+            ("all", *map(len, of))]
+    for name, *row in rows:
+        if name != "no expression" or any(row):
+            lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
     coded = faces.y_au[(faces.y_au != NOT_CODED).any(1)]
     active = (coded == 1).sum(1)
     without = int((active == 0).sum())
@@ -122,9 +140,11 @@ def check_trainable(faces, folder, batch_size):
     rafce = faces.files == LABEL_FILES
     codes = "0 train, 1 test, 2 validation" if rafce else "column split"
     for name, code in SPLITS.items():
-        n, least = int((faces.split == code).sum()), 1 if code == TEST else batch_size
+        part, least = faces.y_emo[faces.split == code], 1 if code == TEST else batch_size
+        n = len(part) if code == TRAIN else int((part != NOT_NAMED).sum())
         if n < least:
-            raise InputError(f"{folder}: {n} {name} images, expected at least {least}; "
+            what = "images with an expression" if n < len(part) else "images"
+            raise InputError(f"{folder}: {n} {name} {what}, expected at least {least}; "
                              f"see {faces.files[1]} ({codes}), --batch-size")
     active = faces.y_au[faces.split == TRAIN].sum(1).mean()
     if rafce and active < 0.1:
@@ -193,8 +213,9 @@ def check_names(images, expressions, path):
 
 
 def find_columns(header, path, aus_needed):
-    """The header's columns, {name in COLUMNS: index}, and its AUs' columns, {AU number: index}."""
-    places, aus, unread = {}, {}, []
+    """The header's columns, {name in COLUMNS: index}, its AUs' columns, {AU number: index}, and
+    those of the expressions' shares, {name as its column has it: index}."""
+    places, aus, shares, unread = {}, {}, {}, []
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
         if match and int(match[1]) not in AU_NAMES:
@@ -203,6 +224,8 @@ def find_columns(header, path, aus_needed):
             raise InputError(f"{path}:1: column {name}: expected AU and a number, such as AU12; "
                              "rename it, or remove it")
         group, key = (aus, int(match[1])) if match else (places, None)
+        if name[:2].lower() == "p_" and folded(name[2:]):
+            group, key = shares, folded(name[2:])
         for what, spellings in COLUMNS.items():
             if name.lower() in spellings:
                 key = what
@@ -219,13 +242,13 @@ def find_columns(header, path, aus_needed):
         raise InputError(f"{path}:1: AUs both in a column aus and in columns of their own; keep "
                          "one of the two")
     for what in ("image", "expression"):
-        if what not in places:
+        if what not in places and not (what == "expression" and shares):
             raise InputError(f"{path}:1: no column {' or '.join(COLUMNS[what])}; the first row "
                              "names the columns, as in image,expression,split,aus")
     if aus_needed and "aus" not in places and not aus:
         raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
                          "where nobody coded the AUs")
-    return places, aus
+    return places, aus, {header[i][2:].replace("_", " "): i for i in shares.values()}
 
 
 def parse_place(text, folder):
@@ -263,6 +286,25 @@ def parse_au_cells(texts, aus):
     return tuple(AU_CELLS[text] for text in texts)
 
 
+def share_column(name):
+    """The column of labels.csv with an expression's shares."""
+    return f"p_{name.replace(' ', '_')}"
+
+
+def parse_shares(texts):
+    """The shares of votes or shares, or NaN for each if all cells are empty; their sum is 1."""
+    if not any(texts):
+        return [math.nan] * len(texts)
+    try:
+        votes = [float(text) for text in texts]
+    except ValueError:
+        votes = [-1.0]
+    if not min(votes) >= 0 or not 0 < sum(votes) < math.inf:
+        raise ValueError(f"p_ columns: {', '.join(texts):.80}; write shares or votes, not all 0, "
+                         "or nothing in all of them")
+    return [vote / sum(votes) for vote in votes]
+
+
 def named(row):
     """A row by its number, or by the place that its labels come from."""
     return f"row {row}" if isinstance(row, int) else row
@@ -282,7 +324,8 @@ class Rows:
     def __init__(self, path, header, aus_needed=True):
         self.path, self.width = path, width_of(header)
         self.folder = f"{path.parent.resolve()}/"
-        self.places, self.aus = find_columns(header, path, aus_needed)
+        self.places, self.aus, self.voted = find_columns(header, path, aus_needed)
+        self.shares = array.array("d")  # of the columns in `voted`, row by row
         self.names = {}  # {name: row number}
         self.expressions, self.spellings = [], {}  # {folded name: (name, row number)}
         self.splits, self.people, self.texts = [], [], []
@@ -308,7 +351,9 @@ class Rows:
         first = self.names.setdefault(name, row)
         if first != row:
             raise ValueError(f"{name} is the image of {named(first)}, too; keep one of the two")
-        self.add_expression(row, get["expression"])
+        shares = parse_shares([cells[i] for i in self.voted.values()])
+        self.shares.extend(shares)
+        self.add_expression(row, get.get("expression") or self.largest(shares))
         if "split" in get:
             if get["split"].lower() not in PARTS:
                 raise ValueError(f"expected train, val or test, got {get['split']!r}")
@@ -320,11 +365,23 @@ class Rows:
             self.known[text] = (parse_au_text(text) if "aus" in get else
                                 parse_au_cells(text, self.aus))
         self.texts.append(text)
+        coded = self.known[text] is not None and {*self.known[text]} != {NOT_CODED}
+        if self.expressions[-1] == NONE and not coded and not sum(shares) > 0:
+            raise ValueError("neither an expression nor a coded AU; remove this row")
+
+    def largest(self, shares):
+        """The name of the largest share, "" if a row has none; ValueError if two are largest."""
+        names = [name for name, q in zip(self.voted, shares) if q == max(shares)]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} have equal shares; name the expression, or ?")
+        return names[0] if names else ""
 
     def add_expression(self, row, name):
         """A row's expression; two spellings of one name are refused."""
+        if name == NONE:
+            return self.expressions.append(NONE)
         if not name or not name.isprintable():
-            raise ValueError("no expression; name it or remove this row")
+            raise ValueError("no expression; name it, write ? where nobody did, or remove this row")
         first, where = self.spellings.setdefault(folded(name), (name, row))
         if first != name:
             raise ValueError(f"{name!r} is {first!r} of {named(where)} in another spelling; choose "
@@ -343,16 +400,25 @@ class Rows:
     def faces(self):
         """All rows as Faces."""
         vocabulary = self.vocabulary()
-        numbers = {name: k for k, name in enumerate(vocabulary.emotions)}
-        y_emo = np.array([numbers[name] for name in self.expressions])
+        numbers = {name: k for k, name in enumerate(vocabulary.emotions)} | {NONE: NOT_NAMED}
+        y_emo, shares = np.array([numbers[name] for name in self.expressions]), None
+        if self.voted:
+            shares = np.zeros((len(y_emo), len(vocabulary.emotions)), np.float32)
+            given = np.array(self.shares).reshape(len(y_emo), -1)
+            shares[np.isnan(given).any(1)] = np.nan
+            shares[:, [numbers[self.spelling(name)] for name in self.voted]] = given
         split = np.array(self.splits) if self.splits else self.drawn_split(y_emo)
         return Faces(list(self.names), y_emo, split, self.y_au(vocabulary.aus),
-                     vocabulary=vocabulary, files=(LABELS,) * 3)
+                     vocabulary=vocabulary, files=(LABELS,) * 3, shares=shares)
+
+    def spelling(self, name):
+        """A name in a column's title, as the rows spell it."""
+        return self.spellings.get(folded(name), (name, 0))[0]
 
     def vocabulary(self):
         """RAF-CE's names in RAF-CE's order, others sorted; the AUs that have columns, or that any
         row names. All 14 of RAF-CE's names, without columns, come with RAF-CE's 32 AUs."""
-        emotions = sorted({*self.expressions})
+        emotions = sorted({*self.expressions, *map(self.spelling, self.voted)} - {NONE})
         if {*emotions} <= {*EMOTIONS}:
             emotions.sort(key=EMOTIONS.index)
         if self.aus:
@@ -386,8 +452,8 @@ class Rows:
 
 
 def read_labels_csv(path):
-    """A labels.csv as Faces without images. Rows are read one by one, and equal AU cells are kept
-    once, to save memory."""
+    """The Rows of a labels.csv. They are read one by one, and equal AU cells are kept once, to save
+    memory."""
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
@@ -398,7 +464,7 @@ def read_labels_csv(path):
         table.add(number, cells)
     if not table.names:
         raise InputError(f"{path}: no row below the first; a row names an image")
-    return table.faces()
+    return table
 
 
 def check_learnable(faces, folder):
@@ -407,6 +473,9 @@ def check_learnable(faces, folder):
     if faces.files[0] != LABELS:
         return
     path, emotions = Path(folder) / LABELS, faces.vocabulary.emotions
+    if not emotions:
+        raise InputError(f"{path}: no row has an expression; put it together with a set that has "
+                         "them: mmlfer merge")
     if len(emotions) < 2:
         raise InputError(f"{path}: one expression alone, {emotions[0]!r}; a net tells two or more "
                          "apart, add rows of another")
@@ -450,6 +519,7 @@ def split_people(y_emo, people, seed, shares=SHARES):
     expression has nobody to train on, the person with the fewest images that has it is moved there.
     """
     names, person = np.unique(people, return_inverse=True)
+    y_emo = np.where(y_emo == NOT_NAMED, max(y_emo) + 1, y_emo)  # they are shared out as one more
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
     np.add.at(images, (person, y_emo), 1)
     wanted = np.array(list(shares.values()))[:, None] * images.sum(0)  # by part and expression

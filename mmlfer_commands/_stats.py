@@ -97,6 +97,10 @@ def find_table(name, least, faces, folder):
     if not table.any():
         few = name == "train" and not (coded >= least).any()
         lacked = plural(least, "coded training image") if few else "an AU at 20 % or more"
+        if few and not coded.any():
+            raise InputError(f"statistics train: no training row of {folder} has both an "
+                             "expression and coded AUs; give a file, or wild or lab, which have "
+                             "RAF-CE's expressions")
         raise InputError(f"statistics {name}: no expression has {lacked} in {folder}; give another "
                          "--stats, or --stats-least with train")
     return faces, table

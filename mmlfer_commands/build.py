@@ -5,12 +5,14 @@ import itertools
 import shutil
 
 import click
+import numpy as np
 
 from mmlfer import (
     EMOTIONS,
     LABEL_FILES,
     PATH,
     SEED,
+    SPLITS,
     InputError,
     image_index,
     is_aligned,
@@ -18,15 +20,9 @@ from mmlfer import (
     progress,
     stem,
 )
-from mmlfer_commands._labels import describe, split_faces
-from mmlfer_commands._outputs import new_folder
-from mmlfer_commands._rafce import (
-    load_labels,
-    one_image_a_row,
-    parse_code,
-    read_labels,
-    write_labels,
-)
+from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
+from mmlfer_commands._outputs import new_folder, write_rows
+from mmlfer_commands._rafce import one_image_a_row, parse_code, read_labels, write_labels
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
@@ -71,14 +67,38 @@ def find_file(name, *folders, needed=True):
     return None
 
 
+Joined = collections.namedtuple("Joined", "names y_emo aus shares notes")  # N of each; lines
+
+
+def compound_shares(p):
+    """The shares of the 14 compounds, from six basic emotions' probabilities: of {a, b} in
+    proportion to p_a p_b. -> (14,), sum 1"""
+    q = np.zeros(len(EMOTIONS))
+    for pair, k in COMPOUNDS.items():
+        q[k] = np.prod([p[i] for i in pair])
+    return q / q.sum()
+
+
+def write_soft(folder, joined, split, images):
+    """Write labels.csv with a column p_NAME of shares for each expression."""
+    parts = {code: part for part, code in SPLITS.items()}
+    rows = [{"image": image, "expression": EMOTIONS[k], "split": parts[part],
+             "aus": "" if aus == "null" else aus,
+             **dict(zip(map(share_column, EMOTIONS), np.round(q, 6)))}
+            for image, k, part, aus, q in zip(images, joined.y_emo, split, joined.aus,
+                                              joined.shares)]
+    write_rows(rows, list(rows[0]), folder / LABELS)
+
+
 def join_labels(raf_ml, raf_au):
-    """The images in both sets with a compound expression. -> names, y_emo, AU strings, notes"""
+    """The images in both sets with a compound expression, as Joined."""
     ml = read_labels(find_file("distribution.txt", raf_ml), parse_distribution, 6)
     au_path = find_file("RAFAU_label.txt", raf_au)
     au = read_labels(au_path, str)
     y_emo = {name: name_compound(ml[name][1]) for name in au if name in ml}
     discarded = collections.Counter(k for k in y_emo.values() if isinstance(k, str))
     names = [name for name, k in y_emo.items() if not isinstance(k, str)]
+    shares = [compound_shares(ml[name][1]) for name in names]
     if not names:
         raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
     for name in names:
@@ -90,7 +110,8 @@ def join_labels(raf_ml, raf_au):
     one_image_a_row({name: au[name] for name in names}, au_path)
     notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
              *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
-    return names, [y_emo[name] for name in names], [au[name][1] for name in names], notes
+    return Joined(names, [y_emo[name] for name in names], [au[name][1] for name in names], shares,
+                  notes)
 
 
 def find_partition(names, y_emo, seed, *folders):
@@ -106,15 +127,21 @@ def find_partition(names, y_emo, seed, *folders):
     return [rows[name][1] for name in names], str(official)
 
 
+def place_of(key, index):
+    """Where an image is placed: crops, and what is missing, in aligned/, originals beside it, so
+    that they are not taken for crops."""
+    if key not in index:
+        return f"aligned/{key}_aligned.jpg"
+    name = f"aligned/{key}_aligned" if is_aligned(index[key]) else key
+    return f"{name}{index[key].suffix}"
+
+
 def place_images(keys, index, out, copy):
-    """Link or copy images into `out`: crops into out/aligned, originals into out itself, so that
-    they are not taken for crops. -> numbers of crops, originals and missing images"""
+    """Link or copy images into `out`. -> numbers of crops, originals and missing images"""
     placed = collections.Counter(None if key not in index else is_aligned(index[key])
                                  for key in keys)
     for key in progress([key for key in keys if key in index], "images"):
-        source = index[key]
-        target = (out / "aligned" / f"{key}_aligned{source.suffix}" if is_aligned(source) else
-                  out / f"{key}{source.suffix}")
+        source, target = index[key], out / place_of(key, index)
         try:
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
         except OSError as error:
@@ -124,19 +151,24 @@ def place_images(keys, index, out, copy):
     return placed[True], placed[False], placed[None]
 
 
-def build_rafce(raf_ml, raf_au, out, seed, copy):
-    """Make RAF-CE in `out`. -> lines that say what was done"""
-    names, y_emo, aus, notes = join_labels(raf_ml, raf_au)
-    split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
-    index = image_index(raf_au, raf_ml, raf_ml / "Image")
+def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
+    """Make RAF-CE in `out`, in its own files, or in labels.csv with shares. -> lines that say what
+    was done"""
+    joined = join_labels(raf_ml, raf_au)
+    names = joined.names
+    split, origin = find_partition(names, joined.y_emo, seed, raf_ml, raf_au)
+    index, keys = image_index(raf_au, raf_ml, raf_ml / "Image"), list(map(stem, names))
     with new_folder(out) as part:
-        write_labels(part, names, y_emo, split, aus)
+        if soft:
+            write_soft(part, joined, split, [place_of(key, index) for key in keys])
+        else:
+            write_labels(part, names, joined.y_emo, split, joined.aus)
         (part / "aligned").mkdir()
-        crops, originals, without = place_images(list(map(stem, names)), index, part, copy)
+        crops, originals, without = place_images(keys, index, part, copy)
     if originals:
         click.echo(f"Warning: {originals} of {crops + originals} images are originals, not crops "
                    "called or in `aligned`; a net should see only one kind", err=True)
-    return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
+    return "\n".join([*joined.notes, f"kept {len(names)}, {without} of them without an image file",
                       f"partition: {origin}"])
 
 
@@ -147,10 +179,12 @@ def build_rafce(raf_ml, raf_au, out, seed, copy):
 @click.option("--seed", default=0, type=SEED,
               help="Seed of the partition, where none is published.")
 @click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
-def command(raf_ml, raf_au, out, seed, copy):
+@click.option("--soft", is_flag=True, help="Write labels.csv with the shares of the expressions "
+              "that RAF-ML's annotators gave, for train --labels soft.")
+def command(raf_ml, raf_au, out, seed, copy, soft):
     """Make RAF-CE from RAF-ML and RAF-AU (Section 3.1).
 
     An official RAFCE_partition.txt beside the labels of either is used where there is one.
     """
-    click.echo(build_rafce(raf_ml, raf_au, out, seed, copy))
-    click.echo(describe(load_labels(out), out))
+    click.echo(build_rafce(raf_ml, raf_au, out, seed, copy, soft))
+    click.echo(describe(load_faces(out), out))

@@ -16,6 +16,7 @@ from mmlfer import (
     json_option,
     load_images,
     percent,
+    plural,
     precision_option,
 )
 from mmlfer_commands._labels import describe, load_faces, recorded_folder
@@ -32,7 +33,12 @@ def report(numbers, untrained=()):
         lines.append(f"{name:24}{n:7}{percent(rate):>9}{percent(f1):>9}")
     for name, key in (("Acc.", "accuracy"), ("Diag.", "diag"), ("macro F1", "macro_f1")):
         lines.append(f"{name:24}{numbers['n']:7}{percent(numbers[key]):>9}")
-    lines.append("\nAU F1 % (AUs neither present nor predicted are left out)")
+    if numbers.get("shares_n"):
+        lines.append(f"\n{'mean KL(shares || p)':24}{numbers['shares_n']:7}{numbers['kl']:9.4f}")
+        lines.append(f"{'two largest shares':24}{numbers['top_two_n']:7}"
+                     f"{percent(numbers['top_two']):>9}")
+    lines.append(f"\nAU F1 %, {plural(numbers['au_n'], 'coded face')} (AUs neither present nor "
+                 "predicted are left out)")
     for au, f1 in numbers["au_f1"].items():
         if f1 is not None:
             lines.append(f"AU {au:>2} {AU_NAMES[int(au)]:25}{percent(f1):>9}")

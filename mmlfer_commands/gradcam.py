@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import PATH, InputError, as_batch, decode, device_option, image_paths, torch
+from mmlfer import NOT_NAMED, PATH, InputError, as_batch, decode, device_option, image_paths, torch
 from mmlfer_commands._alignment import PUBLIC, look
 from mmlfer_commands._answers import active_aus, answer
 from mmlfer_commands._figures import pyplot, save_figure
@@ -57,7 +57,8 @@ def known_truths(paths, data):
     except InputError:
         return [None] * len(paths)
     truths = {place.resolve(): faces.vocabulary.emotions[k]
-              for place, k in zip(image_paths(faces, data), faces.y_emo) if place}
+              for place, k in zip(image_paths(faces, data), faces.y_emo)
+              if place and k != NOT_NAMED}
     return [truths.get(Path(path).resolve()) for path in paths]
 
 

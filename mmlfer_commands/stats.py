@@ -45,7 +45,7 @@ def observed_aus(p, aus):
 def observation(name, p, aus):
     """The paper's three observations (Sec. 3.2) for one table p (K, J), as a line."""
     if np.isnan(p).all():
-        return f"{name}: no row is coded"
+        return f"{name}: no row has an expression and coded AUs"
     aus = observed_aus(p, aus)
     sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
     return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
@@ -124,8 +124,9 @@ def command(data, split, out, against, plot):
     vocabulary = faces.vocabulary
     reference = load_stats(against, vocabulary) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
-    if not faces.names:
-        raise InputError(f"{data}/{faces.files[1]}: no {split} images")
+    if not faces.named().names:
+        of = "" if split == "all" else f"{split} "
+        raise InputError(f"{data}/{faces.files[1]}: no {of}images with an expression")
     source = f"{name_of(data.resolve())} ({split})"
     click.echo(describe(faces, data), err=True)
     p, n = frequencies(faces)[0], counts(faces.y_emo, len(vocabulary.emotions))

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from mmlfer import (
+    AU_NAMES,
     COUNT,
     LABEL_FILES,
     PATH,
@@ -21,12 +22,14 @@ from mmlfer import (
     InputError,
     Stream,
     Vocabulary,
+    counts,
+    parse_aus,
     progress,
     stem,
     write_whole,
 )
 from mmlfer_commands._drawing import DRAWN, write_face
-from mmlfer_commands._labels import LABELS, describe, load_faces, split_faces
+from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
 from mmlfer_commands._outputs import new_folder, write_rows
 from mmlfer_commands._processes import in_processes
 from mmlfer_commands._rafce import RAFCE_TOTALS, load_labels, parse_code, read_labels, write_labels
@@ -45,6 +48,19 @@ def draw_labels(n, table, seed, stream=Stream.LABELS, vocabulary=RAFCE):
         sides = rng.choice(["", "L", "R"], len(numbers), p=[0.9, 0.05, 0.05])
         aus.append("+".join(f"{s}{au}" for s, au in zip(sides[row], numbers[row])) or "null")
     return y_emo, aus
+
+
+def draw_shares(aus, y_emo, table, vocabulary, seed):
+    """The shares of the expressions among 40 annotators of each face, who see its AUs alone, and
+    are less sure than the statistics (K, J) are: drawn in proportion to p(k) prod_j p(y_j | k)^c
+    with c = 1/4. -> (N, K)"""
+    seen = [{au for au, _ in parse_aus(text, AU_NAMES)} for text in aus]
+    y_au = np.array([[au in row for au in vocabulary.aus] for row in seen], float)
+    p, n = table.clip(1e-3, 1 - 1e-3), counts(y_emo, len(vocabulary.emotions))
+    log_p = (y_au @ np.log(p).T + (1 - y_au) @ np.log(1 - p).T) / 4 + np.log(np.add(n, 1e-9))
+    q = np.exp(log_p - log_p.max(1, keepdims=True))
+    rng = np.random.default_rng([seed, Stream.SHARES])
+    return rng.multinomial(40, q / q.sum(1, keepdims=True)) / 40
 
 
 def draw_rows(n, test, table, seed, vocabulary=RAFCE):
@@ -143,8 +159,9 @@ def drawable(stats):
     return Vocabulary(tuple(rows), tuple(aus))
 
 
-def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0):
-    """Write stand-in faces with labels.csv; the AUs of a share of its rows are not coded."""
+def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0, soft=False):
+    """Write stand-in faces with labels.csv; the AUs of a share of its rows are not coded; `soft`
+    adds the expressions' shares."""
     vocabulary, parts = drawable(stats), {code: part for part, code in SPLITS.items()}
     rng = np.random.default_rng([seed, Stream.UNCODED])
     with new_folder(out) as part:
@@ -153,9 +170,13 @@ def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0):
         cells = ["" if text == "null" else text for text in aus]
         for i in rng.permutation(len(cells))[: round(uncoded * len(cells))]:
             cells[i] = "?"
-        columns = ("image", "expression", "split", "aus")
+        columns = ["image", "expression", "split", "aus"]
         rows = zip(map(aligned, names), [vocabulary.emotions[k] for k in y_emo],
                    map(parts.get, split), cells)
+        if soft:
+            columns += map(share_column, vocabulary.emotions)
+            shares = draw_shares(aus, y_emo, table, vocabulary, seed)
+            rows = ([*row, *q] for row, q in zip(rows, shares))
         write_rows([dict(zip(columns, row)) for row in rows], columns, part / LABELS)
         draw_faces(part, names, aus, size, seed, test)
 
@@ -184,6 +205,8 @@ def synthesize_people(out, people, per_person, stats, size, seed):
               "RAF-CE's files, or in labels.csv: for any expressions in the file of --stats.")
 @click.option("--uncoded", default=0.0, type=FiniteRange(0, 1), help="Share of the rows of "
               "labels.csv whose AUs are not coded.")
+@click.option("--soft", is_flag=True, help="Also write to labels.csv which share of 40 drawn "
+              "annotators, who see the AUs alone, names each expression.")
 @click.option("--labels", type=click.Path(), help="Draw a face for each row of the label files "
               "in this folder instead, and copy them.")
 @click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of training "
@@ -193,7 +216,8 @@ def synthesize_people(out, people, per_person, stats, size, seed):
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
-def command(out, n, test, stats, form, uncoded, labels, au_noise, people, per_person, size, seed):
+def command(out, n, test, stats, form, uncoded, soft, labels, au_noise, people, per_person, size,
+            seed):
     """Write stand-in faces, drawn from AUs, in RAF-CE's own layout to the folder OUT."""
     if people and (labels or au_noise or test):
         raise click.UsageError("--people has no label files: no --labels, --au-noise or --test.")
@@ -203,12 +227,14 @@ def command(out, n, test, stats, form, uncoded, labels, au_noise, people, per_pe
         raise click.UsageError("--form csv has no --labels, --au-noise or --people.")
     if uncoded and form != "csv":
         raise click.UsageError("--uncoded needs --form csv: RAF-CE's files code every row.")
+    if soft and form != "csv":
+        raise click.UsageError("--soft needs --form csv: RAF-CE's files have no shares.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         click.echo(f"{out}: {people} people of {per_person} faces")
         return
     if form == "csv":
-        synthesize_csv(out, n, stats, size, seed, test, uncoded)
+        synthesize_csv(out, n, stats, size, seed, test, uncoded, soft)
     else:
         synthesize(out, n, stats, labels, size, seed, au_noise, test)
     click.echo(describe(load_faces(out), out))

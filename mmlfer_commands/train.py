@@ -140,7 +140,7 @@ def end_epoch(run, val, out):
 
 def train_epochs(run, batches, faces, out):
     """All epochs still to do, each with its log row and checkpoints."""
-    val = faces.of("val")
+    val = faces.of("val").named()
     run.hypergrad = choose_hypergrad(run, *batches.pair(*batches.epoch(0)[0]))
     with caught_signals() as caught:
         while run.epoch < run.cfg.epochs:
@@ -156,11 +156,12 @@ def read_test_set(run, faces, out):
     """Test the best epoch by validation and the last one; nothing else reads the test set.
     -> what is written to test.json"""
     test, how = faces.of("test"), (run.trained_aus, run.world.predict)
+    named = test.named()
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
               "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
               "options": vars(run.cfg), "emotions": list(faces.vocabulary.emotions),
               "aus": list(faces.vocabulary.aus), "trained_aus": run.trained_aus,
-              "names": test.names, "truth": test.y_emo.tolist(), "data_sha256": run.data_sha256,
+              "names": named.names, "truth": named.y_emo.tolist(), "data_sha256": run.data_sha256,
               "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
               "backbone": run.backbone}
     start = time.perf_counter()
@@ -252,9 +253,12 @@ def read_faces(cfg, out, state=None, decoded=decode_all):
     faces = load_faces(cfg.data)
     if cfg.skip_bad_images:  # first: all that follows is of the faces that remain
         faces = load_images(faces, cfg.data, cfg.size, True, decoded)
+    check_learnable(faces, cfg.data)
+    if cfg.labels == "soft" and faces.shares is None:
+        raise InputError(f"{cfg.data}/{faces.files[0]}: no columns p_NAME with shares or votes, "
+                         "which --labels soft needs")
     faces, table = kept_table(cfg, faces, state, out) if state else new_table(cfg, faces)
     click.echo(describe(faces, cfg.data))
-    check_learnable(faces, cfg.data)
     if loss_sources(vars(cfg))[2]:
         for line in left_out(cfg.stats, cfg.stats_least, faces, table):
             click.echo(line)

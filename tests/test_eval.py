@@ -73,7 +73,7 @@ def test_the_report_says_what_the_numbers_are():
     counts = np.zeros((14, 14), int)
     counts[0, 0], counts[0, 3], counts[3, 3], counts[3, 0], counts[13, 0] = 3, 1, 1, 4, 2
     numbers = mmlfer.expression_metrics(counts, EMOTIONS)
-    numbers |= {"au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
+    numbers |= {"au_n": 7, "au_f1": {"1": 0.25, "2": None, "43": 1.0}, "au_f1_macro": 0.625}
     lines = eval.report(numbers).splitlines()
     cells = {line[:24].strip(): line[24:].split() for line in lines[1:18]}
     assert cells["happily surprised"] == ["4", "75.00", "46.15"]  # F1: 2 * 3 / (4 + 9)

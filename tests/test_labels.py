@@ -103,8 +103,8 @@ BAD = {  # content, and the line of it that is wrong
                         "number stands for unknown in this data set") for n in ("-1", "9", "999", "2", "?")},
     "unknown split": (PLAIN.replace(",test,", ",fit,"), "labels.csv:4: expected train, val or test, got 'fit'"),
     "no split": (PLAIN.replace(",test,", ",,"), "labels.csv:4: expected train, val or test, got ''"),
-    "no expression": (PLAIN.replace("contempt,val", ",val"), "labels.csv:3: no expression; name it or remove this row"),
-    "expression of two lines": (PLAIN.replace("sadly, angry", "sadly\nangry"), "labels.csv:4: no expression; name it or remove this row"),
+    "no expression": (PLAIN.replace("contempt,val", ",val"), "labels.csv:3: no expression; name it, write ? where nobody did, or remove this row"),
+    "expression of two lines": (PLAIN.replace("sadly, angry", "sadly\nangry"), "labels.csv:4: no expression; name it, write ? where nobody did, or remove this row"),
     "after two lines": (PLAIN.replace("a/0001.jpg", '"a/0001\n.jpg"').replace("L12", "x"), None),
     "capitals": (PLAIN.replace("contempt,V", "Contempt,V"), "labels.csv:5: 'Contempt' is 'contempt' of row 3 in another spelling; "
                  "choose one"),

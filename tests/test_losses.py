@@ -65,6 +65,45 @@ def test_eq02_matches_naive_loop():
     assert np.allclose(mmlfer.loss_emo(t(Z_EMO), t(Y_EMO)), naive, rtol=1e-12)
 
 
+def test_expressions_that_are_not_named_count_as_nothing():
+    """Neither in the loss nor in its gradient; the others' values do not change by a bit."""
+    y_emo = np.where([True, False, True, False, False], -1, Y_EMO)
+    z_emo = t(Z_EMO).requires_grad_()
+    loss = mmlfer.loss_emo(z_emo, t(y_emo))
+    naive = [0 if k < 0 else -math.log(softmax(Z_EMO[i])[k]) for i, k in enumerate(y_emo)]
+    assert np.allclose(loss.detach(), naive, rtol=1e-12) and (loss[[1, 3, 4]] == mmlfer.loss_emo(t(Z_EMO), t(Y_EMO))[[1, 3, 4]]).all()
+    gradient = torch.autograd.grad(loss.sum(), z_emo)[0].numpy()
+    wanted = [[0 if y_emo[i] < 0 else p - (k == y_emo[i]) for k, p in enumerate(softmax(Z_EMO[i]))] for i in range(5)]
+    assert np.allclose(gradient, wanted, rtol=1e-9, atol=1e-15) and not gradient[[0, 2]].any()
+
+
+def test_eq02_with_shares_matches_naive_loop():
+    """-sum_k q_k log p_k, 0 in value and gradient where there is no share; shares of 1 are the hard label."""
+    q = rng.dirichlet(np.ones(14), 5)
+    q[2], q[3] = 0, np.eye(14)[Y_EMO[3]]
+    z_emo = t(Z_EMO).requires_grad_()
+    loss = mmlfer.loss_emo(z_emo, torch.tensor(q, dtype=torch.float32))
+    q = q.astype(np.float32).astype(float)
+    naive = [-sum(share * math.log(p) for share, p in zip(q[i], softmax(Z_EMO[i]))) for i in range(5)]
+    assert np.allclose(loss.detach(), naive, rtol=1e-12) and loss[2] == 0
+    assert loss[3].item() == pytest.approx(mmlfer.loss_emo(t(Z_EMO), t(Y_EMO))[3].item(), rel=1e-12)
+    gradient = torch.autograd.grad(loss.sum(), z_emo)[0].numpy()
+    wanted = [[sum(q[i]) * p - q[i, k] for k, p in enumerate(softmax(Z_EMO[i]))] for i in range(5)]
+    assert np.allclose(gradient, wanted, rtol=1e-6, atol=1e-12) and not gradient[2].any()
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_row_without_any_label_has_l_am_alone(soft):
+    """All three losses of rows with both labels, one or none; L^AM is as without the masks."""
+    y_emo, y_au = np.where([0, 1, 0, 1, 0], -1, Y_EMO), np.where(np.array([[0, 0, 1, 1, 0]]).T, -1, Y_AU)
+    q = np.where((y_emo >= 0)[:, None], np.eye(14)[Y_EMO], 0)
+    statistics = mmlfer.Statistics.of(t(TABLE["wild"]), "wild")
+    losses = mmlfer.all_losses(t(Z_EMO), t(Z_AU), t(q) if soft else t(y_emo), t(y_au), statistics)
+    whole = mmlfer.all_losses(t(Z_EMO), t(Z_AU), t(Y_EMO), t(Y_AU), statistics)
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 1]])
+    assert torch.allclose(losses, whole * mask, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("form", ["wild", "lab"])
 def test_eq05_to_eq09_match_naive_loops(form):
     table = TABLE[form]

@@ -9,6 +9,7 @@ that the second batch begins another permutation.
 
 import copy
 import csv
+import dataclasses
 import functools
 import math
 from types import SimpleNamespace
@@ -36,6 +37,9 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "am": {"method": "am", "schedule": "onecycle"},
     "am-lab": {"method": "am", "form": "lab"},
     "mml": {"method": "mml", "psi": 0.0, "epochs": 1},
+    "mml-gaps": {"method": "mml", "labels": "hard", "gaps": True, "epochs": 1},
+    "mal2-gaps": {"method": "mal2", "labels": "hard", "gaps": True, "epochs": 1, "weight_max": 4.0, "hypergrad": "create_graph"},
+    "mml-soft": {"method": "mml", "labels": "soft", "gaps": True, "schedule": "onecycle"},
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
@@ -54,8 +58,11 @@ def run_program_loop(options, data, out):
     saved, torch_float = {}, torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        cfg = mmlfer.Config(data=str(data), **{k: v for k, v in options.items() if k != "psi"})
+        cfg = mmlfer.Config(data=str(data), **{k: v for k, v in options.items() if k not in ("psi", "gaps")})
         faces = mmlfer.load_images(_rafce.load_labels(data), data, cfg.size)
+        if options.get("gaps"):
+            y_emo, y_au, shares = with_gaps(faces.y_emo, faces.y_au, faces.split)
+            faces = dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, shares=np.where(shares < 0, np.nan, shares).astype(np.float32))
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
         run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
@@ -73,6 +80,20 @@ def run_program_loop(options, data, out):
         torch.set_default_dtype(torch_float)
     log = [{k: float(v) for k, v in row.items()} for row in csv.DictReader((out / "log.csv").open())]
     return SimpleNamespace(start=start, end=snapshot(run), log=log, best=saved["best.pt"], last=saved["last.pt"])
+
+
+def with_gaps(y_emo, y_au, split):
+    """Labels with rows whose expression is not named (-1), whose AUs are not coded (-1), or both; and shares of the
+    expressions, -1 where a row has none: in one row of each part, and in a row whose expression is named."""
+    rng, part = np.random.default_rng(8), np.asarray(split)
+    y_emo, y_au = np.array(y_emo), np.array(y_au, np.int8)
+    shares = rng.dirichlet(np.ones(14), len(y_emo)).astype(np.float32).astype(float)
+    train, val = np.flatnonzero(part == TRAIN), np.flatnonzero(part == VAL)
+    y_emo[train[[0, 1, 2, 5]]] = y_emo[val[[1, 4]]] = -1
+    y_au[train[[2, 3, 4]]] = -1
+    y_au[train[6], ::2] = -1
+    shares[train[[0, 2, 7]]] = shares[val[1]] = -1
+    return y_emo, y_au, shares
 
 
 def snapshot(run):
@@ -119,8 +140,9 @@ def take(data, index, flip):
 def losses_of(z_emo, z_au, y_emo, y_au, table, form):
     """L^emo, L^AU and L^AM by Eqs. 2, 1 and 9 as the paper has them; each (B,)."""
     p_emo, p_au = z_emo.exp() / z_emo.exp().sum(1, keepdim=True), 1 / (1 + (-z_au).exp())
-    l_emo = -p_emo[range(len(y_emo)), y_emo].log()
-    l_au = -(y_au * p_au.log() + (1 - y_au) * (1 - p_au).log()).sum(1)  # Eq. 1
+    l_emo = -(y_emo * p_emo.log()).sum(1)  # y_emo (B, 14): shares, 1 for a named expression, 0 for none
+    coded = (y_au >= 0).double()
+    l_au = -(coded * (y_au * p_au.log() + (1 - y_au) * (1 - p_au).log())).sum(1)  # Eq. 1
     s = table if form == "wild" else (table > 0).double()
     if form == "wild":
         q_au = (p_emo[:, :, None] / (1 + (-s).exp())).sum(1)  # Eq. 5
@@ -164,7 +186,7 @@ def meta_step(net, state, batch, val, alpha, o):
     grad = torch.autograd.grad(total, list(theta.values()), create_graph=True, allow_unused=True)
     star = {n: p - alpha[n] * (0 if g is None else g) for (n, p), g in zip(theta.items(), grad)}
     _, z_emo, _ = torch.func.functional_call(net, (star, copies(state.buffers)), (val[0],))
-    l_val = -z_emo.log_softmax(1)[range(len(val[1])), val[1]].mean()
+    l_val = -(val[1] * z_emo.log_softmax(1)).sum(1).mean()
     grad = torch.autograd.grad(l_val, list(psi.values()))
     return {n: (p - o.lr_meta * g).detach() for (n, p), g in zip(psi.items(), grad)}
 
@@ -208,7 +230,7 @@ def predictions(net, theta, buffers, x):
     return [max(range(14), key=lambda k: float(row[k])) for row in z_emo]
 
 
-def shares(pred, truth):
+def accuracies(pred, truth):
     """Acc. and Diag. of these predictions."""
     right = [p == t for p, t in zip(pred, truth)]
     of_class = [[r for r, t in zip(right, truth) if t == k] for k in set(truth)]
@@ -221,7 +243,14 @@ def reference_loop(options, folder, start):
     o.table = read_table(o.stats)
     o.form = o.stats if o.form == "auto" else o.form
     data, net = read_folder(folder), net_of_float64(o.arch)
-    rows = {code: np.flatnonzero(data[3] == code) for code in (TRAIN, VAL)}
+    truth, y_au, shares = data[1].numpy(), data[2], None
+    if options.get("gaps"):
+        truth, y_au, shares = with_gaps(truth, data[2].numpy(), data[3])
+    q = np.array([[float(k == y) for k in range(14)] for y in truth])
+    if getattr(o, "labels", "hard") == "soft":
+        q = np.array([own if min(share) < 0 else share for own, share in zip(q, shares)])
+    rows = {TRAIN: np.flatnonzero(data[3] == TRAIN), VAL: np.array([i for i in np.flatnonzero(data[3] == VAL) if truth[i] >= 0])}
+    data = data[0], torch.tensor(q), torch.as_tensor(y_au).double(), data[3]
     buffers = {n: b for n, b in copies(start.buffers).items() if n in dict(net.named_buffers())}
     state = SimpleNamespace(theta=dict(start.theta), buffers=buffers, psi=dict(start.psi),
                             speed={n: torch.zeros_like(p) for n, p in start.theta.items()})
@@ -237,7 +266,7 @@ def reference_loop(options, folder, start):
             done += 1
         mean = np.mean(means, 0)
         pred = predictions(net, state.theta, state.buffers, data[0][rows[VAL]])
-        acc, diag = shares(pred, data[1][rows[VAL]].tolist())
+        acc, diag = accuracies(pred, truth[rows[VAL]].tolist())
         log.append({"epoch": epoch + 1, "train_loss_emo": mean[0], "train_loss_au": mean[1],
                     "train_loss_am": mean[2], "w_au": mean[4], "w_am": mean[5], "val_acc": acc,
                     "val_diag": diag, "lr": rates(done, o.epochs * steps, o)[0]})

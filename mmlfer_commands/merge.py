@@ -1,0 +1,181 @@
+"""mmlfer merge: one folder with one labels.csv of several data sets."""
+
+import collections
+import hashlib
+from pathlib import Path
+
+import click
+import numpy as np
+
+from mmlfer import (
+    NOT_CODED,
+    NOT_NAMED,
+    PATH,
+    SPLITS,
+    InputError,
+    image_paths,
+    plural,
+    progress,
+    stem,
+)
+from mmlfer_commands._labels import (
+    LABELS,
+    NONE,
+    describe,
+    folded,
+    load_faces,
+    read_labels_csv,
+    share_column,
+)
+from mmlfer_commands._outputs import new_folder, write_rows
+
+PARTS = {code: part for part, code in SPLITS.items()}
+
+
+def source_names(folders):
+    """A name for each data set: its folder's, with a number if several have it."""
+    names = []
+    for folder in folders:
+        name = first = folder.resolve().name
+        while name in names:
+            name = f"{first}-{2 + sum(other.startswith(f'{first}-') for other in names)}"
+        names.append(name)
+    return names
+
+
+def read_set(folder):
+    """A data set's Faces, each face's person ("" if not known) and path below the folder."""
+    if (folder / LABELS).is_file():
+        table = read_labels_csv(folder / LABELS)
+        people = table.people or [""] * len(table.names)
+        return table.faces(), ["" if "\0" in person else person for person in people], table.names
+    faces = load_faces(folder)
+    places = [path.relative_to(folder) if path else f"aligned/{stem(name)}_aligned.jpg"
+              for name, path in zip(faces.names, image_paths(faces, folder))]
+    return faces, [""] * len(places), places
+
+
+def renamed(faces, names):
+    """The expressions of Faces under their new names, {old: new}."""
+    return [names.get(name, name) for name in faces.vocabulary.emotions]
+
+
+def check_spellings(emotions, sources):
+    """InputError if two sets spell an expression in two ways. emotions: names by set"""
+    seen = {}
+    for source, own in zip(sources, emotions):
+        for name in own:
+            first, where = seen.setdefault(folded(name), (name, source))
+            if first != name:
+                raise InputError(f"{source}: {name!r} is {first!r} of {where} in another spelling; "
+                                 f"--rename '{name}={first}'")
+
+
+def rows_of(source, faces, people, places, emotions):
+    """The rows of labels.csv of one data set. What it does not code is empty, its people are its
+    own, two expressions under one new name add their shares."""
+    for i, place in enumerate(places):
+        k = faces.y_emo[i]
+        row = {"image": f"{source}/{Path(place).as_posix()}", "source": source,
+               "expression": NONE if k == NOT_NAMED else emotions[k],
+               "split": PARTS[faces.split[i]],
+               "person": f"{source}/{people[i]}" if people[i] else ""}
+        aus = zip(faces.vocabulary.aus, faces.y_au[i])
+        row |= {f"AU{au}": int(y) for au, y in aus if y != NOT_CODED}
+        if faces.shares is not None and not np.isnan(faces.shares[i]).any():
+            shares = collections.Counter()
+            for name, q in zip(emotions, faces.shares[i].tolist()):
+                shares[share_column(name)] += q
+            row |= shares
+        yield row
+
+
+def columns_of(rows):
+    """All columns of the rows, AUs by their numbers; rows with some shares get 0 for the others."""
+    names = {name for row in rows for name in row}
+    voted = sorted(name for name in names if name.startswith("p_"))
+    for row in rows:
+        if not names.isdisjoint(voted) and any(name in row for name in voted):
+            row |= {name: row.get(name, 0) for name in voted}
+    aus = sorted((name for name in names if name.startswith("AU")), key=lambda name: int(name[2:]))
+    for row in rows if not aus else ():
+        row["aus"] = "?"
+    person = ["person"] if any(row["person"] for row in rows) else []
+    return ["image", "source", "expression", "split", *person, *(aus or ["aus"]), *voted]
+
+
+def same_pictures(sets):
+    """Yield the pictures that two data sets hold in different parts, as ((path, part), (path,
+    part)): by the files' content. sets: {path: part} by data set"""
+    sizes = collections.defaultdict(list)  # only files of one size can be equal
+    for number, files in enumerate(sets):
+        for path, part in files.items():
+            sizes[path.stat().st_size].append((number, path, part))
+    alike = [group for group in sizes.values() if len({number for number, *_ in group}) > 1]
+    seen = collections.defaultdict(list)
+    for number, path, part in progress([one for group in alike for one in group], "comparing"):
+        digest = hashlib.sha256(path.read_bytes()).digest()
+        yield from (((other, its_part), (path, part)) for its, other, its_part in seen[digest]
+                    if its != number and its_part != part)
+        seen[digest].append((number, path, part))
+
+
+def tell_shared(sets, sources):
+    """Warn of the pictures that two data sets hold in different parts."""
+    pairs = collections.defaultdict(list)
+    place = {path: source for source, files in zip(sources, sets) for path in files}
+    for one, other in same_pictures(sets):
+        pairs[place[one[0]], place[other[0]]].append((one, other))
+    for (first, second), found in pairs.items():
+        (one, part), (other, its_part) = found[0]
+        click.echo(f"Warning: {first} and {second} hold {plural(len(found), 'picture')} in "
+                   f"different parts, such as {one} ({part}) and {other} ({its_part}); remove them "
+                   "from one set, or faces are tested that are trained on", err=True)
+
+
+def merge(folders, out, names):
+    """Put data sets together in the new folder `out`; names: new names of expressions."""
+    sources, read = source_names(folders), [read_set(folder) for folder in folders]
+    emotions = [renamed(faces, names) for faces, *_ in read]
+    known = {name for faces, *_ in read for name in faces.vocabulary.emotions}
+    if odd := [name for name in names if name not in known]:
+        raise InputError(f"--rename {odd[0]}: no set has it; they have {', '.join(sorted(known))}")
+    check_spellings(emotions, sources)
+    rows = [row for source, one, own in zip(sources, read, emotions)
+            for row in rows_of(source, *one, own)]
+    with new_folder(out) as part:
+        for source, folder in zip(sources, folders):
+            (part / source).symlink_to(folder.resolve())
+        columns = columns_of(rows)
+        write_rows([{name: row.get(name, "") for name in columns} for row in rows], columns,
+                   part / LABELS)
+        load_faces(part)
+    tell_shared([{path: PARTS[code] for path, code in zip(image_paths(faces, folder), faces.split)
+                  if path} for folder, (faces, *_) in zip(folders, read)], sources)
+
+
+def parse_renames(ctx, parameter, values):
+    """('happy=happiness',) -> {"happy": "happiness"}"""
+    pairs = [tuple(name.strip() for name in value.split("=")) for value in values]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise click.BadParameter("expected OLD=NEW, such as happy=happiness")
+    return dict(pairs)
+
+
+@click.command("merge")
+@click.argument("folders", nargs=-1, required=True, metavar="IN...",
+                type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", required=True, type=PATH, help="New folder.")
+@click.option("--rename", multiple=True, callback=parse_renames, metavar="OLD=NEW",
+              help="Give an expression the name that it has in another set; may be repeated.")
+def command(folders, out, rename):
+    """Put data sets together: one labels.csv, with the sets' folders linked beside it.
+
+    Each IN is laid out like RAF-CE or has a labels.csv. An expression or AU that a set does not
+    code is ? or empty in its rows; the column source has each set's name. Pictures that two sets
+    hold in different parts are named.
+    """
+    if len(folders) < 2:
+        raise click.UsageError("Name two data sets or more.")
+    merge(folders, out, rename)
+    click.echo(describe(load_faces(out), out))
