@@ -1,23 +1,24 @@
 """Finished runs as rows: what `table` and `plot` read."""
 
-import base64
 import dataclasses
 import hashlib
 import json
 import re
-import zlib
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from mmlfer import (
     METHODS,
     InputError,
     Vocabulary,
+    brief,
     confusion_matrix,
     expression_metrics,
     loss_sources,
 )
+from mmlfer_commands._exports import read_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of
 from mmlfer_commands._runs import WORDS
@@ -49,6 +50,8 @@ class Tested:
     truth: np.ndarray  # (N,)
     right: np.ndarray  # (N,) whether the prediction is the truth
     rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
+    content: dict  # all of test.json
+    texts: dict  # in an export, those of log.csv and config.yaml
 
     def row(self):
         """What runs must have in common to be in one row."""
@@ -100,29 +103,19 @@ def rates(numbers, emotions):
     return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
 
 
-def packed(labels, k):
-    """Labels 0..k-1 as text: one byte per image, deflated, in base64; unchanged if k is above
-    256."""
-    return base64.b64encode(zlib.compress(bytes(labels))).decode() if k <= 256 else labels
-
-
-def unpacked(labels):
-    """Labels of a test.json as a list, `packed` or not."""
-    return [*zlib.decompress(base64.b64decode(labels))] if isinstance(labels, str) else labels
-
-
-def read_run(path):
-    """A run's test.json; its numbers must follow from its predictions."""
+def read_run(path, content=None, texts=()):
+    """A run's test.json, of an export its content; its numbers must follow from its predictions."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        best, truth, pred = run["best"], unpacked(run["truth"]), unpacked(run["best"]["pred"])
+        run = content or json.loads(path.read_text(encoding="utf-8"))
+        best, truth, pred = run["best"], run["truth"], run["best"]["pred"]
         emotions = Vocabulary.of(run).emotions
         k = len(emotions)
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are not of these expressions")
         own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
         names = run["names_sha256"] if "names_sha256" in run else digest_of_names(run["names"])
-        whole = (best["confusion"] == own["confusion"] and best["n"] == len(truth)
+        whole = (best.get("confusion", own["confusion"]) == own["confusion"]
+                 and best["n"] == len(truth)
                  and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
                  and len(run.get("names", truth)) == len(truth)
                  and type(run["seed"]) is int and isinstance(run["rafce"], bool))
@@ -130,17 +123,30 @@ def read_run(path):
             raise ValueError("numbers that do not fit each other")
         tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
                         run["rafce"], emotions, names, np.array(truth), np.equal(truth, pred),
-                        rates(own, emotions))
+                        rates(own, emotions), run, texts)
         hash((tested.row(), names))  # no lists among the options
         return tested
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-            OSError, zlib.error) as error:
+            OSError) as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
+
+
+def read_part(path, parse, texts=(), command="train", wanted="the folder of a run of `train`"):
+    """The result of `parse` for the text of a file that a command wrote, or of an export's `texts`;
+    any error becomes one line that names the file."""
+    try:
+        return parse(texts[path.name] if texts else path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there; give {wanted}") from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
+            yaml.YAMLError) as error:
+        raise InputError(f"{path}: not as `{command}` writes it ({brief(error)})") from None
 
 
 def read_runs(folder):
     """The finished runs below a folder, all of one test set."""
     runs = [read_run(path) for path in find_files(folder, "test.json")]
+    runs += [read_run(*one) for path in find_files(folder, "runs.csv") for one in read_export(path)]
     if not runs:
         raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
     for run in runs:

@@ -9,10 +9,10 @@ import click
 import numpy as np
 import yaml
 
-from mmlfer import AU_NAMES, PATH, InputError, Vocabulary, brief, learned, plural
+from mmlfer import AU_NAMES, PATH, InputError, Vocabulary, learned, plural
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._inputs import find_files
-from mmlfer_commands._results import read_results
+from mmlfer_commands._results import read_part, read_results
 
 WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 
@@ -60,10 +60,11 @@ def plot_methods(rows, path):
     that a meta net learned. rows: Rows of read_results."""
     plt, figure, (left, right) = two_axes(14)
     for i, row in enumerate(rows, 1):
-        folders = [run.path.parent for run in row.seeds.values()]
-        logs = [read_part(folder / "log.csv", parse_log) for folder in folders]
+        runs = [*row.seeds.values()]
+        folders = [run.path.parent for run in runs]
+        logs = [read_part(run.path.with_name("log.csv"), parse_log, run.texts) for run in runs]
         check_lengths(folders, logs)
-        steps = read_part(folders[0] / "config.yaml", parse_steps)
+        steps = read_part(folders[0] / "config.yaml", parse_steps, runs[0].texts)
         mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
         color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
         title = row.title.replace("$", r"\$")  # no mathematics in a file's name
@@ -111,18 +112,6 @@ def plot_confusion(numbers, path):
     axis.set(xlabel="predicted", ylabel="true (images)", title=title)
     figure.colorbar(picture, ax=axis, label="% of the row", shrink=0.8)
     save_figure(plt, figure, path)
-
-
-def read_part(path, parse, command="train", wanted="the folder of a run of `train`"):
-    """The result of `parse` for the text of a file that a command wrote; any error becomes one line
-    that names the file."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not there; give {wanted}") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
-            yaml.YAMLError) as error:
-        raise InputError(f"{path}: not as `{command}` writes it ({brief(error)})") from None
 
 
 def parse_log(text):
@@ -253,7 +242,8 @@ def kind_of(folder):
     """What lies in a folder: a "tested run", a "run" not finished, or "several runs" below it."""
     if (folder / "test.json").exists():
         return "tested run"
-    if not (folder / "log.csv").exists() and find_files(folder, "test.json"):
+    if not (folder / "log.csv").exists() and (find_files(folder, "test.json")
+                                              or find_files(folder, "runs.csv")):
         return "several runs"
     return "run"
 
@@ -268,7 +258,8 @@ def command(run):
     that `mmlfer video` wrote, NAME.png: expressions and AUs over time, one panel per face.
     """
     if run.suffix == ".csv" and not run.is_dir():
-        times, names, faces = read_part(run, parse_table, "video", "a table that `video` wrote")
+        times, names, faces = read_part(run, parse_table, (), "video",
+                                        "a table that `video` wrote")
         if not faces:
             raise InputError(f"{run}: no face in its {plural(len(times), 'frame')}: nothing to "
                              "draw")

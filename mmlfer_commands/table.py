@@ -1,19 +1,18 @@
 """mmlfer table: Tables 2 and 3 of finished runs, compared in pairs."""
 
+import csv
 import itertools
-import json
 import math
-from pathlib import Path
 
 import click
 import numpy as np
 import yaml
 
-from mmlfer import PATH, RUN_FILES, InputError, Vocabulary, brief, write_whole
+from mmlfer import PATH, RUN_FILES, InputError, write_whole
+from mmlfer_commands._exports import FILES, row_of_run, write_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
-from mmlfer_commands._results import PRINTED, digest_of_names, packed, read_results, unpacked
-from mmlfer_commands._runs import WORDS
+from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs
 
 # ---------------------------------------------------------------- Tables 2 and 3
 
@@ -194,68 +193,41 @@ mean ± standard deviation over seeds.
 # ---------------------------------------------------------------- raw results
 
 
-def without_place(value, words):
-    """The name of an option's path; ./NAME where NAME alone is one of the option's words."""
-    name = Path(str(value)).name
-    return f"./{name}" if name in words and value not in words else name
+def parse_config(text):
+    return {**yaml.safe_load(text)}
 
 
-def read_config(path):
-    """The content of a run's config.yaml."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("no options")
-        return config
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: not as `train` writes it ({brief(error)}); remove this run or "
-                         "train it again") from None
-
-
-def export_results(paths, folder, out):
-    """Copy what tables and curves need of the runs below a folder: test.json without images' names
-    and the last epoch's predictions, labels packed, log.csv and config.yaml; of every path its
-    name."""
+def export_results(runs, folder, out):
+    """Write what tables and curves need of the Tested runs below a folder."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
-    files = {}
-    for path in paths:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        config = read_config(path.parent / "config.yaml")
-        if "names" in run:
-            run["names_sha256"] = digest_of_names(run.pop("names"))
-        run["last"].pop("pred", None)
-        for labels in (run, run["best"]):
-            for name in labels.keys() & {"truth", "pred"}:
-                labels[name] = packed(unpacked(labels[name]), len(Vocabulary.of(run).emotions))
-        for content in (run, run.get("options", run), config):
-            for name, words in WORDS.items():
-                if name in content:
-                    content[name] = without_place(content[name], words)
-        place = out / path.parent.relative_to(folder)
-        files[place / "test.json"] = (json.dumps(run) + "\n").encode()
-        files[place / "config.yaml"] = yaml.safe_dump(config, sort_keys=False).encode()
-        files[place / "log.csv"] = (path.parent / "log.csv").read_bytes()
-    for path, content in files.items():  # now that all could be read
-        write_whole(path, content)
+    rows, logs = [], []
+    for run in runs:
+        name = run.path.parent.relative_to(folder).as_posix()
+        config = read_part(run.path.with_name("config.yaml"), parse_config, run.texts)
+        rows.append({"run": name, **row_of_run(run.content, config, run.names)})
+        log = read_part(run.path.with_name("log.csv"), str.splitlines, run.texts)
+        logs += [{"run": name, **row} for row in csv.DictReader(log)]
+    preds = [run.content["best"]["pred"] for run in runs]
+    write_export(out, rows, logs, runs[0].content["truth"], preds)
 
 
 @click.command("table")
 @click.argument("runs", type=PATH)
 @click.option("--out", default="results.md", type=PATH, help="Markdown file, - for none.")
-@click.option("--export", "to", type=PATH, help="Also copy the runs' results there (no image "
-              "names, no paths).")
+@click.option("--export", "to", type=PATH, help="Also write the runs' results there, in three "
+              "files (no image names, no paths).")
 def command(runs, out, to):
     """Make Tables 2 and 3 of every finished run below the folder RUNS, compared in pairs.
 
     Runs of one row have the same options but for seed, device and the places of files; statistics,
     labels, images and backbone are the same by content.
     """
-    paths = find_files(runs, "test.json")
-    check_output(out, *(path.parent / name for path in paths for name in RUN_FILES))
+    paths = find_files(runs, "test.json") + find_files(runs, FILES[0])
+    check_output(out, *(path.parent / name for path in paths for name in RUN_FILES + FILES))
     text = results(runs)
     if to:
-        export_results(paths, runs, to)
+        export_results(read_runs(runs), runs, to)
     if str(out) != "-":
         write_whole(out, text.encode())
     click.echo(text)

@@ -1,11 +1,10 @@
-import binascii
+import csv
 import importlib
 import os
 import resource
 import signal
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # one thread in this process and in those that it starts
@@ -218,9 +217,14 @@ def random_batch(n, size=32, seed=0, dtype=None):
     return x, y_emo, torch.from_numpy(rng.random((n, 32)) < 0.2).to(dtype or torch.float64)
 
 
-def inflated(text):
-    """The labels in an exported test.json, as a list."""
-    return list(zlib.decompress(binascii.a2b_base64(text)))
+def exported(folder):
+    """The runs of an export, {name: (row of runs.csv, rows of logs.csv, predictions)}, and the truth. Cells are text."""
+    rows, logs = (list(csv.DictReader((folder / f"{name}.csv").open(newline=""))) for name in ("runs", "logs"))
+    with np.load(folder / "predictions.npz") as labels:
+        truth, preds = labels["truth"].tolist(), labels["pred"].tolist()
+    names = [row["run"] for row in rows]
+    assert len(names) == len({*names}) == len(preds) and {log["run"] for log in logs} <= {*names}
+    return {name: (row, [log for log in logs if log["run"] == name], pred) for name, row, pred in zip(names, rows, preds)}, truth
 
 
 def resident_mb():

@@ -1,12 +1,11 @@
 """The intervals of `table`: by hand, against naive loops, and how often they leave out the truth."""
 
-import json
 import math
 
 import numpy as np
 import pytest
 import simulate_intervals as simulation
-from conftest import ROOT, inflated
+from conftest import ROOT, exported
 
 from mmlfer_commands import table
 
@@ -114,8 +113,8 @@ def test_interval_matches_naive_loops(seeds, deviation):
 
 
 def test_the_simulation_has_the_counts_of_the_raw_results():
-    run = json.loads((ROOT / "tests/results/401/clean/stl-0/test.json").read_text())
-    assert tuple(np.bincount(inflated(run["truth"]), minlength=14)) == simulation.COUNTS[401]
+    _, truth = exported(ROOT / "tests/results/401/clean")
+    assert tuple(np.bincount(truth, minlength=14)) == simulation.COUNTS[401]
     assert {n: sum(counts) for n, counts in simulation.COUNTS.items()} == {909: 909, 401: 401}
 
 

@@ -11,8 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-import yaml
-from conftest import ROOT, inflated, invoke
+from conftest import ROOT, exported, invoke
 
 import mmlfer
 from mmlfer_commands import _rafce, _results, _stats, build, demo, synth, table
@@ -177,10 +176,16 @@ def test_the_results_are_what_table_prints_from_the_raw_results():
         assert [line for line in table_3.splitlines() if line.startswith("| ") and line not in page.splitlines()] == []
         signals = [line for line in pairs.splitlines() if line.startswith("| ") and "signal" in line]
         assert [line for line in signals if line not in rows] == []  # none is kept quiet
-    files = [path for path in RAW.rglob("*") if path.is_file() and path.parent != RAW]
-    assert {path.name for path in files} == {"config.yaml", "log.csv", "test.json"}
+    files = [path for path in RAW.rglob("*") if path.is_file() and path.suffix != ".md"]
+    assert {path.name for path in files} == {"runs.csv", "logs.csv", "predictions.npz"} and len(files) == 3 * len(SETS) <= 60
     assert sum(path.stat().st_size for path in files) < 2_000_000
-    assert not any(re.search(r"\.jpg|/tmp|/home|/root", path.read_text()) for path in files)
+    assert not any(re.search(rb"\.jpg|/tmp|/home|/root", path.read_bytes()) for path in files)
+
+
+@pytest.mark.parametrize("folder", [*SETS, MANY], ids=lambda folder: str(folder.relative_to(RAW)))
+def test_the_pages_of_all_pairs_are_what_table_prints(folder):
+    """table FOLDER --out FOLDER/tables.md writes them."""
+    assert (folder / "tables.md").read_text(encoding="utf-8") == results(folder)
 
 
 def cells_of(line):
@@ -216,14 +221,16 @@ def test_the_claims_stand_in_the_tables():
             assert "not shown here" in claim and float(low) <= 0 <= float(high), claim
 
 
-def log_of(run):
-    with (MANY / run / "log.csv").open() as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+exported = functools.cache(exported)
+
+
+def log_of(folder, run):
+    return [{key: float(value) for key, value in row.items() if key != "run"} for row in exported(MANY / folder)[0][run][1]]
 
 
 def weights_at_the_end(folder, name):
     """Mean omega^AU and omega^AM of the last epoch, over the seeds, as the pages have them."""
-    ends = [log_of(path)[-1] for path in (MANY / folder).glob(f"{name}-[0-9]")]
+    ends = [log_of(folder, run)[-1] for run in exported(MANY / folder)[0] if re.fullmatch(rf"{name}-\d", run)]
     assert len(ends) == {"clean": 5, "ceiling": 1}.get(folder, 3)
     return [f"{np.mean([row[key] for row in ends]):.2f}" for key in ("w_au", "w_am")]
 
@@ -247,9 +254,9 @@ def test_what_a_ceiling_does_to_the_weights():
 
 
 def test_which_ceiling_validation_prefers():
-    runs = ("clean/mml-wild-0", "ceiling/mml-wild-w2-0", "clean/mml-wild-w4-0", "ceiling/mml-wild-w10-0")
-    best = [max(row["val_acc"] for row in log_of(run)) for run in runs]
-    told = [json.loads((MANY / run / "test.json").read_text())["best"]["accuracy"] for run in runs]
+    runs = [run.split("/") for run in ("clean/mml-wild-0", "ceiling/mml-wild-w2-0", "clean/mml-wild-w4-0", "ceiling/mml-wild-w10-0")]
+    best = [max(row["val_acc"] for row in log_of(*run)) for run in runs]
+    told = [float(exported(MANY / folder)[0][run][0]["best.accuracy"]) for folder, run in runs]
     val, test = (", ".join(f"{100 * one:.2f}" for one in ones) for ones in (best, told))
     text = " ".join(PAGE_OF_RESULTS.split())
     assert f"with ceilings of 1, 2, 4 and 10 are {val} % ({test} % of the test faces" in text and max(best) == best[2]
@@ -269,10 +276,11 @@ def drawn(tmp_path_factory):
 
 @pytest.mark.parametrize("folder", SETS, ids=lambda folder: str(folder.relative_to(RAW)))
 def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, folder):
-    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*/test.json"))]
-    assert {run["data_sha256"] for run in runs} == {drawn[folder].sha256()}
-    truth = drawn[folder].of("test").y_emo.tolist()
-    assert all(inflated(run["truth"]) == truth for run in runs)
+    runs, truth = exported(folder)
+    assert {row["data_sha256"] for row, *_ in runs.values()} == {drawn[folder].sha256()}
+    assert truth == drawn[folder].of("test").y_emo.tolist()
+    for row, _, pred in runs.values():
+        assert float(row["best.accuracy"]) == pytest.approx(np.equal(truth, pred).mean()) and int(row["best.n"]) == len(truth)
 
 
 def test_the_perfect_reader_of_the_results(drawn):
@@ -286,5 +294,5 @@ def test_the_raw_results_are_of_one_setting():
     """Except what tells the methods apart, the seeds and, in the noisy ones, the AUs of the training rows."""
     keys = ("size", "epochs", "batch_size", "lr_backbone", "lr_heads", "lr_meta", "schedule", "arch", "weights", "momentum", "weight_decay")
     for folder in (FEW, MANY):
-        configs = [yaml.safe_load(path.read_text()) for path in sorted(folder.rglob("config.yaml"))]
-        assert len(configs) >= 9 and len({tuple(config[key] for key in keys) for config in configs}) == 1
+        rows = [row for path in folder.rglob("runs.csv") for row, *_ in exported(path.parent)[0].values()]
+        assert len(rows) >= 9 and len({tuple(row[f"options.{key}"] for key in keys) for row in rows}) == 1

@@ -5,15 +5,16 @@ import hashlib
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pytest
 import yaml
-from conftest import inflated, invoke
+from conftest import exported, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _rafce, _results, table
+from mmlfer_commands import _rafce, _results, plot, table
 
 
 def fake_run(folder, method, stats, seed, pred, truth, options=None, **others):
@@ -461,20 +462,68 @@ def test_export_keeps_what_table_and_plot_need(trained, tmp_path):
     runs, out = trained[0].parent, tmp_path / "results"
     before = invoke("table", runs, "--out", "-", "--export", out)
     assert before.exit_code == 0 and table_of(out) == before.stdout
-    assert sorted(p.name for p in (out / "mml").iterdir()) == ["config.yaml", "log.csv", "test.json"]
-    assert (out / "mml/log.csv").read_bytes() == (runs / "mml/log.csv").read_bytes()
-    kept, config = json.loads((out / "mml/test.json").read_text()), yaml.safe_load((out / "mml/config.yaml").read_text())
-    whole = json.loads((runs / "mml/test.json").read_text())
-    assert "names" not in kept and "pred" not in kept["last"]
-    assert inflated(kept["best"]["pred"]) == whole["best"]["pred"] and inflated(kept["truth"]) == whole["truth"]
-    assert kept["data"] == config["data"] == "faces" and config["steps_per_epoch"] > 0
-    assert not any("/" in p.read_text() for p in (out / "mml").iterdir())
-    assert invoke("plot", out / "mml").exit_code == 0
+    assert sorted(p.name for p in out.iterdir()) == ["logs.csv", "predictions.npz", "runs.csv"]
+    kept, truth = exported(out)
+    row, log, pred = kept["mml"]
+    whole, config = json.loads((runs / "mml/test.json").read_text()), yaml.safe_load((runs / "mml/config.yaml").read_text())
+    assert pred == whole["best"]["pred"] and truth == whole["truth"]
+    with (runs / "mml/log.csv").open() as file:
+        assert [{"run": "mml", **line} for line in csv.DictReader(file)] == log
+    assert row["names_sha256"] == hashlib.sha256(json.dumps(whole["names"]).encode()).hexdigest()
+    assert not {"names", "truth", "best.pred", "last.pred"} & {*row}
+    assert row["data"] == row["options.data"] == "faces" and row["config.steps_per_epoch"] == str(config["steps_per_epoch"])
+    for part in ("best", "last"):
+        assert {name: json.loads(row[f"{part}.{name}"]) for name in whole[part] if name not in ("pred", "confusion")} == {
+            name: value for name, value in whole[part].items() if name not in ("pred", "confusion")}
+    for name, value in whole["options"].items():
+        assert name == "data" or row[f"options.{name}"] in (str(value), json.dumps(value)), name
+    assert not any(b"/" in (out / name).read_bytes() for name in ("logs.csv", "runs.csv"))
+
+
+def test_an_export_of_many_runs_draws_their_curves(trained, tmp_path, monkeypatch):
+    """The same curves as of the runs themselves."""
+    folder, out, drawn = tmp_path / "runs", tmp_path / "out", []
+    for seed in (0, 1):
+        place = folder / f"mml, {seed}"
+        place.mkdir(parents=True)
+        for name in ("config.yaml", "log.csv", "test.json"):
+            shutil.copy(trained[0] / name, place)
+        test = json.loads((place / "test.json").read_text())
+        (place / "test.json").write_text(json.dumps({**test, "seed": seed}))
+    log = folder / "mml, 1/log.csv"
+    log.write_text(log.read_text().replace("0.", "0.0"))
+    assert invoke("table", folder, "--out", "-", "--export", out).exit_code == 0
+    monkeypatch.setattr(plot, "save_curves", lambda plt, figure, path: drawn.append(
+        [(line.get_label(), line.get_xydata().tolist()) for axis in figure.axes for line in axis.lines]))
+    assert [invoke("plot", place).stdout for place in (folder, out)] == [f"{place}/curves.png\n" for place in (folder, out)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 3
+
+
+@pytest.mark.parametrize("name,content", [
+    ("runs.csv", b"run\nmml\n"), ("runs.csv", b"run,best.epoch\nmml,1\n"), ("runs.csv", b"\xff"), ("logs.csv", None),
+    ("logs.csv", b"epoch\n1\n"), ("predictions.npz", None), ("predictions.npz", b"PK"), ("predictions.npz", b"")])
+def test_a_damaged_export_is_one_line(trained, tmp_path, name, content):
+    out = tmp_path / "results"
+    assert invoke("table", trained[0], "--out", "-", "--export", out).exit_code == 0
+    (out / name).unlink() if content is None else (out / name).write_bytes(content)
+    for command in (("table", out, "--out", "-"), ("plot", out)):
+        result = invoke(*command)
+        assert result.exit_code == 1 and result.stderr.count("\n") == 1 and result.stdout == ""
+        assert result.stderr.startswith(f"Error: {out}/runs.csv: not, with logs.csv and predictions.npz, as `table --export` writes it (")
+
+
+def test_predictions_that_do_not_give_the_numbers_of_their_row_are_refused(trained, tmp_path):
+    out = tmp_path / "results"
+    assert invoke("table", trained[0].parent, "--out", "-", "--export", out).exit_code == 0
+    with np.load(out / "predictions.npz") as labels:
+        truth, pred = labels["truth"], labels["pred"]
+    np.savez(out / "predictions.npz", truth=truth, pred=(pred + 1) % 14)
+    assert "numbers that do not fit each other" in invoke("table", out, "--out", "-").stderr
 
 
 @pytest.mark.parametrize("k", [256, 257])
 def test_labels_of_up_to_256_expressions_are_exported_as_bytes(tmp_path, k):
-    names = [f"expression {i}" for i in range(k)]
+    names = [f"expression {i}.5" for i in range(k)]
     truth, pred = list(range(k)), [0, *range(1, k - 1), 0]
     numbers = mmlfer.expression_metrics(mmlfer.confusion_matrix(truth, pred, k), names)
     run = fake_run(tmp_path / "runs", "mml", "own.yaml", 0, [0] * k, [0] * k, {}, emotions=names)
@@ -485,29 +534,31 @@ def test_labels_of_up_to_256_expressions_are_exported_as_bytes(tmp_path, k):
     (run / "config.yaml").write_text("data: /home/me/faces\n")
     before = invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "out")
     assert before.exit_code == 0, before.stderr
-    kept = json.loads((tmp_path / "out" / run.relative_to(tmp_path / "runs") / "test.json").read_text())
-    labels = [kept["truth"], kept["best"]["pred"]]
-    assert (labels if k == 257 else [inflated(text) for text in labels]) == [truth, pred]
+    with np.load(tmp_path / "out/predictions.npz") as labels:
+        assert labels["truth"].tolist() == truth and labels["pred"].tolist() == [pred]
+        assert {labels[name].dtype.itemsize for name in labels} == {1 if k == 256 else 2}
     assert table_of(tmp_path / "out") == before.stdout
 
 
 def test_an_export_of_an_export_is_the_same(tmp_path):
     for seed, name in enumerate("ab"):  # two runs whose folders are called the same
-        run = fake_run(tmp_path / "runs" / name, "mml", "wild", seed, [0, 1], [0, 0], {})
+        run = fake_run(tmp_path / "runs" / name, "mml", "wild", seed, [0, 1], [0, 0], {}, backbone="1e5")  # no number
         run = run.rename(run.parent / "mml")
-        (run / "log.csv").write_text("epoch\n")
+        (run / "log.csv").write_text(f"epoch\n{seed}\n")
         (run / "config.yaml").write_text("data: /home/me/faces\n")
     assert invoke("table", tmp_path / "runs", "--out", "-", "--export", tmp_path / "one").exit_code == 0
     assert invoke("table", tmp_path / "one", "--out", "-", "--export", tmp_path / "two").exit_code == 0
-    one, two = ([p.read_text() for p in sorted((tmp_path / name).rglob("*.*"))] for name in ("one", "two"))
-    assert one == two and len(one) == 6 and "home" not in "".join(one)
+    one, two = ([(tmp_path / name / file).read_bytes() for file in ("runs.csv", "logs.csv")] for name in ("one", "two"))
+    assert one == two and b"home" not in b"".join(one) and b'"""1e5"""' in one[0]
+    assert exported(tmp_path / "one") == exported(tmp_path / "two")
+    assert [*exported(tmp_path / "one")[0]] == ["a/mml", "b/mml"]
 
 
 @pytest.mark.parametrize("stats,kept", [("/home/me/mine.yaml", "mine.yaml"), ("/home/me/wild", "./wild"), ("wild", "wild")])
 @pytest.mark.parametrize("weights,file", [("/home/me/x.pth", "x.pth"), ("/home/me/none", "./none"), ("auto", "auto")])
 def test_an_export_holds_no_place_and_gives_the_same_table(tmp_path, stats, kept, weights, file):
     """A file that is named like one of an option's words is still a file after the export."""
-    for seed, backbone in enumerate(("0" * 64, "1" * 64)):
+    for seed, backbone in enumerate(("a" * 64, "b" * 64)):
         run = fake_run(tmp_path / "runs", "mml", stats, seed, [0, 1], [0, 0], {"weights": weights}, backbone=backbone,
                        table_sha256="2" * 64)
         (run / "log.csv").write_text("epoch\n")
@@ -517,12 +568,9 @@ def test_an_export_holds_no_place_and_gives_the_same_table(tmp_path, stats, kept
     assert before.exit_code == 0
     after = table_of(tmp_path / "out")
     assert "home" not in after and after == before.stdout.replace("/home/me/wild", "./wild")
-    for path in (tmp_path / "out").rglob("*"):
-        assert path.is_dir() or "home" not in path.read_text()
-    [config, _] = [yaml.safe_load(path.read_text()) for path in (tmp_path / "out").rglob("config.yaml")]
-    [test, _] = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("test.json")]
-    assert (config["stats"], config["weights"]) == (test["stats"], test["options"]["weights"]) == (kept, file)
-    assert test["options"]["stats"] == kept
+    assert not any(b"home" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+    for row, *_ in exported(tmp_path / "out")[0].values():
+        assert (row["stats"], row["options.stats"], row["options.weights"]) == (kept, kept, file)
 
 
 def test_forty_runs_of_400_images_stay_below_two_megabytes(tmp_path):

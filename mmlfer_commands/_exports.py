@@ -1,0 +1,104 @@
+"""Many runs' results in three files: runs.csv, a row for each test.json and what config.yaml has
+beyond the options; logs.csv, their log.csv; predictions.npz, truth (N,) and the best epochs' pred
+(runs, N) in the order of the rows."""
+
+import csv
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from mmlfer import InputError, brief, write_whole
+from mmlfer_commands._outputs import write_rows
+from mmlfer_commands._runs import WORDS
+
+FILES = ("runs.csv", "logs.csv", "predictions.npz")
+READING = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
+           RecursionError, yaml.YAMLError, csv.Error, zipfile.BadZipFile, zlib.error)
+
+
+def value_of(cell):
+    """The value of a cell, which is JSON, or a text that could be no JSON."""
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
+
+
+def flat(run):
+    """A run's content as a row: {"method": "mml", "best": {"n": 4}} -> method, best.n."""
+    row = {}
+    for name, value in run.items():
+        for key, one in (value if isinstance(value, dict) else {"": value}).items():
+            plain = isinstance(one, str) and one and value_of(one) is one
+            row[f"{name}.{key}" if key else name] = one if plain else json.dumps(one)
+    return row
+
+
+def unflat(row):
+    """`flat` backwards; empty cells are left out."""
+    run = {}
+    for name, cell in row.items():
+        outer, dot, key = name.partition(".")
+        if cell:
+            (run.setdefault(outer, {}) if dot else run)[key or outer] = value_of(cell)
+    return run
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_export(path):
+    """Yield, for each row of an export's runs.csv, the path that its test.json had, what it held,
+    and the texts of config.yaml and log.csv."""
+    try:
+        logs = {}
+        for row in read_csv(path.with_name("logs.csv")):
+            name = row.pop("run")
+            logs.setdefault(name, [",".join(row)]).append(",".join(row.values()))
+        with np.load(path.with_name("predictions.npz")) as labels:
+            truth, preds = labels["truth"].tolist(), labels["pred"].tolist()
+        for row, pred in zip(read_csv(path), preds, strict=True):
+            name, run = row.pop("run"), unflat(row)
+            config = yaml.safe_dump({**run["options"], **run.pop("config", {})})
+            run["truth"], run["best"]["pred"] = truth, pred
+            yield (path.parent / name / "test.json", run,
+                   {"config.yaml": config, "log.csv": "\n".join(logs.get(name, ()))})
+    except READING as error:
+        raise InputError(f"{path}: not, with {FILES[1]} and {FILES[2]}, as `table --export` writes "
+                         f"it ({brief(error)})") from None
+
+
+def without_place(value, words):
+    """The name of an option's path; ./NAME where NAME alone is one of the option's words."""
+    name = Path(str(value)).name
+    return f"./{name}" if name in words and value not in words else name
+
+
+def row_of_run(run, config, names_sha256):
+    """A run's row of runs.csv: of every path its name, of the images' names the digest."""
+    run = {**run, "names_sha256": names_sha256, "options": {**run["options"]}}
+    run["config"] = {name: config[name] for name in config if name not in run["options"]}
+    for epoch in ("best", "last"):
+        run[epoch] = {name: value for name, value in run[epoch].items()
+                      if name not in ("pred", "confusion")}  # the second follows from the first
+    for content in (run, run["options"]):
+        for name, words in WORDS.items():
+            if name in content:
+                content[name] = without_place(content[name], words)
+    return flat({name: run[name] for name in run if name not in ("names", "truth")})
+
+
+def write_export(out, rows, logs, truth, pred):
+    """Write the three files: the runs' rows, their logs' rows, and labels, (N,) and (runs, N)."""
+    kind, labels = np.min_scalar_type(max(map(max, [truth, *pred]))), io.BytesIO()
+    np.savez_compressed(labels, truth=np.array(truth, kind), pred=np.array(pred, kind))
+    for name, lines in zip(FILES, (rows, logs)):
+        write_rows(lines, dict.fromkeys(name for line in lines for name in line), out / name)
+    write_whole(out / FILES[2], labels.getvalue())
