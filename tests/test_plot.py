@@ -24,7 +24,7 @@ def run(tmp_path):
     confusion = np.zeros((14, 14), int)
     confusion[0, [0, 1]], confusion[1, [0, 1, 2]], confusion[13, 13] = (15, 5), (4, 2, 4), 10
     numbers = {"confusion": confusion.tolist(), "accuracy": 27 / 40, "diag": (15 / 20 + 2 / 10 + 1) / 3}
-    (out / "test.json").write_text(json.dumps({"best": numbers, "last": {}}))
+    (out / "test.json").write_text(json.dumps({"best": numbers, "last": {}, "emotions": mmlfer.EMOTIONS, "aus": mmlfer.AUS}))
     (out / "config.yaml").write_text(yaml.safe_dump({"method": "mml", "steps_per_epoch": 169}))
     with open(out / "log.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, ["epoch", "train_loss_emo", "val_acc", "val_diag", "w_au", "w_am", "lr"])
@@ -82,7 +82,8 @@ def write_run(folder, method, seed, log):
     folder.mkdir(parents=True)
     (folder / "test.json").write_text(json.dumps({
         "method": method, "stats": "wild", "form": "wild", "seed": seed, "rafce": False, "names": ["1.jpg"], "truth": [0],
-        "best": numbers}))
+        "best": numbers, "emotions": mmlfer.EMOTIONS, "aus": mmlfer.AUS, "options": {"data": "faces", "weights": "none"},
+        "table_sha256": "", "data_sha256": "", "images_sha256": "", "backbone": "none"}))
     (folder / "config.yaml").write_text("steps_per_epoch: 75")
     (folder / "log.csv").write_text("epoch,val_acc,val_diag,w_au,w_am\n" + "".join(
         f"{i + 1},{acc},0.1,{w_au},{w_am}\n" for i, (acc, w_au, w_am) in enumerate(log)))
