@@ -33,8 +33,6 @@ def photo_faces(paths):
 
 like_option = click.option("--like", type=PATH, metavar="DIR", help="Folder of aligned faces, "
                            "laid out like RAF-CE, whose alignment is measured and used.")
-
-
 every_option = click.option("--every", type=COUNT, metavar="N", help="Take every Nth frame.")
 fps_option = click.option("--fps", type=RATE, metavar="F", help="Take F frames a second, or all if "
                           "there are fewer.")
@@ -50,10 +48,10 @@ class Crops:
         self.table.writeheader()
         self.template, self.size, self.out, self.count = template, size, out, 0
 
-    def add(self, path, image, faces, place, timestamp=""):
-        """Write the faces of an image; `place` gives the name of each by its number."""
-        for i, face in enumerate(faces):
-            crop, file = align(image, face, self.template, self.size), f"aligned/{place(i)}"
+    def add(self, path, image, faces, timestamp=""):
+        """Write the faces of an image, [(number, name of the crop, Face)]."""
+        for i, name, face in faces:
+            crop, file = align(image, face, self.template, self.size), f"aligned/{name}"
             if file.endswith("png"):
                 write_whole(self.out / file, png(crop))
             else:
@@ -76,7 +74,7 @@ def crop_photos(photos, names, crops):
         if not faces:
             without += 1
             say(f"no face: {shown(path)}")
-        crops.add(path, image, faces, lambda i, name=name: f"{name}_{i}.png")
+        crops.add(path, image, [(i, f"{name}_{i}.png", face) for i, face in enumerate(faces)])
     return without, bad
 
 
@@ -101,15 +99,17 @@ def crop_clips(clips, names, crops, every, fps):
 
 
 def crop_frames(clip, name, crops, every, fps):
-    """Write the crops of a Clip's frames: the largest face of frame 1 as 00001.jpg, a smaller one
-    as 00001.2.jpg."""
-    tracker = Tracker(AGAIN)
+    """Write the crops of a Clip's frames: of the first one the largest face as 00001.jpg, and of
+    the next ones the same person's, until it is gone; those of others as 00001.2.jpg ..."""
+    tracker, first = Tracker(AGAIN), None
     for frame in clip.frames(every or 1, fps):
-        faces = sorted((face for _, face in tracker.find(frame)), key=lambda face: -face.box[2])
-        stem = f"{name}/{frame.number + 1:05d}"
-        crops.add(clip.name, frame.image, faces,
-                  lambda i, stem=stem: f"{stem}.{i + 1}.jpg" if i else f"{stem}.jpg",
-                  f"{frame.time:.3f}")
+        found, stem = dict(tracker.find(frame)), f"{name}/{frame.number + 1:05d}"
+        if first not in tracker.tracks:
+            first = max(found, key=lambda number: found[number].box[2], default=None)
+        others = [number for number in found if number != first]
+        faces = [(first, f"{stem}.jpg", found[first])] if first in found else []
+        faces += [(number, f"{stem}.{i}.jpg", found[number]) for i, number in enumerate(others, 2)]
+        crops.add(clip.name, frame.image, faces, f"{frame.time:.3f}")
 
 
 @click.command("crop")
@@ -126,9 +126,9 @@ def command(paths, out, like, size, every, fps):
     found, also upside down, are turned upright.
 
     OUT/aligned has NAME_0.png, NAME_1.png ... of each photograph, from left to right; of a video
-    NAME/00001.jpg, the largest face of its first frame (a smaller one is NAME/00001.2.jpg), and so
-    on. OUT/faces.csv says where and when they were. What cannot be read is named and skipped, and
-    the exit code is then 1.
+    NAME/00001.jpg, the largest face of its first frame, NAME/00002.jpg, the same person, and so on;
+    other people's are NAME/00001.2.jpg. OUT/faces.csv says where and when they were. What cannot be
+    read is named and skipped, and the exit code is then 1.
     """
     if every and fps:
         raise click.UsageError("--every and --fps: give one of them.")
