@@ -18,7 +18,7 @@ from mmlfer_commands._formats import (
     read_list,
 )
 from mmlfer_commands._inputs import images_below
-from mmlfer_commands._labels import read_columns, read_rows
+from mmlfer_commands._labels import NONE, read_columns, read_rows
 
 CKPLUS = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 
@@ -30,7 +30,7 @@ def frames_of(folder, rows, person):
     frames = frames_in(folder)
     for number, (place, aus) in rows.items():
         image = frames.get(number, folder / f"{number:05d}.jpg")
-        yield Labelled(image, "?", "", {"person": person}, place, aus=aus)
+        yield Labelled(image, NONE, "", {"person": person}, place, aus=aus)
 
 
 def whole(text, what, where):
@@ -81,7 +81,7 @@ def emotionet(paths, images, present_from, unknown):
             where = f"{path}:{number}"
             aus = code_aus([(au, "") for au in range(1, 61)], values, where, coding)
             aus = {au: seen for au, seen in aus.items() if au in AU_NAMES}
-            yield Labelled(images / Path(name).name, "?", "", {}, where, aus=aus)
+            yield Labelled(images / Path(name).name, NONE, "", {}, where, aus=aus)
 
 
 def ckplus(folder, frames, present_from):
@@ -91,7 +91,7 @@ def ckplus(folder, frames, present_from):
         images = images_below(folder / "cohn-kanade-images" / person / sequence)
         emotion = next((folder / "Emotion" / person / sequence).glob("*_emotion.txt"), None)
         code = str(int(numbers_in(emotion, 1)[0][0])) if emotion else ""
-        name = class_name(code, CKPLUS, emotion, what="one of CK+'s classes") if emotion else "?"
+        name = class_name(code, CKPLUS, emotion, what="one of CK+'s classes") if emotion else NONE
         rows = [(int(au), intensity) for au, intensity in numbers_in(facs, 2)]
         aus = sorted(au for au, x in rows if au in AU_NAMES and (x == 0 or x >= present_from))
         labels = {"aus": "+".join(map(str, aus)), "person": person}

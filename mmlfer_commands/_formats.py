@@ -10,7 +10,7 @@ import numpy as np
 
 from mmlfer import TEST, TRAIN, VAL, InputError, image_index, plural, progress, stem
 from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
-from mmlfer_commands._labels import PARTS, Rows, read_columns, read_rows
+from mmlfer_commands._labels import NONE, PARTS, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
@@ -36,7 +36,7 @@ class Labelled(NamedTuple):
     """An image and its labels, as a format gives them."""
 
     image: Path
-    expression: str  # "?" where nobody named it, "" if the row is to be left out for that
+    expression: str  # NONE where nobody named it, "" if the row is to be left out for that
     split: str = ""  # train, val, test; "" where none is published
     labels: dict = NOT_CODED  # labels.csv's other columns
     place: str = ""  # where they stand, if not in the image's own path
@@ -288,7 +288,7 @@ def with_votes(faces, path, votes):
         given = {name: int(row[name]) for name in FERPLUS}
         most = [name for name in FERPLUS if given[name] == max(given.values())]
         none = max(int(row["unknown"]), int(row["NF"])) >= max(given.values())
-        name = "" if none or not row["Image name"] else most[0] if len(most) == 1 else "?"
+        name = "" if none or not row["Image name"] else most[0] if len(most) == 1 else NONE
         labels = NOT_CODED | {f"p_{name}": str(n) for name, n in given.items()}
         yield face._replace(expression=name, labels=labels, place=f"{votes}:{number}", code="")
 
@@ -410,9 +410,7 @@ def abaw(paths, images, aus, expressions):
         raise InputError(f"{files[0]}: has no images' names; name the folder of the videos' "
                          "folders with --images")
     for face in [*faces, *affwild2(files, images, expressions)]:
-        coded = not {*face.aus.values()} <= {None}
-        person = {"person": face.image.parent.name}
-        yield face._replace(labels=person, expression=face.expression or ("?" if coded else ""))
+        yield face._replace(labels={"person": face.image.parent.name})
 
 
 def abaw_list(path, images, aus, expressions):
@@ -423,7 +421,7 @@ def abaw_list(path, images, aus, expressions):
     for number, cells in rows:
         name, _, _, code, *values = cells + [""] * (4 - len(cells))
         where = f"{path}:{number}"
-        face = Labelled((images or path.parent) / name, "", part_in(path.name), {}, where)
+        face = Labelled((images or path.parent) / name, NONE, part_in(path.name), {}, where)
         if code != "-1":
             face = face._replace(expression=class_name(code, expressions, where), code=code)
         yield face._replace(aus=code_aus(aus, values, where))
@@ -442,7 +440,7 @@ def affwild2(files, images, expressions):
         for number, cells in rows:
             where, frame, part = f"{path}:{number}", number - 1, part_in(path.parent.name)
             image = frames.get(frame, images / path.stem / f"{frame:05d}.jpg")
-            face = faces.get((path.stem, frame)) or Labelled(image, "", part, {}, where, "", {})
+            face = faces.get((path.stem, frame)) or Labelled(image, NONE, part, {}, where, "", {})
             if face.split != part:
                 raise InputError(f"{where}: is in another part than {face.place}; give lists whose "
                                  "parts agree")

@@ -39,7 +39,15 @@ from mmlfer_commands._formats import (
     rafdb,
 )
 from mmlfer_commands._inputs import files_below
-from mmlfer_commands._labels import LABELS, Rows, check_names, describe, read_rows, split_people
+from mmlfer_commands._labels import (
+    LABELS,
+    NONE,
+    Rows,
+    check_names,
+    describe,
+    read_rows,
+    split_people,
+)
 from mmlfer_commands._outputs import new_folder, write_rows
 
 # ---------------------------------------------------------------- labels.csv
@@ -67,10 +75,16 @@ def below(images, out):
     return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
 
 
+def is_labelled(face):
+    """Whether a face has an expression, or an AU that is coded."""
+    coded = face.aus is None or not {*face.aus.values()} <= {None}
+    return face.expression != "" and (coded or face.expression != NONE)
+
+
 def usable(faces, skip_missing):
-    """The faces that have an expression and an image, and lines that say what was left out."""
+    """The faces that have labels and an image, and lines that say what was left out."""
     faces = list(faces)
-    known = [face for face in faces if face.expression]
+    known = [face for face in faces if is_labelled(face)]
     there = [face for face in known if face.pixels is not None or face.image.is_file()]
     if not known:
         raise InputError("no images found; see `mmlfer convert --help` for the layouts")

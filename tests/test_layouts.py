@@ -7,14 +7,16 @@ from PIL import Image
 from test_convert import LABELLED, make, refused
 
 import mmlfer
+from mmlfer_commands import _labels
 
 
 def written(folder, *args):
-    """The rows of the labels.csv that `convert` writes, and the lines that it prints."""
+    """The rows of the labels.csv that `convert` writes, and the lines that it prints: it can be read as it is."""
     result = invoke("convert", *args, folder)
-    path = folder / "labels.csv"
-    assert path.exists(), result.output
-    return path.read_text(encoding="utf-8").splitlines(), result.stdout.splitlines()
+    assert result.exit_code == 0, result.output
+    faces, rows = _labels.load_faces(folder), (folder / "labels.csv").read_text(encoding="utf-8").splitlines()
+    assert len(faces.names) == len(rows) - 1
+    return rows, result.stdout.splitlines()
 
 
 ATTRIBUTES = "38.1 40.2\n71 39\n50 60\n41 74\n66 73\n{}\n{}\n{}\n"  # five landmarks, gender, race, age
@@ -185,8 +187,9 @@ def test_bp4ds_nines_are_not_coded(tmp_path):
 def test_bp4ds_intensities(tmp_path):
     make(tmp_path, {"AU_INT/F001_T1.csv": ",6,10\n1,2,0\n2,5,3\n3,9,9\n"})
     make(tmp_path, ["F001/T1/1.jpg", "F001/T1/2.jpg", "F001/T1/3.jpg"])
-    rows, _ = written(tmp_path, "bp4d", "--images", tmp_path, "--present-from", 3, tmp_path / "AU_INT")
-    assert rows == ["image,expression,person,aus", "F001/T1/1.jpg,?,F001,", "F001/T1/2.jpg,?,F001,6+10", "F001/T1/3.jpg,?,F001,?"]
+    rows, said = written(tmp_path, "bp4d", "--images", tmp_path, "--present-from", 3, tmp_path / "AU_INT")
+    assert rows == ["image,expression,person,aus", "F001/T1/1.jpg,?,F001,", "F001/T1/2.jpg,?,F001,6+10"]
+    assert said[0] == "left out 1 row whose expression is not known"
 
 
 def test_emotionets_lines_of_sixty_aus(tmp_path):
