@@ -352,4 +352,9 @@ FAULTS = [
     Fault("digest-of-256-images", "mmlfer_commands/train.py",
           "    for part in images.split(256):", "    for part in images.split(256)[:1]:",
           "wiring::test_the_digest_of_images_is_of_all_of_them"),
+    Fault("validation-is-test", "mmlfer.py",
+          "np.flatnonzero((faces.split == VAL) &", "np.flatnonzero((faces.split == TEST) &", "seeds"),
+    Fault("digest-without-partition", "mmlfer.py",
+          "self.y_emo.tolist(), self.split.tolist(),", "self.y_emo.tolist(),",
+          "runs::test_resume_refuses_labels_or_a_partition_that_changed"),
 ]
