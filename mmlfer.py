@@ -89,6 +89,7 @@ TRAIN, TEST, VAL = 0, 1, 2  # RAFCE_partition.txt
 SHIFT, SCALE, TURN = 0.04, 0.05, 5.0  # largest moves of --augment: share of side, share, degrees
 ARCHS = ("resnet18", "resnet34", "resnet50", "iresnet18", "iresnet34", "iresnet50", "iresnet100",
          "adaface-ir18", "adaface-ir50", "adaface-ir101", "evolve-ir50")
+TIMM = re.compile(r"timm:[a-z0-9_]+(\.[a-z0-9_]+)?")  # of timm's own list: no place of a hub
 NORMS = {"half": ((0.5,) * 3, (0.5,) * 3),  # mean, std of RGB in 0..1
          "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # only named by Pillow
@@ -139,6 +140,12 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value} is not finite", param, ctx)
 
 
+class Arch(click.Choice):
+    """One of ARCHS, or timm:NAME."""
+    def convert(self, value, param, ctx):
+        return value if TIMM.fullmatch(value) else super().convert(value, param, ctx)
+
+
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
 PATH, PRECISION = click.Path(path_type=Path), click.Choice(["float32", "bf16"])
@@ -162,6 +169,7 @@ class Stream(enum.IntEnum):
     MOVES = 9  # of --augment
     UNCODED = 10  # synth's rows without AU labels
     SHARES = 11  # synth's --soft
+    MASKS = 12  # of dropout and stochastic depth
     PARTITION = 20
 
 
@@ -188,13 +196,15 @@ class Config:
     rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
     weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
                                 "sigmoid; the paper's W is 1.")
-    hypergrad: str = setting(METHOD, "auto", click.Choice(["auto", "create_graph", "jvp"]),
+    hypergrad: str = setting(METHOD, "auto", click.Choice(
+        ["auto", "create_graph", "jvp", "general"]),
                              "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
-                             "faster; auto: jvp if both agree before the first step.")
-    arch: str = setting(MODEL, "resnet34", click.Choice(ARCHS),
-                        "Backbone; the paper uses resnet34.")
-    weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet or "
-                           "none; auto: weights/ARCH_casia.pth if it is there, else none.")
+                             "faster; general, the same for any net; auto: jvp, or general where "
+                             "jvp has no rule for a layer, if it agrees before the first step.")
+    arch: str = setting(MODEL, "resnet34", Arch(ARCHS), "Backbone, also timm:NAME for any net of "
+                        "timm; the paper uses resnet34.")
+    weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet, "
+                           "timm or none; auto: weights/ARCH_casia.pth if it is there, else none.")
     weights_bgr: bool = setting(MODEL, False, bool, "The file's backbone was trained on BGR.")
     weights_norm: str = setting(MODEL, "auto", click.Choice(["auto", *NORMS]),
                                 "Normalisation that goes with the weights; auto: what their file "
@@ -358,12 +368,12 @@ def loss_val(net, theta_star, val):
     return loss_emo(outputs[1], y_emo).mean()
 
 
-def hypergradient_jvp(taped, omega, val, alpha, psi, mean=tuple):
+def hypergradient_jvp(taped, omega, val, alpha, psi, mean=tuple, along=None):
     """`hypergradient` without a second-order graph, equal in exact arithmetic.
 
     L^MTL is linear in omega, so d L^val / d omega_i = -(1/B) <alpha v, grad_theta L_i> with
     v = grad_theta* L^val. This is the derivative of L_i along alpha v; one forward-mode pass of
-    the Taped training batch gives it for all i.
+    the Taped training batch gives it for all i: by rules, or by `along` of (taped, direction).
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
@@ -376,7 +386,7 @@ def hypergradient_jvp(taped, omega, val, alpha, psi, mean=tuple):
     with torch.no_grad():  # in torch 2.6 the zeros of parameters that L^val does not use need it
         direction = {name: v_n.mul_(alpha[name]) for name, v_n in zip(theta, v)}
     del grad, theta_star, l_val
-    d_losses = taped.along(direction)  # (B, 3)
+    d_losses = (along or Taped.along)(taped, direction)  # (B, 3)
     return mean(torch.autograd.grad(omega, psi, -d_losses / len(d_losses), retain_graph=True))
 
 
@@ -388,8 +398,9 @@ class Taped:
     on derivatives with these layers replaced by their rules, is the forward-mode pass.
     """
 
-    def __init__(self, net, x, losses_of):
-        self.net, self.losses_of, self.tape = net, losses_of, []
+    def __init__(self, net, x, losses_of, seed=0):
+        self.net, self.x, self.losses_of, self.seed, self.tape = net, x, losses_of, seed, []
+        torch.manual_seed(seed)  # of dropout and stochastic depth
         with replaced(net, self.record):
             self.f, *z = net(x)  # (B, F); z_emo (B, K), z_au (B, J)
         self.losses = losses_of(*z)  # (B, 3)
@@ -424,9 +435,25 @@ class Taped:
         with torch.no_grad(), replaced(self.net, rule_of):
             df = tangent_features(self.net)  # (B, F)
             dz = self.net.fe(df), self.net.au(df)  # (B, K), (B, J)
-        with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
-            warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
-            return torch.func.jvp(self.losses_of, self.z, dz)[1]
+        return jvp(self.losses_of, self.z, dz)
+
+    def along_in_general(self, direction):
+        """The same for any net, without rules, by torch's forward mode through the whole net."""
+        theta = {name: p.detach() for name, p in self.net.named_parameters()}
+        return jvp(self.losses_at, (theta,), (direction,))
+
+    def losses_at(self, theta):
+        """The losses (B, 3) at other parameters {name: tensor}, with the same random masks."""
+        torch.manual_seed(self.seed)
+        args = (theta, spare_buffers(self.net)), (self.x,)
+        return self.losses_of(*torch.func.functional_call(self.net, *args)[1:])
+
+
+def jvp(function, primals, tangents):
+    """The derivative of a function of tensors along tangents."""
+    with warnings.catch_warnings():  # torch's jvp uses torch.jit.script, deprecated by torch
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)
+        return torch.func.jvp(function, primals, tangents)[1]
 
 
 @contextlib.contextmanager
@@ -489,16 +516,6 @@ def tangent_linear(layer, x, y, dx, d):
 # Types are given by name, because `import mmlfer` must not load torch.nn.
 TANGENTS = {"Conv2d": tangent_conv, "BatchNorm2d": tangent_batch_norm, "ReLU": tangent_relu,
             "PReLU": tangent_prelu, "MaxPool2d": tangent_max_pool, "Linear": tangent_linear}
-LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # they act on derivatives as on values
-
-
-def check_tangents(net):
-    """Raise InputError if a layer needs a tangent rule and has none."""
-    strange = [f"{name} ({type(layer).__name__})" for name, layer in net.named_modules()
-               if type(layer).__name__ not in (*TANGENTS, *LINEAR)
-               and (not list(layer.children()) or list(layer.parameters(recurse=False)))]
-    if strange:
-        raise InputError(f"no tangent rule for {', '.join(strange)}: --hypergrad create_graph")
 
 
 def learning_rates(net, optimizer):
@@ -510,40 +527,21 @@ def learning_rates(net, optimizer):
 def meta_train(run, batch):
     """Taped losses (B, 3) of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and omega (B, 3)."""
     x, y_emo, y_au = batch
-    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.statistics))
+    seed = np.random.default_rng([run.cfg.seed, Stream.MASKS, run.epoch, run.step]).integers(2**62)
+    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.statistics), int(seed))
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
-FORMS = {"create_graph": hypergradient, "jvp": hypergradient_jvp}  # by the words of --hypergrad
+FORMS = {  # by the words of --hypergrad
+    "create_graph": hypergradient, "jvp": hypergradient_jvp,
+    "general": functools.partial(hypergradient_jvp, along=Taped.along_in_general)}
 
 
 def meta_test(run, taped, omega, val, form):
     """The gradient of L^val at theta* by psi, a list of tensors, in one of FORMS."""
+    torch.manual_seed(taped.seed + 1)  # the validation batch's random masks: the same in each form
     return FORMS[form](taped, omega, val[:2], learning_rates(run.net, run.opt),
                        list(run.meta.parameters()), run.mean)
-
-
-def choose_hypergrad(run, batch, val):
-    """The form that --hypergrad names; for auto, jvp if both agree on this batch, in float32: in
-    bf16 and in a GPU's TF32, rounding alone makes them differ by some percent."""
-    if not run.meta or run.hypergrad == "create_graph":
-        return run.hypergrad
-    check_tangents(run.net)
-    if run.hypergrad == "jvp":
-        return run.hypergrad
-    buffers, run.net.precision = spare_buffers(run.net), "float32"
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        taped, omega = meta_train(run, batch)
-        tangent, definition = (  # in this order: create_graph frees the graph that both use
-            torch.cat([g.flatten() for g in meta_test(run, taped, omega, val, form)])
-            for form in ("jvp", "create_graph"))
-    run.net.load_state_dict(buffers, strict=False)
-    run.net.precision = run.cfg.precision
-    difference = float((tangent - definition).norm() / definition.norm().clamp(min=1e-30))
-    chosen = "jvp" if difference < 1e-3 else "create_graph"
-    click.echo(f"{'' if chosen == 'jvp' else 'Warning: '}hypergradient: jvp differs from "
-               f"create_graph by {difference:.1e}; going on with {chosen}", err=chosen != "jvp")
-    return chosen
 
 
 Step = collections.namedtuple("Step", "l_emo l_au l_am w_emo w_au w_am norm_theta norm_psi")
@@ -589,7 +587,7 @@ def train_step(run, batch, val):
 # ---------------------------------------------------------------- the nets and their weights
 
 
-def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
+def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE, size=112):
     """theta: backbone, FE and AU classifiers. The normalisation belongs to the backbone's weights,
     so the net holds it in two buffers; its `vocabulary` names its outputs."""
 
@@ -598,10 +596,10 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
         def __init__(self):
             super().__init__()
-            self.vocabulary, self.precision = vocabulary, "float32"
+            self.arch, self.vocabulary, self.precision = arch, vocabulary, "float32"
             for name, values in zip(("mean", "std"), norm):
                 self.register_buffer(name, torch.tensor(values).view(3, 1, 1))
-            self.backbone = make_backbone(arch)
+            self.backbone = make_backbone(arch, size)
             self.fe = torch.nn.Linear(self.backbone.num_features, len(vocabulary.emotions))
             self.au = torch.nn.Linear(self.backbone.num_features, len(vocabulary.aus))
 
@@ -614,11 +612,15 @@ def make_base_net(arch="resnet34", norm=NORMS["half"], vocabulary=RAFCE):
 
 def features(net, x):
     """f (B, F) of normalised images x (B, 3, S, S). With bf16 the backbone runs under autocast:
-    parameters, BatchNorm's statistics and f stay float32."""
-    if net.precision == "float32":
-        return net.backbone(x)
-    with torch.autocast(net.mean.device.type, torch.bfloat16):
-        return net.backbone(x).float()
+    parameters, BatchNorm's statistics and f stay float32. In training attention is computed by its
+    formula: the faster ways have neither second derivatives nor a forward mode."""
+    sdpa = torch.nn.attention
+    exact = sdpa.sdpa_kernel(sdpa.SDPBackend.MATH) if net.training else contextlib.nullcontext()
+    with exact:
+        if net.precision == "float32":
+            return net.backbone(x)
+        with torch.autocast(net.mean.device.type, torch.bfloat16):
+            return net.backbone(x).float()
 
 
 def tangent_features(net):
@@ -627,10 +629,10 @@ def tangent_features(net):
     return features(net, None)
 
 
-def make_backbone(arch):
+def make_backbone(arch, size=112):
     """The net of this name without its last layer: (B, 3, S, S) -> f (B, F = .num_features)."""
     if not arch.startswith("resnet"):  # by name, as the commands are
-        return importlib.import_module("mmlfer_commands._nets").make_net(arch)
+        return importlib.import_module("mmlfer_commands._nets").make_net(arch, size)
     import torchvision
 
     backbone = torchvision.models.get_model(arch)
@@ -1108,9 +1110,9 @@ def check_state(state, where):
     """A checkpoint's dict, checked, with all options of Config."""
     try:
         cfg, vocabulary = Config(**state["config"]), Vocabulary.of(state)
-        known = (cfg.method in METHODS and cfg.arch in ARCHS and cfg.size in range(32, 513)
-                 and isinstance(cfg.data, str) and isinstance(state["net"], dict)
-                 and {*Run.ORIGIN} <= {*state}
+        known = (cfg.method in METHODS and (cfg.arch in ARCHS or TIMM.fullmatch(cfg.arch))
+                 and cfg.size in range(32, 513) and isinstance(cfg.data, str)
+                 and isinstance(state["net"], dict) and {*Run.ORIGIN} <= {*state}
                  and all(isinstance(name, str) for name in vocabulary.emotions)
                  and {*state["trained_aus"]} <= {*vocabulary.aus} <= {*AU_NAMES})
     except (KeyError, TypeError):
@@ -1128,7 +1130,8 @@ def load_net(path, device="auto", precision="float32", read=read_checkpoint):
 
 def base_net_of(state, where, device="auto", precision="float32"):
     """The base net of a checkpoint's dict, in test mode on a device."""
-    net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
+    config = state["config"]
+    net = make_base_net(config["arch"], vocabulary=Vocabulary.of(state), size=config["size"])
     net.precision = precision
     try:
         net.load_state_dict(state["net"])

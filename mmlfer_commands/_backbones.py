@@ -17,7 +17,7 @@ from mmlfer import (
     torch_load,
 )
 from mmlfer_commands._models import CONFIG, read_folder
-from mmlfer_commands._nets import in_own_names, is_adaface
+from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, usual_norm
 from mmlfer_commands._runs import versions
 
 
@@ -33,10 +33,10 @@ def find_weights(weights, arch):
 
 
 def backbone_name(weights, norm, net=None):
-    """The backbone that a run starts from, for its records: none, imagenet, or for a file a digest
-    of the tensors and the normalisation that the net took. An unusual normalisation of none or
-    imagenet is named."""
-    usual = {"none": "half", "imagenet": "imagenet"}
+    """The backbone that a run starts from, for its records: none, imagenet, timm, or for a file a
+    digest of the tensors and the normalisation that the net took. An unusual normalisation of the
+    words is named."""
+    usual = {"none": "half", "imagenet": "imagenet", "timm": "auto"}
     if weights in usual:
         return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
     digest = hashlib.sha256()
@@ -47,24 +47,35 @@ def backbone_name(weights, norm, net=None):
     return digest.hexdigest()
 
 
-def given_backbone(weights, arch, bgr, norm):
+def given_backbone(weights, arch, bgr, norm, size):
     """The backbone_name of a run that would start with these options."""
     weights = find_weights(weights, arch)
-    return backbone_name(weights, norm, None if weights in ("none", "imagenet") else
-                         load_backbone(weights, arch, bgr, norm)[0])
+    return backbone_name(weights, norm, None if weights in DOWNLOADS or weights == "none" else
+                         load_backbone(weights, arch, bgr, norm, size=size)[0])
 
 
-def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=RAFCE):
+DOWNLOADS = ("imagenet", "timm")  # words of --weights
+
+
+def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=RAFCE, size=112):
     """The base net at the start of a run, and a line that says where its backbone comes from."""
     weights = find_weights(weights, arch)
-    if bgr and weights in ("none", "imagenet"):
+    if bgr and weights in ("none", *DOWNLOADS):
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
-    if weights == "none":
-        return (make_base_net(arch, NORMS["half" if norm == "auto" else norm], vocabulary),
-                "from scratch. The paper starts from CASIA-WebFace: see --weights")
+    if weights not in ("none", *DOWNLOADS):
+        return load_backbone(weights, arch, bgr, norm, vocabulary, size)
+    source = "timm" if arch.startswith("timm:") else "imagenet" if arch.startswith("resnet") else ""
+    if weights not in ("none", source):
+        raise InputError(f"--weights {weights}: there are none for --arch {arch}; give "
+                         f"{source + ', ' * bool(source)}a file or none")
     if weights == "imagenet":
         return load_imagenet(arch, norm, vocabulary)
-    return load_backbone(weights, arch, bgr, norm, vocabulary)
+    values = usual_norm(arch) if norm == "auto" else NORMS[norm]
+    net = make_base_net(arch, values, vocabulary, size)
+    if weights == "timm":
+        net.backbone = make_timm(arch, size, pretrained=True)
+        return net, "its own pretrained weights, from timm"
+    return net, "from scratch. The paper starts from CASIA-WebFace: see --weights"
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "net_state_dict", "model_state", "model", "net",
@@ -98,9 +109,9 @@ def read_tensors(path):
                          f"({brief(error)})") from None
 
 
-def read_backbone(path):
+def read_backbone(path, own=None):
     """A file's {name in our net: (key in the file, tensor)}, the keys of all else in it, {"mean":
-    .., "std": ..} if mmlfer wrote it, and whether it is AdaFace's."""
+    .., "std": ..} if mmlfer wrote it, and whether it is AdaFace's. own: names of a net of timm."""
     content = read_tensors(path)
     state = unwrapped(content)
     if not isinstance(state, dict):
@@ -108,7 +119,7 @@ def read_backbone(path):
     if content.get("format") == PRETRAINING_FORMAT:
         raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
                          f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
-    found, left = named_tensors(state, path)
+    found, left = named_tensors(state, path) if own is None else tensors_of(state, path, own)
     norm = {}
     if str(content.get("format")).startswith("mmlfer"):
         norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
@@ -130,6 +141,24 @@ def named_tensors(state, path):
     for key, value in state.items():
         match = TENSOR.fullmatch(str(key).replace("_orig_mod.", ""))  # torch.compile's
         name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        if name in found:
+            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
+        if name and isinstance(value, torch.Tensor):
+            found[name] = key, value
+        else:
+            left.append(str(key))
+    return found, left
+
+
+def tensors_of(state, path, own):
+    """named_tensors of a file of a net of timm, whose names are `own`. Tensors of a part that the
+    net has, but of another name, stay in: they have no place, and the file is another net's."""
+    found, left, parts = {}, [], {name.partition(".")[0] for name in own}
+    for key, value in state.items():
+        rest = [str(key)]
+        while rest[-1] not in own and rest[-1].partition(".")[0] in PREFIXES:
+            rest.append(rest[-1].partition(".")[2])
+        name = next((r for r in rest if r in own or r.partition(".")[0] in parts), None)
         if name in found:
             raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
         if name and isinstance(value, torch.Tensor):
@@ -167,13 +196,15 @@ def misfit(name, given, own):
         return "below 0: no variance"
 
 
-def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
+def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
     """The base net with all of a file's backbone, and a line that says what was taken."""
-    found, left, own_norm, adaface = read_backbone(path)
+    values = usual_norm(arch) if norm == "auto" else NORMS[norm]
+    net = make_base_net(arch, values, vocabulary, size)
+    own, timm = net.backbone.state_dict(), arch.startswith("timm:")
+    found, left, own_norm, adaface = read_backbone(path, own if timm else None)
     if own_norm and bgr:
         raise InputError(f"{path}: trained on RGB by mmlfer; leave out --weights-bgr")
-    net = make_base_net(arch, NORMS["half" if norm == "auto" else norm], vocabulary)
-    if wrong := misfits(found, net.backbone.state_dict()):
+    if wrong := misfits(found, own):
         with torch.device("meta"):
             fits = [a for a in ARCHS if not misfits(found, make_backbone(a).state_dict())]
         raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
@@ -182,7 +213,8 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE):
                                    for a in fits))
     taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
     if bgr or adaface:
-        taken["conv1.weight"] = taken["conv1.weight"].flip(1)
+        first = next(name for name, t in own.items() if t.ndim == 4 and t.shape[1] == 3)
+        taken[first] = taken[first].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
     try:
         if norm == "auto":

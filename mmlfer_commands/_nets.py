@@ -1,9 +1,10 @@
-"""Backbones that are not torchvision's: the IResNet family of face recognition."""
+"""Backbones that are not torchvision's: the IResNet family of face recognition, any net of timm."""
 
+import difflib
 import functools
 import re
 
-from mmlfer import torch
+from mmlfer import NORMS, InputError, brief, torch
 
 STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "100": (3, 13, 30, 3),
           "101": (3, 13, 30, 3)}  # blocks of each layer, by the number in the name
@@ -68,9 +69,64 @@ def iresnet_class():
     return IResNet
 
 
-def make_net(arch):
+def make_net(arch, size):
     """The backbone of an --arch that is not torchvision's: (B, 3, S, S) -> f (B, F)."""
-    return iresnet_class()(arch)
+    return make_timm(arch, size) if arch.startswith("timm:") else iresnet_class()(arch)
+
+
+# ---------------------------------------------------------------- timm
+
+
+def timm_facts(arch):
+    """What timm knows of a net: .mean, .std, .input_size, .fixed_input_size."""
+    try:
+        import timm
+    except ImportError:
+        raise InputError(f"--arch {arch}: needs timm: pip install -e '.[timm]'") from None
+    name = arch.removeprefix("timm:")
+    try:
+        if timm.is_model(name):
+            return timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a name of its own with a tag that it does not have
+        pass
+    near = difflib.get_close_matches(name, timm.list_models(), 3, 0)
+    raise InputError(f"--arch {arch}: timm has no such net; near it: {', '.join(near)}")
+
+
+def make_timm(arch, size, pretrained=False):
+    """A net of timm without its classifier, for faces of S pixels; its own weights by its own
+    download if pretrained."""
+    facts = timm_facts(arch)
+    import timm
+
+    options = {"img_size": size} if facts.fixed_input_size else {}
+    try:
+        net = timm.create_model(arch.removeprefix("timm:"), pretrained, num_classes=0, **options)
+        with torch.no_grad():
+            net.num_features = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    except Exception as error:  # timm's own kinds, and those of its download
+        if pretrained:
+            raise InputError(f"--weights timm: no download ({brief(error)}); fetch it elsewhere "
+                             "and give its path to --weights") from None
+        raise InputError(f"--arch {arch} --size {size}: timm cannot make it ({brief(error)}); its "
+                         f"own size is {facts.input_size[-1]}") from None
+    return net.train()
+
+
+def usual_size(arch):
+    """The side of the faces that a net of timm is made for, pixels."""
+    size = timm_facts(arch).input_size[-1]
+    if size not in range(32, 513):
+        raise InputError(f"--arch {arch}: made for {size} pixels; name a --size of 32 to 512")
+    return size
+
+
+def usual_norm(arch):
+    """Mean and standard deviation of RGB that go with a net whose weights name none."""
+    if not arch.startswith("timm:"):
+        return NORMS["half"]
+    facts = timm_facts(arch)
+    return facts.mean, facts.std
 
 
 # ---------------------------------------------------------------- names of tensors in others' files

@@ -13,7 +13,8 @@ import numpy as np
 from mmlfer import HERE, InputError, tell_once, torch
 
 # the options of `train` that are paths, and the words that they take in place of a path
-WORDS = {"data": (), "stats": ("wild", "lab", "train"), "weights": ("auto", "imagenet", "none")}
+WORDS = {"data": (), "stats": ("wild", "lab", "train"),
+         "weights": ("auto", "imagenet", "timm", "none")}
 
 # Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal; Windows lacks
 # the last two

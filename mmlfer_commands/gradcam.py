@@ -25,7 +25,7 @@ def kept_map(backbone):
     maps, features = [], hasattr(backbone, "forward_features")
     owner, name = (backbone, "forward_features") if features else (backbone.layer4, "forward")
     forward = getattr(owner, name)
-    setattr(owner, name, lambda x: maps.append(forward(x)) or maps[0])
+    setattr(owner, name, lambda *x, **options: maps.append(forward(*x, **options)) or maps[0])
     try:
         yield maps
     finally:
@@ -40,11 +40,15 @@ def gradcam(net, x, k=None):
     """
     with kept_map(net.backbone) as stage:
         _, z_emo, z_au = net(x)
+    if stage[0].ndim != 4:
+        raise InputError(f"gradcam: {net.arch} keeps no map of places to its end: it has no "
+                         "Grad-CAM")
     k = z_emo.argmax(1) if k is None else k
     z_k = z_emo.gather(1, k[:, None]).sum()
-    gradient = torch.autograd.grad(z_k, stage)[0]  # (B, C, h, w)
+    order = (0, 3, 1, 2) if getattr(net.backbone, "output_fmt", "") == "NHWC" else (0, 1, 2, 3)
+    gradient = torch.autograd.grad(z_k, stage)[0].permute(order)  # (B, C, h, w)
     a = gradient.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-    maps = (a * stage[0]).sum(1, keepdim=True).relu().detach()  # (B, 1, h, w)
+    maps = (a * stage[0].permute(order)).sum(1, keepdim=True).relu().detach()  # (B, 1, h, w)
     maps = torch.nn.functional.interpolate(maps, x.shape[-2:], mode="bilinear")[:, 0]
     maps = maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
     return maps, z_emo.detach(), z_au.detach()

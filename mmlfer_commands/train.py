@@ -28,7 +28,6 @@ from mmlfer import (
     Step,
     Vocabulary,
     check_weights,
-    choose_hypergrad,
     decode_all,
     evaluate,
     find_trained,
@@ -47,6 +46,7 @@ from mmlfer import (
 )
 from mmlfer_commands._alignment import template_of_tensor
 from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
+from mmlfer_commands._hypergrads import choose_hypergrad
 from mmlfer_commands._labels import (
     check_learnable,
     check_trainable,
@@ -55,6 +55,7 @@ from mmlfer_commands._labels import (
     recode,
     recorded_folder,
 )
+from mmlfer_commands._nets import usual_size
 from mmlfer_commands._outputs import locked, remove_parts, write_rows
 from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voice
 from mmlfer_commands._rafce import is_rafce
@@ -214,7 +215,8 @@ def check_backbone(recorded, cfg, weights, out):
     """Refuse given weights whose content is not what the run started from; auto keeps the run's."""
     if weights == "auto":
         return
-    if given_backbone(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm) != recorded:
+    if given_backbone(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm,
+                      cfg.size) != recorded:
         raise InputError(f"{weights}: not the backbone that the run in {out} started from; a "
                          "resumed run keeps its own: leave out --weights, or name another --out")
 
@@ -307,7 +309,8 @@ def new_run(cfg, steps, table, vocabulary, world=ALONE):
     comes from."""
     torch.manual_seed(cfg.seed)
     weights = find_weights(cfg.weights, cfg.arch)
-    net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary)
+    net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary,
+                                 cfg.size)
     backbone = backbone_name(weights, cfg.weights_norm, net)
     run = Run(cfg, steps, net, table)
     run.backbone, run.table_sha256 = backbone, hashlib.sha256(table.tobytes()).hexdigest()
@@ -366,7 +369,7 @@ def continue_run(cfg, steps, table, faces, out, world):
         raise InputError(f"{out}: its run shares each batch among {state['processes']} processes, "
                          f"not {world.size}; a resumed run keeps their number")
     check_same(state, cfg, faces, out)
-    net = make_base_net(cfg.arch, vocabulary=faces.vocabulary)
+    net = make_base_net(cfg.arch, vocabulary=faces.vocabulary, size=cfg.size)
     run = share_run(Run(cfg, steps, net, table, state), world)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     return run
@@ -462,5 +465,7 @@ def start(ctx, out, resume, overwrite, scratch, **options):
         none = f" {out} holds no run to go on with." if resume else ""
         raise click.UsageError(f"Missing option '--data'.{none}")
     else:
+        if options["arch"].startswith("timm:") and "size" not in given_options(ctx, options):
+            options["size"] = usual_size(options["arch"])
         cfg = Config(**options)
     fit(cfg, out, resumed, scratch)

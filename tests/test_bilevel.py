@@ -13,7 +13,7 @@ import torch
 from conftest import random_batch, run_of
 
 import mmlfer
-from mmlfer_commands import _rafce
+from mmlfer_commands import _hypergrads, _rafce
 
 CFG = mmlfer.Config(data="-", size=32, batch_size=4, weights="none", device="cpu", momentum=0.9,
                     weight_decay=1e-3)
@@ -206,7 +206,7 @@ def test_jvp_equals_create_graph(method, batchnorm):
 def test_auto_compares_both_forms_and_chooses_jvp(capsys):
     run, batch, val = make_run(hypergrad="auto"), random_batch(4), random_batch(4, seed=1)
     before = {k: v.clone() for k, v in [*run.net.state_dict().items(), *run.meta.state_dict().items()]}
-    assert mmlfer.choose_hypergrad(run, batch, val) == "jvp"
+    assert _hypergrads.choose_hypergrad(run, batch, val) == "jvp"
     assert re.fullmatch(r"hypergradient: jvp differs from create_graph by \d\.\de-\d+; going on with jvp\n",
                         capsys.readouterr().out)
     after = dict([*run.net.state_dict().items(), *run.meta.state_dict().items()])
@@ -217,7 +217,7 @@ def test_auto_falls_back_when_the_forms_differ(capsys, monkeypatch):
     run = make_run(hypergrad="auto")
     wrong = lambda *args: [torch.ones_like(p) for p in run.meta.parameters()]  # noqa: E731
     monkeypatch.setitem(mmlfer.FORMS, "jvp", wrong)
-    assert mmlfer.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == "create_graph"
+    assert _hypergrads.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == "create_graph"
     assert "Warning: hypergradient: jvp differs" in capsys.readouterr().err
 
 
@@ -225,17 +225,17 @@ def test_forms_that_are_both_zero_agree(capsys):
     """MAL's, where the first batch has no face whose AUs are coded."""
     run, (x, y_emo, y_au) = make_run("mal", hypergrad="auto", arch="resnet18"), random_batch(4)
     nothing = torch.full_like(y_au, mmlfer.NOT_CODED)
-    assert mmlfer.choose_hypergrad(run, (x, y_emo, nothing), random_batch(4, seed=1)) == "jvp"
+    assert _hypergrads.choose_hypergrad(run, (x, y_emo, nothing), random_batch(4, seed=1)) == "jvp"
     assert "differs from create_graph by 0.0e+00" in capsys.readouterr().out
 
 
 def test_the_forms_are_compared_without_tf32(monkeypatch):
     """Its products of 10 bits make them differ by some percent; after the comparison it is as before."""
     seen, own = [], mmlfer.meta_train
-    monkeypatch.setattr(mmlfer, "meta_train", lambda *args: (seen.append(torch.backends.cudnn.allow_tf32), own(*args))[1])
+    monkeypatch.setattr(_hypergrads, "meta_train", lambda *args: (seen.append(torch.backends.cudnn.allow_tf32), own(*args))[1])
     for before in (True, False):
         torch.backends.cudnn.allow_tf32 = before
-        mmlfer.choose_hypergrad(make_run(hypergrad="auto", arch="resnet18"), random_batch(4), random_batch(4, seed=1))
+        _hypergrads.choose_hypergrad(make_run(hypergrad="auto", arch="resnet18"), random_batch(4), random_batch(4, seed=1))
         assert seen.pop() is False and torch.backends.cudnn.allow_tf32 is before and torch.backends.cudnn.enabled
 
 
@@ -243,13 +243,13 @@ def test_the_forms_are_compared_without_tf32(monkeypatch):
 def test_the_forms_may_differ_by_a_thousandth(monkeypatch, share, form):
     run, jvp = make_run(hypergrad="auto", arch="resnet18"), mmlfer.hypergradient_jvp
     monkeypatch.setitem(mmlfer.FORMS, "jvp", lambda *args: [(1 - share) * g for g in jvp(*args)])
-    assert mmlfer.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == form
+    assert _hypergrads.choose_hypergrad(run, random_batch(4), random_batch(4, seed=1)) == form
 
 
 @pytest.mark.parametrize("method,hypergrad", [("mtl", "auto"), ("mml", "create_graph"), ("mml", "jvp")])
 def test_nothing_is_compared_where_there_is_nothing_to_choose(monkeypatch, method, hypergrad):
-    monkeypatch.setattr(mmlfer, "meta_train", None)
-    assert mmlfer.choose_hypergrad(make_run(method, hypergrad), None, None) == hypergrad
+    monkeypatch.setattr(_hypergrads, "meta_train", None)
+    assert _hypergrads.choose_hypergrad(make_run(method, hypergrad), None, None) == hypergrad
 
 
 def small_net(*layers):
@@ -299,14 +299,12 @@ class Scaled(torch.nn.Sequential):
 @pytest.mark.parametrize("layer", [torch.nn.GELU(), torch.nn.SiLU(), torch.nn.LayerNorm(8), torch.nn.Dropout(0.5), Scaled()])
 def test_layers_without_a_rule_are_refused(layer):
     net = small_net(torch.nn.Conv2d(3, 8, 3), layer)
-    for form in ("jvp", "auto"):  # once, before the first step
-        run = SimpleNamespace(net=net, meta=torch.nn.Linear(8, 2), hypergrad=form)
-        with pytest.raises(mmlfer.InputError) as error:
-            mmlfer.choose_hypergrad(run, None, None)
-        assert str(error.value) == (f"no tangent rule for backbone.1 ({type(layer).__name__}): "
-                                    "--hypergrad create_graph")
-    run.hypergrad = "create_graph"
-    assert mmlfer.choose_hypergrad(run, None, None) == "create_graph"
+    run = SimpleNamespace(net=net, meta=torch.nn.Linear(8, 2), hypergrad="jvp")
+    with pytest.raises(mmlfer.InputError) as error:  # once, before the first step
+        _hypergrads.choose_hypergrad(run, None, None)
+    assert str(error.value) == f"no tangent rule for backbone.1 ({type(layer).__name__}): --hypergrad general"
+    for run.hypergrad in ("create_graph", "general"):
+        assert _hypergrads.choose_hypergrad(run, None, None) == run.hypergrad
 
 
 def test_a_tape_entry_must_be_of_the_layer_that_asks():

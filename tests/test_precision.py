@@ -21,7 +21,7 @@ from conftest import (
 )
 
 import mmlfer
-from mmlfer_commands import _runs, train, video
+from mmlfer_commands import _hypergrads, _runs, train, video
 
 CFG = mmlfer.Config(data="-", arch="resnet18", size=32, batch_size=4, weights="none", device="cpu", precision="bf16",
                     hypergrad="jvp")
@@ -112,7 +112,7 @@ def test_the_hypergradient_in_bf16_lies_near_that_in_float64(real_resnet18):
 def test_auto_compares_the_forms_in_float32(capsys, precision):
     """In bf16 they differ by some percent, from rounding alone."""
     run = calm_run(dataclasses.replace(CFG, precision=precision, hypergrad="auto"))
-    assert mmlfer.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
+    assert _hypergrads.choose_hypergrad(run, *batches()) == "jvp" and run.net.precision == precision
     difference = re.search(r"by (\S+); going on with jvp", capsys.readouterr().out)[1]
     assert float(difference) < 1e-4
 

@@ -212,7 +212,7 @@ def test_interrupted_and_killed_runs_end_as_an_uninterrupted_one(faces_folder, t
 
 def test_the_form_is_chosen_once_before_the_first_step(faces_folder, tmp_path, monkeypatch):
     """It is chosen on the first batches; a resumed run keeps it and prints nothing about it."""
-    chosen, choose, step = [], mmlfer.choose_hypergrad, mmlfer.train_step
+    chosen, choose, step = [], train.choose_hypergrad, mmlfer.train_step
 
     def noted(run, batch, val):
         chosen.append((run.hypergrad, run.epoch, run.step, batch, val))
