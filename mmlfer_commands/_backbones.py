@@ -47,7 +47,7 @@ def backbone_name(weights, norm, net=None):
     return digest.hexdigest()
 
 
-def given_backbone(weights, arch, bgr, norm, size):
+def given_backbone(weights, arch, bgr, norm, size=112):
     """The backbone_name of a run that would start with these options."""
     weights = find_weights(weights, arch)
     return backbone_name(weights, norm, None if weights in DOWNLOADS or weights == "none" else

@@ -83,7 +83,8 @@ def test_float32_never_enters_autocast(monkeypatch):
 def test_bf16_is_checked_on_the_device_of_the_net(monkeypatch, device):
     asked = []
     monkeypatch.setattr(torch, "autocast", lambda *args: asked.append(args) or contextlib.nullcontext())
-    net = types.SimpleNamespace(precision="bf16", mean=types.SimpleNamespace(device=torch.device(device)), backbone=lambda x: x)
+    net = types.SimpleNamespace(precision="bf16", mean=types.SimpleNamespace(device=torch.device(device)), backbone=lambda x: x,
+                                training=False)
     assert torch.equal(mmlfer.features(net, torch.ones(2)), torch.ones(2)) and asked == [(device, BF16)]
 
 
