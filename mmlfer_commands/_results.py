@@ -192,22 +192,16 @@ def gather(runs):
     return rows
 
 
-def comparable(trait, row, other):
-    """Whether two rows are to be compared in a trait, for their titles.
+def tells_apart(trait, row, rows):
+    """Whether another row, if the two are to be compared in a trait, has another value of it.
 
     Two rows of the same name are compared in every trait: two of mtl in rho. Rows of different
     names are compared in the traits that both have, except those in OWN: stl and mtl in epochs, but
     not mtl and am in rho, which is searched for each.
     """
-    return other.name == row.name or (trait in other.traits and trait not in OWN)
-
-
-def tells_apart(trait, row, rows):
-    """Whether a comparable row has another value of the trait, or none. Example: rho, if there are
-    rows of mtl with rho 0.1 and with rho 1."""
     value, _ = row.traits[trait]
     return any(other.traits.get(trait, (None,))[0] != value for other in rows
-               if comparable(trait, row, other))
+               if other.name == row.name or (trait in other.traits and trait not in OWN))
 
 
 def title(row, rows):

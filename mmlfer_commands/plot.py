@@ -18,10 +18,8 @@ WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 
 
 def plot_curves(log, steps, path):
-    """Figure 5: accuracy over iterations, and the mean weights of each epoch.
-
-    log: {column of log.csv: one number per epoch}; steps: iterations of an epoch.
-    """
+    """Figure 5: accuracy over iterations, and the mean weights of each epoch. log: {column of
+    log.csv: one number per epoch}; steps: iterations of an epoch."""
     plt, figure, (left, right) = two_axes(12)
     x = steps * log["epoch"]
     for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
@@ -90,10 +88,7 @@ def check_lengths(folders, logs):
 
 
 def plot_confusion(numbers, path):
-    """The confusion matrix: colours are shares of each row's images, numbers are counts.
-
-    numbers: those of parse_numbers.
-    """
+    """The confusion matrix of parse_numbers: colours are shares of a row, numbers are counts."""
     plt = pyplot()
     confusion = np.array(numbers["confusion"])  # (K, K)
     n, emotions = confusion.sum(1), numbers["emotions"]
@@ -193,20 +188,12 @@ def band_label(name):
     return f"{au} {AU_NAMES.get(au, '')}"
 
 
-def draw_bands(axis, edges, values, labels):
-    """Draw probabilities (bands, columns) as bands of colour, the first on top. -> the mesh"""
-    mesh = axis.pcolormesh(edges, np.arange(len(values) + 1), values, vmin=0, vmax=1,
-                           cmap="magma_r", rasterized=True)
-    axis.set_yticks(np.arange(len(values)) + 0.5, labels, fontsize=7, parse_math=False)
-    axis.tick_params(length=0)
-    axis.invert_yaxis()
-    return mesh
-
-
-def plot_table(times, names, faces, path):
+def plot_table(times, names, faces, table, path):
     """Probabilities over time as bands of colour, those of expressions above those of AUs; a panel
-    for each of the faces that are seen longest."""
+    for each of the faces that are seen longest. InputError if the table has none."""
     plt, n = pyplot(), len(times)
+    if not faces:
+        raise InputError(f"{table}: no face in its {plural(n, 'frame')}: nothing to draw")
     wide = -(-n // COLUMNS)
     step = times[-1] - times[-2] if n > 1 else 1
     edges = np.append(times[::wide], times[-1] + step)
@@ -223,8 +210,12 @@ def plot_table(times, names, faces, path):
         values = column_means(*faces[i], n, wide)
         for part in parts:
             axis = next(places)
-            labels = [band_label(names[k]) for k in part]
-            mesh = draw_bands(axis, edges, values[part], labels)
+            mesh = axis.pcolormesh(edges, np.arange(len(part) + 1), values[part], vmin=0, vmax=1,
+                                   cmap="magma_r", rasterized=True)
+            axis.set_yticks(np.arange(len(part)) + 0.5, [band_label(names[k]) for k in part],
+                            fontsize=7, parse_math=False)
+            axis.tick_params(length=0)
+            axis.invert_yaxis()
             if part is parts[0]:
                 axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
     axis.set_xlabel("seconds")
@@ -238,16 +229,6 @@ def plot_table(times, names, faces, path):
 # ---------------------------------------------------------------- the command
 
 
-def kind_of(folder):
-    """What lies in a folder: a "tested run", a "run" not finished, or "several runs" below it."""
-    if (folder / "test.json").exists():
-        return "tested run"
-    if not (folder / "log.csv").exists() and (find_files(folder, "test.json")
-                                              or find_files(folder, "runs.csv")):
-        return "several runs"
-    return "run"
-
-
 @click.command("plot")
 @click.argument("run", type=PATH)
 def command(run):
@@ -258,23 +239,20 @@ def command(run):
     that `mmlfer video` wrote, NAME.png: expressions and AUs over time, one panel per face.
     """
     if run.suffix == ".csv" and not run.is_dir():
-        times, names, faces = read_part(run, parse_table, (), "video",
-                                        "a table that `video` wrote")
-        if not faces:
-            raise InputError(f"{run}: no face in its {plural(len(times), 'frame')}: nothing to "
-                             "draw")
-        plot_table(times, names, faces, run.with_suffix(".png"))
+        table = read_part(run, parse_table, (), "video", "a table that `video` wrote")
+        plot_table(*table, run, run.with_suffix(".png"))
         return click.echo(run.with_suffix(".png"))
-    kind = kind_of(run)
-    if kind == "several runs":
-        plot_methods(read_results(run), run / "curves.png")
-        return click.echo(run / "curves.png")
+    tested, curves = (run / "test.json").exists(), run / "curves.png"
+    if not (tested or (run / "log.csv").exists()) and (find_files(run, "test.json")
+                                                       or find_files(run, "runs.csv")):
+        plot_methods(read_results(run), curves)
+        return click.echo(curves)
     log = read_part(run / "log.csv", parse_log)
     steps = read_part(run / "config.yaml", parse_steps)
-    numbers = read_part(run / "test.json", parse_numbers) if kind == "tested run" else None
-    plot_curves(log, steps, run / "curves.png")
-    click.echo(run / "curves.png")
-    if numbers:
+    numbers = read_part(run / "test.json", parse_numbers) if tested else None
+    plot_curves(log, steps, curves)
+    click.echo(curves)
+    if tested:
         plot_confusion(numbers, run / "confusion.png")
         click.echo(run / "confusion.png")
     else:

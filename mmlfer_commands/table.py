@@ -3,6 +3,8 @@
 import csv
 import itertools
 import math
+import string
+from pathlib import Path
 
 import click
 import numpy as np
@@ -152,42 +154,16 @@ def comparisons(rows):
     return markdown(header, lines) if lines else "No pair of methods with a seed in common."
 
 
-PAIRS = """\
-The first method minus the second, in points, over the seeds that both have, with a 95 % interval
-for the methods, not for these nets: analysis of variance by seed and image, both taken as random;
-for Diag. an image counts by its expression. **signal**: at least three seeds, and the interval
-leaves out 0. In simulations of two equal methods with three or five seeds, 2 to 4 % of the
-intervals did so where seeds made no difference (they are rather too wide then), and 5 to 8 % where
-seeds differed by 2 points (rather too narrow). With two seeds it was up to 12 %, and none is called
-signal. Of one seed the interval is of these two nets alone. McNemar's exact test: images that only
-the first : only the second has right."""
-
-
 def results(folder):
     """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
     rows = read_results(folder)
     runs = [run for row in rows for run in row.seeds.values()]
     rafce, truth = all(run.rafce for run in runs), runs[0].truth
-    data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
-    return f"""# Test results
-
-{data}: {len(truth)} test images. Percent, of each run's best epoch by validation;
-mean ± standard deviation over seeds.
-
-## Table 2: each expression
-
-{table_2(rows, truth, runs[0].emotions)}
-
-## Table 3: methods
-
-{table_3(rows, rafce)}
-
-## Paired comparisons over the same test images
-
-{PAIRS}
-
-{comparisons(rows)}
-"""
+    text = Path(__file__).with_name("results.md").read_text("utf-8")
+    return string.Template(text).substitute(
+        data="RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns",
+        images=len(truth), table_2=table_2(rows, truth, runs[0].emotions),
+        table_3=table_3(rows, rafce), comparisons=comparisons(rows))
 
 
 # ---------------------------------------------------------------- raw results

@@ -198,7 +198,8 @@ ROWS = "[" + ",".join(["[" + ",".join(["0"] * 14) + "]"] * 14) + "]"
 
 
 def best(confusion=ROWS, accuracy="0", diag="0"):
-    return f'{{"best": {{"confusion": {confusion}, "accuracy": {accuracy}, "diag": {diag}}}}}'
+    labels = f'"emotions": {json.dumps(mmlfer.EMOTIONS)}, "aus": {json.dumps(mmlfer.AUS)}'
+    return f'{{"best": {{"confusion": {confusion}, "accuracy": {accuracy}, "diag": {diag}}}, {labels}}}'
 
 
 

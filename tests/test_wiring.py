@@ -93,7 +93,13 @@ def test_crop_and_predict_take_the_alignment_that_is_given(sketch, tmp_path, mon
     chosen, cropped, found = [], [], []
     for module in (crop, predict, serve, video):
         monkeypatch.setattr(module, "choose_template", recorder(chosen, "template" if module in (crop, predict) else None))
-    monkeypatch.setattr(crop, "crop_photos", recorder(cropped, (3, 2, 0)))
+
+    def crop_photos(photos, names, crops):
+        cropped.append((photos, crops.template, crops.size, crops.out))
+        crops.count = 3
+        return 2, 0
+
+    monkeypatch.setattr(crop, "crop_photos", crop_photos)
     monkeypatch.setattr(predict, "items_of_photos", recorder(found, []))
     photo, like = tmp_path / "p.png", ("--like", tmp_path / "like")
     result = invoke("crop", photo, "--out", tmp_path / "o", "--size", 50, *like)
@@ -145,20 +151,25 @@ def test_each_kind_of_random_numbers_keeps_its_stream():
     """From these numbers runs, data sets and partitions are drawn again; two of one number are of different commands."""
     assert {name: int(stream) for name, stream in mmlfer.Stream.__members__.items()} == {
         "LABELS": 1, "FACES": 2, "BATCHES": 3, "PEOPLE": 4, "HELD_OUT": 4, "PAIRS": 5, "AU_NOISE": 5, "FLIPS": 6,
-        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "PARTITION": 20}
+        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "SHARES": 11, "PARTITION": 20}
 
 
 # ---------------------------------------------------------------- plot
 
 
-def test_a_run_with_runs_below_it_is_a_run(tmp_path):
+def test_a_run_with_runs_below_it_is_a_run(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plot, "plot_methods", lambda rows, path: drawn.append("several runs"))
+    monkeypatch.setattr(plot, "plot_curves", lambda log, steps, path: drawn.append("run"))
+    monkeypatch.setattr(plot, "plot_confusion", lambda numbers, path: drawn.append("tested"))
+    monkeypatch.setattr(plot, "read_results", lambda folder: None)
+    monkeypatch.setattr(plot, "read_part", lambda path, parse: None)
     (tmp_path / "below").mkdir()
     (tmp_path / "below/test.json").touch()
-    assert plot.kind_of(tmp_path) == "several runs"
-    (tmp_path / "log.csv").touch()
-    assert plot.kind_of(tmp_path) == "run"
-    (tmp_path / "test.json").touch()
-    assert plot.kind_of(tmp_path) == "tested run"
+    for name in ("x.txt", "log.csv", "test.json"):
+        (tmp_path / name).touch()
+        assert invoke("plot", tmp_path).exit_code == 0
+    assert drawn == ["several runs", "run", "run", "tested"]
 
 
 def test_a_written_figure_is_closed(tmp_path):
