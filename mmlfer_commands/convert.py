@@ -172,7 +172,7 @@ def not_coded_rows(out):
     table = Rows(out, columns, aus_needed=False)
     for number, cells in rows:
         table.add(number, cells)
-        row = dict(zip(columns, cells))
+        row = dict(zip(columns[: table.width], cells))
         if table.aus or "aus" in table.places and row.pop(columns[table.places["aus"]]) != "?":
             raise InputError(f"{out}:{number}: is coded already, and the labels of two sources are "
                              "not mixed; put ? in all rows of the column aus, in a copy")

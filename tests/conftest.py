@@ -169,7 +169,7 @@ def everywhere(monkeypatch):
     """In videos the same face is found in every frame; gives this Face."""
     face = _alignment.Face(np.array([10.0, 10, 30, 30]), np.array([[18.0, 20], [32, 20], [25, 28], [20, 34], [30, 34]]), 0.9)
     monkeypatch.setattr(_video, "find_faces", lambda image, found=(): [face])
-    monkeypatch.setattr(_alignment, "look", lambda image, three: face)
+    monkeypatch.setattr(_alignment, "look", lambda image, *_: face)
     return face
 
 
