@@ -55,11 +55,6 @@ def read_set(folder):
     return faces, [""] * len(places), places
 
 
-def renamed(faces, names):
-    """The expressions of Faces under their new names, {old: new}."""
-    return [names.get(name, name) for name in faces.vocabulary.emotions]
-
-
 def check_spellings(emotions, sources):
     """InputError if two sets spell an expression in two ways. emotions: names by set"""
     seen = {}
@@ -71,37 +66,37 @@ def check_spellings(emotions, sources):
                                  f"--rename '{name}={first}'")
 
 
-def rows_of(source, faces, people, places, emotions):
-    """The rows of labels.csv of one data set. What it does not code is empty, its people are its
-    own, two expressions under one new name add their shares."""
+def columns_of(read, emotions):
+    """The columns of the merged labels.csv: AUs and shares are those that some row has."""
+    aus, voted = set(), set()
+    for (faces, *_), own in zip(read, emotions):
+        coded = (faces.y_au != NOT_CODED).any(0)
+        aus |= {au for au, any_row in zip(faces.vocabulary.aus, coded) if any_row}
+        voted |= {share_column(name) for name in own if faces.shares is not None}
+    person = ["person"] if any(any(people) for _, people, _ in read) else []
+    return ["image", "source", "expression", "split", *person,
+            *([f"AU{au}" for au in sorted(aus)] or ["aus"]), *sorted(voted)]
+
+
+def rows_of(source, faces, people, places, emotions, columns):
+    """Yield the rows of labels.csv of one data set. What it does not code is empty, its people are
+    its own, two expressions under one new name add their shares."""
     for i, place in enumerate(places):
-        k = faces.y_emo[i]
-        row = {"image": f"{source}/{Path(place).as_posix()}", "source": source,
-               "expression": NONE if k == NOT_NAMED else emotions[k],
-               "split": PARTS[faces.split[i]],
-               "person": f"{source}/{people[i]}" if people[i] else ""}
+        k, row = faces.y_emo[i], dict.fromkeys(columns, "")
+        row |= {"image": f"{source}/{Path(place).as_posix()}", "source": source,
+                "expression": NONE if k == NOT_NAMED else emotions[k],
+                "split": PARTS[faces.split[i]]}
         aus = zip(faces.vocabulary.aus, faces.y_au[i])
         row |= {f"AU{au}": int(y) for au, y in aus if y != NOT_CODED}
+        if people[i]:
+            row["person"] = f"{source}/{people[i]}"
+        if "aus" in row:
+            row["aus"] = "?"
         if faces.shares is not None and not np.isnan(faces.shares[i]).any():
-            shares = collections.Counter()
+            row |= {name: 0 for name in columns if name.startswith("p_")}
             for name, q in zip(emotions, faces.shares[i].tolist()):
-                shares[share_column(name)] += q
-            row |= shares
+                row[share_column(name)] += round(q, 6)
         yield row
-
-
-def columns_of(rows):
-    """All columns of the rows, AUs by their numbers; rows with some shares get 0 for the others."""
-    names = {name for row in rows for name in row}
-    voted = sorted(name for name in names if name.startswith("p_"))
-    for row in rows:
-        if not names.isdisjoint(voted) and any(name in row for name in voted):
-            row |= {name: row.get(name, 0) for name in voted}
-    aus = sorted((name for name in names if name.startswith("AU")), key=lambda name: int(name[2:]))
-    for row in rows if not aus else ():
-        row["aus"] = "?"
-    person = ["person"] if any(row["person"] for row in rows) else []
-    return ["image", "source", "expression", "split", *person, *(aus or ["aus"]), *voted]
 
 
 def same_pictures(sets):
@@ -136,19 +131,18 @@ def tell_shared(sets, sources):
 def merge(folders, out, names):
     """Put data sets together in the new folder `out`; names: new names of expressions."""
     sources, read = source_names(folders), [read_set(folder) for folder in folders]
-    emotions = [renamed(faces, names) for faces, *_ in read]
+    emotions = [[names.get(name, name) for name in faces.vocabulary.emotions] for faces, *_ in read]
     known = {name for faces, *_ in read for name in faces.vocabulary.emotions}
     if odd := [name for name in names if name not in known]:
         raise InputError(f"--rename {odd[0]}: no set has it; they have {', '.join(sorted(known))}")
     check_spellings(emotions, sources)
-    rows = [row for source, one, own in zip(sources, read, emotions)
-            for row in rows_of(source, *one, own)]
+    columns = columns_of(read, emotions)
+    rows = (row for source, one, own in zip(sources, read, emotions)
+            for row in rows_of(source, *one, own, columns))
     with new_folder(out) as part:
         for source, folder in zip(sources, folders):
             (part / source).symlink_to(folder.resolve())
-        columns = columns_of(rows)
-        write_rows([{name: row.get(name, "") for name in columns} for row in rows], columns,
-                   part / LABELS)
+        write_rows(rows, columns, part / LABELS)
         load_faces(part)
     tell_shared([{path: PARTS[code] for path, code in zip(image_paths(faces, folder), faces.split)
                   if path} for folder, (faces, *_) in zip(folders, read)], sources)
