@@ -96,7 +96,7 @@ def test_rows_in_any_order_keep_what_is_theirs(tmp_path):
     for file, rows in (("distribution.txt", [f"{n} {' '.join(map(str, p[n]))}" for n in names]),
                        ("RAFAU_label.txt", [f"{n} {aus[n]}" for n in names])):
         (tmp_path / file).write_bytes(("\ufeff" + "\r\n".join(rng.permutation(rows))).encode())
-    kept, y_emo, y_au, _ = build.join_labels(tmp_path, tmp_path)
+    kept, y_emo, y_au, *_ = build.join_labels(tmp_path, tmp_path)
     assert sorted(kept) == [n for n in names if read_off(p[n]) in mmlfer.EMOTIONS] and kept != sorted(kept)
     assert [mmlfer.EMOTIONS[k] for k in y_emo] == [read_off(p[n]) for n in kept]
     assert y_au == [aus[n] for n in kept]

@@ -11,8 +11,8 @@ from conftest import ROOT, invoke, run_program
 
 import mmlfer
 
-ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "convert", "stats", "search", "table", "plot", "gradcam", "predict", "video", "crop",
-         "serve", "export", "bench")
+ORDER = ("train", "eval", "pretrain", "synth", "demo", "build", "convert", "merge", "stats", "search", "table", "plot", "gradcam", "predict", "video",
+         "crop", "serve", "export", "bench")
 
 
 def test_commands_stand_in_one_order_each_in_the_file_of_its_name():
