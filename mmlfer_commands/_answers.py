@@ -1,8 +1,7 @@
-"""A checkpoint's answer for one face, as JSON and as columns of a table with every probability.
+"""A checkpoint's answer for one face, as JSON and as a row of a table with every probability.
 
-A checkpoint's dict, `state`, names its expressions (state["emotions"], K) and its AUs
-(state["aus"], J), and those that were trained (state["trained_aus"]); p_emo (K,) and p_au (J,) are
-the probabilities for one face, in that order.
+`state` is a checkpoint's dict, of K expressions and J AUs; p_emo (K,) and p_au (J,) are the
+probabilities for one face.
 """
 
 import re
@@ -14,9 +13,8 @@ from mmlfer import ACTIVE, AU_NAMES, InputError
 
 
 def answer(state, p_emo, p_au, top):
-    """The answer for one face as --json prints it: the `top` most probable expressions, the AUs
-    that are present, with names, and every probability. Those of AUs that are not trained are None,
-    and so are both lists of AUs if none is."""
+    """The answer for one face as --json prints it, with the `top` most probable expressions. None
+    stands for the probability of an AU that is not trained, and for both lists if none is."""
     names, p_aus = state["emotions"], trained_only(state, p_au)
     result = {
         "expressions": [{"name": names[k], "p": float(p_emo[k])}
@@ -38,8 +36,7 @@ def trained_only(state, p_au):
 
 
 def active_aus(result, text, between):
-    """The AUs that are present, each formatted by `text`, as one string; "none" if there are none,
-    and "not trained" if the net's AUs are not."""
+    """The AUs present, each formatted by `text`, as one string; or "none", or "not trained"."""
     if result["aus"] is None:
         return "not trained"
     return between.join(text.format(**au) for au in result["aus"]) or "none"

@@ -148,8 +148,7 @@ TOOLS = {"openface": Tool("OpenFace", "AU([0-9]{2})_c", "AU01_c, AU02_c"),
 
 
 def tool_aus(tool, path):
-    """{image, or the file itself where it names none: {AU: seen}, {} if no face was found} of a
-    tool's file. Of several faces it is number 0, or the first."""
+    """{image, or the file itself: {AU: seen}, {} if no face} of a tool's file, by first faces."""
     columns, rows = read_columns(path)
     if "action_units" in columns:
         raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "

@@ -55,8 +55,7 @@ def read_csv(path):
 
 
 def read_export(path):
-    """Yield, for each row of an export's runs.csv, the path that its test.json had, what it held,
-    and the texts of config.yaml and log.csv."""
+    """Yield the path of each run's test.json, its content, and {name: text} of other files."""
     try:
         logs = {}
         for row in read_csv(path.with_name("logs.csv")):

@@ -109,8 +109,8 @@ def is_seen(value, au, where, coding=ONE):
 def code_aus(columns, values, where, coding=ONE):
     """{AU: True, False or None} of the values of columns [(AU, side)].
 
-    An AU is seen if its own column or one of its sides' says so. Otherwise its own column decides.
-    If that is not coded, the AU is not seen if all its sides are 0, and else not coded.
+    An AU is seen if its own column or a side's says so; else its own column decides, or, where that
+    is not coded, the sides, if all are coded.
     """
     if len(values) != len(columns):
         raise InputError(f"{where}: {plural(len(values), 'AU value')}, expected {len(columns)}; "
@@ -129,8 +129,7 @@ def code_aus(columns, values, where, coding=ONE):
 
 def au_labels(coded):
     """labels.csv's columns for rows of {AU: True, False or None}: `aus` if each row is coded as a
-    whole or not at all; else a column for each AU, empty where it is not coded. An AU that no row
-    has coded is left out."""
+    whole or not at all, else one for each AU. AUs that no row has coded are left out."""
     known = {au for row in coded for au, seen in row.items() if seen is not None}
     coded = [{au: row.get(au) for au in known} for row in coded]
     whole = [set(row.values()) == {None} or None not in row.values() for row in coded]
@@ -320,8 +319,7 @@ def mafw(folder, images, fold):
 
 
 def frames_in(folder):
-    """{number: image} of a folder whose images are frames with a number at the end of their names,
-    with any zeros before it: 1.jpg, 00001.png, SN001_0001.jpg."""
+    """{number: image} of a folder of frames: 1.jpg, 00001.png, SN001_0001.jpg."""
     frames = {}
     for path in images_below(folder) if folder.is_dir() else ():
         smaller = re.fullmatch("[0-9]+[.][0-9]+", path.stem)  # face of a frame, as `crop` has it

@@ -25,8 +25,7 @@ def cannot_list(error):
 
 
 def files_below(folder):
-    """Yield the files below a folder that are not hidden; links are followed, and no folder is read
-    twice."""
+    """Yield the files below a folder but hidden ones; it follows links, and each folder once."""
     seen = set()
     for place, folders, files in os.walk(folder, onerror=cannot_list, followlinks=True):
         inside = [name for name in folders if not is_hidden(name)]

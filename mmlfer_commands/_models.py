@@ -109,8 +109,7 @@ def read_folder(folder):
 
 
 def fetch(name):
-    """Fetch hf:USER/NAME[@REVISION] into the Hub's own cache, where it stays.
-    -> its folder there, and its name with the revision in full"""
+    """Fetch hf:USER/NAME[@REVISION] into the Hub's own cache. -> folder, name with revision"""
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors

@@ -81,8 +81,7 @@ def writing(path):
 
 
 def remove_parts(*paths):
-    """Remove the temporary files that killed writes of these paths left. Call it only with their
-    lock, because another process may be writing."""
+    """Remove what killed writes of these paths left; only with their lock."""
     for path in paths:
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             part.unlink(missing_ok=True)
@@ -158,8 +157,7 @@ def filling(folder):
 
 def check_output(path, *inputs):
     """InputError if an output would replace an input: one of these files or folders, a label file,
-    an image, other than a figure of save_figure, beside the given images or below the given
-    folders."""
+    or an image, other than a figure, beside the given images or below the given folders."""
     output = Path(path).resolve()
     if not output.exists():
         return
@@ -193,8 +191,7 @@ def check_two_outputs(**options):
 
 
 def output_names(paths):
-    """A name for the output of each path: its stem in UTF-8, cut to what a file's name can hold,
-    and made unique by a number."""
+    """A unique name for the output of each path: its stem in UTF-8, cut to what a name can hold."""
     names, taken = [], set()
     for path in paths:
         text = os.fsencode(path.stem).decode(errors="replace")  # the locale may have 8 bits
@@ -229,8 +226,7 @@ def shown(path):
 
 
 def say(line, err=True):
-    """Print a line to standard error, or to standard output, above the progress bar. Control
-    characters, which a file's name may have, are shown as ?."""
+    """Print a line above the progress bar; control characters, as in a file's name, are ?."""
     with tqdm.external_write_mode():
         click.echo(CONTROL.sub("?", line), err=err)
 

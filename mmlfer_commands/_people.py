@@ -72,8 +72,7 @@ def some(names):
 
 
 def read_people(folder, skip=False):
-    """The images of DIR/PERSON/IMAGE or of DIR/train.rec, as Files or Records, and a list of
-    warnings. InputError if records are lost, unless they are to be skipped."""
+    """The images of DIR/PERSON/IMAGE or DIR/train.rec, as Files or Records, and warnings."""
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
@@ -94,8 +93,7 @@ def read_people(folder, skip=False):
 
 
 def read_folders(folder):
-    """The images of DIR/PERSON/IMAGE, and warnings of what is left out. Hidden files and folders,
-    such as ._001.jpg and .thumbnails, are passed over."""
+    """The images of DIR/PERSON/IMAGE, and warnings of what is left out."""
     names, counts, empty, loose, others = [], [], [], 0, 0
     for entry in visible(folder):
         if entry.is_dir():
@@ -179,8 +177,8 @@ def read_index(path):
 
 
 def read_label(file, offset, size):
-    """The first label of the record at an offset: inf for a person's record, which has no image but
-    two labels; nan if no whole record is there in a file of this size."""
+    """The first label of the record at an offset; inf for a person's record, which has two labels
+    and no image, nan if no whole record is there in a file of this size."""
     file.seek(offset)
     head = file.read(36)
     if len(head) < 36:
@@ -195,9 +193,8 @@ def read_label(file, offset, size):
 
 
 def read_end(file, offset):
-    """The key after the last image, as record 0 (at this offset) has it, or None if record 0 is an
-    image itself. insightface's record 0 has no image but two labels: this key, and the key after
-    its records of people."""
+    """The key after the last image, the first label of insightface's record 0, which has no image;
+    None if record 0, at this offset, is an image."""
     try:
         labels, image = parse_record(read_record(file, offset))
         if image:
@@ -210,8 +207,7 @@ def read_end(file, offset):
 
 
 def read_records(path, skip=False):
-    """The images of a train.rec, found by its train.idx, and a list of warnings: of records that
-    are lost, if they are to be skipped."""
+    """The images of a train.rec, and warnings of records that are lost, if they are skipped."""
     keys, offsets = read_index(path.with_suffix(".idx"))
     notes, first = [], keys[0] == 0 if len(keys) else False
     with open(path, "rb") as file:
@@ -238,11 +234,8 @@ def read_records(path, skip=False):
 
 class Images:
     """Some rows of a source, for a DataLoader. An item is the image (3, S, S) uint8, its label,
-    and -1, or the row's number if its image cannot be read.
-
-    An unreadable image is replaced by the next readable one; steps grow (1, 8, 27, ...), so that a
-    broken folder is soon left. The label is -1 if no image can be read in so many tries.
-    """
+    and -1, or the row's number if its image cannot be read. The next readable one then takes its
+    place; steps grow (1, 8, 27, ...) to leave a broken folder soon. Label -1: none can be read."""
 
     def __init__(self, source, rows, labels, size, tries=50):
         self.source, self.rows, self.labels, self.size = source, rows, labels, size

@@ -73,8 +73,7 @@ def stats_name(run):
 
 
 def find_traits(run):
-    """The traits of a test.json's run: its statistics, labels, images and backbone by content, and
-    the other options that its method reads, except seed and device."""
+    """The traits of a test.json's run: what it reads, by content, and its method's options."""
     sources, options, traits = METHODS[run["method"]], run["options"], {}
     if sources[2]:
         content = run["table_sha256"]
@@ -89,8 +88,7 @@ def find_traits(run):
 
 
 def shown_backbone(backbone, options):
-    """A backbone's record as text: none, imagenet, or the file's name and the first 8 digits of the
-    digest."""
+    """A backbone's record as text: none, imagenet, or the file's name and digest."""
     if backbone.startswith(("none", "imagenet")):
         return backbone.replace(",", " with")
     file = f"{options['arch']}_casia.pth" if options["weights"] == "auto" else options["weights"]
@@ -195,9 +193,8 @@ def gather(runs):
 def tells_apart(trait, row, rows):
     """Whether another row, if the two are to be compared in a trait, has another value of it.
 
-    Two rows of the same name are compared in every trait: two of mtl in rho. Rows of different
-    names are compared in the traits that both have, except those in OWN: stl and mtl in epochs, but
-    not mtl and am in rho, which is searched for each.
+    Rows of one name are compared in every trait: two of mtl in rho. Others are compared in what
+    both have, except OWN: stl and mtl in epochs, but not mtl and am in rho, searched for each.
     """
     value, _ = row.traits[trait]
     return any(other.traits.get(trait, (None,))[0] != value for other in rows

@@ -1,5 +1,4 @@
-"""What runs share: locks on outputs and their places, signals, the options of a resumed run,
-versions, and whether a device has bf16."""
+"""What runs share: signals, versions, the options of a resumed run, whether a device has bf16."""
 
 import contextlib
 import hashlib
@@ -24,8 +23,8 @@ STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", 
 
 @contextlib.contextmanager
 def caught_signals():
-    """Catch the signals that stop a run, so that its step can finish: a list, to which the number
-    of each signal that comes is added. A hangup that `nohup` ignores stays ignored."""
+    """A list of the signals that came and would stop a run, so that its step can finish. A hangup
+    that `nohup` ignores stays ignored."""
     caught, before = [], {}
     for number in STOPS:
         if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
@@ -38,8 +37,7 @@ def caught_signals():
 
 
 def versions():
-    """The versions that a run was made with. The digest of the source covers the names and the
-    content of mmlfer.py and of every file of the commands."""
+    """The versions that a run was made with, and a digest of the program's files."""
     import torchvision
 
     source = hashlib.sha256()
@@ -52,8 +50,7 @@ def versions():
 
 
 def has_bf16(device):
-    """Whether a GPU or an x86 CPU has instructions for bf16. True for other CPUs, of which torch
-    does not say."""
+    """Whether a device has instructions for bf16; torch does not say of CPUs other than x86."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return (platform.machine().lower() not in ("x86_64", "amd64")

@@ -53,7 +53,7 @@ def no_remarks():
 
 def as_opencv_takes(path):
     """A path for OpenCV: as bytes, because it crashes at names that are not in UTF-8, and absolute,
-    because FFmpeg takes a path that begins like `http:` for an address."""
+    because FFmpeg takes `http:` at its beginning for an address."""
     return os.fsencode(os.path.abspath(path))
 
 
@@ -77,8 +77,8 @@ class ClipError(InputError):
 
 def times_of_file(path):
     """The times at which a file's picture begins and should end, seconds, and the number of its
-    frames; the last two are 0 if the file does not say. OpenCV counts time from the first frame,
-    whenever that is, and does not tell the length of the picture from that of the sound."""
+    frames, 0 where the file does not say. OpenCV counts time from the first frame, and tells the
+    length of the sound."""
     import av
 
     try:
@@ -245,11 +245,8 @@ def check_modules():
 
 
 class Tracker:
-    """Finds the faces of one frame after another, each with its number.
-
-    A face is first looked for where it was in the frame before. The whole frame is searched if a
-    face is no longer there, and if the last such search was `search` seconds ago.
-    """
+    """Finds the faces of one frame after another, each with its number: first where they were in
+    the frame before; in the whole frame if one is no longer there, or each `search` seconds."""
 
     def __init__(self, search):
         self.search, self.searched, self.before = search, -math.inf, -math.inf
@@ -284,8 +281,7 @@ class Tracker:
         return before is not None and np.abs(glance - before).mean() > CUT
 
     def number(self, faces, now):
-        """Give each face the number of the track that it continues, or a new one. -> [(number,
-        Face)]. Of tracks that fit equally well, the one that was seen last is taken."""
+        """[(number, Face)], by number: of the track that a face continues, or a new one."""
         ids = list(self.tracks)
         ages = np.array([self.before - self.tracks[i].time for i in ids])
         costs = distances([self.tracks[i].at(now) for i in ids], faces) + ages[:, None] / KEEP
@@ -305,8 +301,7 @@ class Tracker:
 
 
 class Drawing:
-    """A VP9 file of frames at their own times. Its rate is constant: a frame is repeated until the
-    time of the next one, so that the file plays as fast and as long as the clip."""
+    """A VP9 file of constant rate: a frame is repeated until the time of the next one."""
 
     def __init__(self, path, rate):
         self.path, self.rate = path, rate
@@ -356,8 +351,7 @@ class Drawing:
 
 
 def fit(image):
-    """An image resized so that its longer side has DRAWN pixels (text can be read then) and both
-    sides are even; and the factor."""
+    """An image whose longer side has DRAWN pixels and both sides are even; and the factor."""
     import cv2
 
     zoom = DRAWN / max(image.shape)

@@ -32,11 +32,8 @@ COMPOUNDS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
 
 
 def name_compound(p):
-    """The compound expression 0..13 of six basic emotions' probabilities, or why there is none.
-
-    It is the pair of the two most probable emotions. If several pairs tie, it is the first one in
-    column order that is one of the 14.
-    """
+    """The compound expression 0..13 of the two most probable of six basic emotions, or why there
+    is none. If several pairs tie, it is the first one in column order that is one of the 14."""
     second = sorted(p)[-2]
     if second == 0:
         return "have no second emotion of a probability above 0"
@@ -152,8 +149,7 @@ def place_images(keys, index, out, copy):
 
 
 def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
-    """Make RAF-CE in `out`, in its own files, or in labels.csv with shares. -> lines that say what
-    was done"""
+    """Make RAF-CE in `out`, or labels.csv with shares. -> lines that say what was done"""
     joined = join_labels(raf_ml, raf_au)
     names = joined.names
     split, origin = find_partition(names, joined.y_emo, seed, raf_ml, raf_au)

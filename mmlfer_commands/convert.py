@@ -108,9 +108,8 @@ def hold_out(faces, seed):
 
 
 def complete(faces, seed):
-    """The faces in the parts that `train` needs, and lines that say what was done. If no test part
-    is published, the validation part becomes it, as in papers on sets without test labels. If there
-    is no validation part then, a quarter of the training images becomes it."""
+    """The faces in the parts that `train` needs, and lines that say what was done: where no test
+    part is published, the validation part is it, and then a quarter of the training images that."""
     parts, notes = {face.split for face in faces}, []
     if "" in parts and len(parts) > 1:
         odd = next(face.image for face in faces if not face.split)
@@ -162,7 +161,7 @@ def write_faces(faces, out):
 
 
 def not_coded_rows(out):
-    """The rows of a labels.csv that are not coded, {image's path: Labelled}, and whether they have
+    """{image's path: Labelled} of labels.csv's rows, none of them coded, and whether they have
     parts. A row's labels are all its cells, but for AUs."""
     if not out.is_file():
         raise InputError(f"{out}: not there; write it first, with the expressions of the images, "
@@ -181,8 +180,8 @@ def not_coded_rows(out):
 
 
 def add_aus(faces, found, out):
-    """Put {image: {AU: True, False or None}} into the rows of labels.csv, {image: Labelled}.
-    Returns a line that says how many images have AUs, and what labels.csv has, in lines."""
+    """Put {image: {AU: True, False or None}} into the rows of labels.csv, {image: Labelled}. ->
+    how many images have AUs, and what labels.csv has, in lines"""
     labels = dict(zip(found, au_labels(list(found.values()))))
     names = {name: "?" if name == "aus" else "" for row in labels.values() for name in row}
     n = len(faces.keys() & found.keys())
@@ -198,8 +197,8 @@ def add_aus(faces, found, out):
 
 
 def add_lists(paths, out, as_published, seed, images, aus):
-    """Put the AUs of OpenGraphAU's lists into labels.csv, and their parts, where it has none and
-    they have one for every image. Returns lines that say what was done."""
+    """Put the AUs of OpenGraphAU's lists into labels.csv, and their parts, if it has none. ->
+    lines that say what was done"""
     found, parts, notes = {}, {}, []
     for path in paths:
         for name, coded in opengraphau(path, aus):
@@ -235,8 +234,7 @@ def add_files(tool, paths, out):
 
 
 def match_by_name(paths, images):
-    """{image: the tool's file or image}, matched by the name without its suffix. If several images
-    have one name, it is the image whose folder has the name of the file's folder."""
+    """{image: file} by their names without suffix, and if several images have one by folders."""
     of_name, matched = collections.defaultdict(list), {}
     for image in images:
         of_name[Path(image).stem].append(image)

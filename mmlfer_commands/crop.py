@@ -39,8 +39,7 @@ fps_option = click.option("--fps", type=RATE, metavar="F", help="Take F frames a
 
 
 class Crops:
-    """The crops that are written below out/aligned, each with its row of out/faces.csv, which is
-    written after it: every row has a crop if this is interrupted."""
+    """The crops below out/aligned, and out/faces.csv, where a row follows its crop."""
 
     def __init__(self, files, template, size, out):
         columns = ["image", "timestamp", "face", "file", *FACE_COLUMNS[1:]]
@@ -63,8 +62,7 @@ class Crops:
 
 
 def crop_photos(photos, names, crops):
-    """Write the crops of photographs. -> numbers of those without a face, and of those that cannot
-    be read"""
+    """Write the crops of photographs. -> how many have no face, how many cannot be read"""
     without, bad = 0, 0
     for name, (path, image, faces) in zip(names, photo_faces(photos)):
         if faces is None:

@@ -33,11 +33,9 @@ def kept_map(backbone):
 
 
 def gradcam(net, x, k=None):
-    """Grad-CAM of the last map for expression k, (B,), or the predicted one.
-
-    a_c = mean over space of d z_k / d A_c, map = ReLU(sum_c a_c A_c), scaled to a maximum of 1.
-    x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J). The net keeps no hook.
-    """
+    """Grad-CAM of the last map for expression k, (B,), or the predicted one. a_c = mean over space
+    of d z_k / d A_c, map = ReLU(sum_c a_c A_c), scaled to a maximum of 1.
+    x (B, 3, S, S) -> maps (B, S, S), z_emo (B, K), z_au (B, J)"""
     with kept_map(net.backbone) as stage:
         _, z_emo, z_au = net(x)
     if stage[0].ndim != 4:

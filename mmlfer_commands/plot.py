@@ -1,5 +1,4 @@
-"""mmlfer plot: a run's curves (Fig. 5) and confusion matrix, several methods' curves, or a video's
-probabilities over time."""
+"""mmlfer plot: curves of runs (Fig. 5), a confusion matrix, a video's probabilities over time."""
 
 import csv
 import json
@@ -54,8 +53,7 @@ def save_curves(plt, figure, path):
 
 
 def plot_methods(rows, path):
-    """Figure 5 of several methods, each the mean of its seeds: validation accuracy, and the weights
-    that a meta net learned. rows: Rows of read_results."""
+    """Figure 5 of several methods, each the mean of its seeds. rows: Rows of read_results."""
     plt, figure, (left, right) = two_axes(14)
     for i, row in enumerate(rows, 1):
         runs = [*row.seeds.values()]

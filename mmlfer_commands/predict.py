@@ -70,12 +70,6 @@ class Item:
     answer: tuple | None = None  # p_emo (K,), p_au (J,)
 
 
-def items_of_images(paths, size):
-    """Yield the Item of each aligned face."""
-    for i, crop in enumerate(decode(paths, size, "predicting")):
-        yield Item(i, crop)
-
-
 def items_of_photos(paths, size, template):
     """Yield the Items of each photograph's faces, or its one Item without a face."""
     for i, (_, image, faces) in enumerate(photo_faces(paths)):
@@ -189,8 +183,7 @@ def table_columns(state, top, photos, draw=False):
 
 
 def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
-    """Functions that each write a prediction to one of these files; the ExitStack `files` closes
-    them."""
+    """Functions that each write a prediction to a file, which the ExitStack `files` closes."""
     writers = []
     if jsonl_path:
         jsonl = files.enter_context(lines_to(jsonl_path))
@@ -223,9 +216,8 @@ def overlap(one, other):
 
 
 def place_label(box, size, picture, taken):
-    """A box for a label of this (width, height). Of the places above, below, beside and in a
-    face's box, it is the first that covers the least area of the boxes in `taken`. All boxes are
-    (left, top, right, bottom)."""
+    """The place for a label of this size (width, height) above, below, beside or in a face's box
+    that covers least of the boxes in `taken`. Boxes are (left, top, right, bottom)."""
     (left, top, right, bottom), (w, h) = box, size
     rows = (top - h, bottom, top - 2 * h, bottom + h)
     places = [(x, y) for y in rows for x in (left, right - w)]
@@ -309,8 +301,8 @@ def with_legend(picture, labels):
 
 
 def draw_photo(path, results, drawing):
-    """Write the drawing of a photograph, and put its path in the photograph's predictions. ->
-    whether the photograph, which is not kept in memory, can still be read"""
+    """Write the drawing of a photograph, and its path in the predictions. -> whether the
+    photograph, which is not kept in memory, can still be read"""
     image = try_read(path, None)
     if isinstance(image, str):
         say(f"Warning: no drawing: {image}")
@@ -333,8 +325,7 @@ def check_standard_output(as_json, csv_path, jsonl_path):
 
 
 def check_outputs(images, inputs, draw, **files):
-    """Refuse outputs, a folder and files (option=path), that would replace something: one of the
-    inputs, another output, or what an interrupted run has left."""
+    """Refuse outputs that would replace an input, another one, or an interrupted run's parts."""
     for output in filter(None, files.values()):
         check_output(output, *inputs)
         if part_of(output).exists():
@@ -351,7 +342,7 @@ def items_of(images, state, photos, like):
     size = state["config"]["size"]
     if photos:
         return items_of_photos(images, size, choose_template(like, state))
-    return items_of_images(images, size)
+    return (Item(i, crop) for i, crop in enumerate(decode(images, size, "predicting")))
 
 
 @dataclasses.dataclass

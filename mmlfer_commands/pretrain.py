@@ -56,8 +56,8 @@ from mmlfer_commands._runs import caught_signals, check_kept, given_options, has
 
 
 def note_bad(bad, source, opt, known):
-    """Report images that a batch could not read; `bad` (B,) has their rows, else -1. InputError,
-    or with --skip-bad-images one warning for each image that is not yet `known`."""
+    """Report images of a batch that cannot be read, the rows in `bad` (B,), else -1: InputError,
+    or with --skip-bad-images a warning for each image not yet `known`."""
     for row in sorted(set(bad[bad >= 0].tolist()) - known):
         reason = source.read(row, opt.size)
         if not opt.skip_bad_images:
@@ -99,10 +99,8 @@ def people_net_class():
 
 
 def with_margin(cosines, y, loss, margin):
-    """The cosines, with that of the right person reduced by the margin. (B, people), y (B,)
-
-    CosFace: cos t - m. ArcFace: cos(t + m), continued downwards where t + m is above pi.
-    """
+    """The cosines (B, people), with that of the right person y (B,) reduced by the margin.
+    CosFace: cos t - m. ArcFace: cos(t + m), continued downwards where t + m is above pi."""
     right = cosines.gather(1, y[:, None])
     if loss == "cosface":
         right = right - margin
@@ -116,8 +114,7 @@ def with_margin(cosines, y, loss, margin):
 
 
 def best_threshold(similarity, same):
-    """The threshold that judges most pairs rightly, if pairs with at least this similarity are
-    called the same. similarity (P,), same (P,) bool"""
+    """The least similarity to call "the same" that judges most pairs rightly. Both (P,)"""
     order = np.argsort(-similarity, kind="stable")
     s, right = similarity[order], np.cumsum(np.where(same[order], 1, -1))
     ends = np.append(s[1:] < s[:-1], True)  # a threshold cannot part equal similarities
@@ -136,8 +133,7 @@ def fold_accuracies(similarity, same, fold):
 
 
 def embed(net, images, opt, known):
-    """Embeddings e (N, F) of length 1, each of a face and its mirror image together, and a mask
-    (N,) of the images that cannot be read."""
+    """Embeddings e (N, F) of length 1, of face and mirror image, and a mask (N,) of bad images."""
     device, parts, bad = next(net.parameters()).device, [], []
     net.eval()
     with torch.no_grad():
@@ -397,24 +393,20 @@ def new_options(paths, options, overwrite):
     return types.SimpleNamespace(**options)
 
 
-def resumed_options(paths, given):
-    """The options and the state of a stopped run. Given options must equal its own, except where
-    the faces lie and how they are read."""
-    state = torch_load(paths["last"])
-    if not isinstance(state, dict) or state.get("format") != PRETRAINING_FORMAT:
-        raise InputError(f"{paths['last']}: not a run of `mmlfer pretrain`")
-    own = state["options"]
-    check_kept(given, own, MOVABLE, paths["last"])
-    moved = {name: value for name, value in given.items() if name in MOVABLE}
-    return types.SimpleNamespace(**{**own, **moved}), state
-
-
-def finished_options(path):
-    """The options that a finished run's weights hold."""
+def read_written(path, kind, wanted):
+    """The content of a file that `pretrain` wrote in this format."""
     state = torch_load(path)
-    if not isinstance(state, dict) or state.get("format") != BACKBONE_FORMAT:
-        raise InputError(f"{path}: not a file of `mmlfer pretrain`; name another --out")
-    return state["options"]
+    if not isinstance(state, dict) or state.get("format") != kind:
+        raise InputError(f"{path}: not {wanted}")
+    return state
+
+
+def resumed_options(paths, given):
+    """A stopped run's options, with those given that may differ, and its state."""
+    state = read_written(paths["last"], PRETRAINING_FORMAT, "a run of `mmlfer pretrain`")
+    check_kept(given, state["options"], MOVABLE, paths["last"])
+    moved = {name: value for name, value in given.items() if name in MOVABLE}
+    return types.SimpleNamespace(**{**state["options"], **moved}), state
 
 
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
@@ -457,7 +449,9 @@ def start(paths, options, given, resume, overwrite):
     """Start the run of these paths, or continue it."""
     state = None
     if resume and paths["out"].exists():
-        check_kept(given, finished_options(paths["out"]), MOVABLE, paths["out"])
+        state = read_written(paths["out"], BACKBONE_FORMAT,
+                             "a file of `mmlfer pretrain`; name another --out")
+        check_kept(given, state["options"], MOVABLE, paths["out"])
         click.echo(f"{paths['out']}: complete, nothing to do")
         return
     if resume and paths["last"].exists():

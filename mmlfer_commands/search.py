@@ -43,8 +43,7 @@ def check_alike(one, other, names):
 
 
 def best_options(folder, names):
-    """The named options of the run below a folder with the highest validation accuracy, as `train`
-    takes them; of equally good runs, those of the first by path."""
+    """The options of the best run below a folder, as `train` takes them; of equals the first."""
     known = [field.name.replace("_", "-") for field in dataclasses.fields(Config)]
     for name in names:
         if name not in known:
@@ -78,8 +77,7 @@ def as_given(name, value):
 
 
 def warn_of_edge(folder, name, value, tried):
-    """Warn if the best value is at the edge of those tried: a method whose weight was searched too
-    narrowly is no fair baseline."""
+    """Warn of a best value at the edge of those tried: too narrow a search is no fair baseline."""
     if all(type(v) in (int, float) for v in tried) and min(tried) < max(tried):
         for edge, most, beyond in ((min, "smallest", "smaller"), (max, "largest", "larger")):
             if value == edge(tried):

@@ -103,10 +103,9 @@ class Model:
         self.accuracy = accuracy_on_test(ckpt, self.state)
 
     def predict(self, content, name, top, crops, near):
-        """What `predict --photos --json` prints of a picture; if `crops` is set, with each face's
-        row of --csv below the header, and its aligned crop, a PNG in a data address. If faces are
-        still near these points (n, 5, 2), as in a camera's next frame, the picture is not searched
-        for others."""
+        """What `predict --photos --json` prints of a picture; with `crops` also each face's row of
+        --csv and its crop, a PNG in a data address. If faces are still near these points (n, 5,
+        2), as in a camera's next frame, the picture is not searched for others."""
         image = read_picture(content, name)
         faces = find_again(image, map(three_of, near))
         if not faces or None in faces:
@@ -288,11 +287,8 @@ class Place:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def is_called(self, name):
-        """Whether the name in a Host header (without port) is this machine's.
-
-        A page elsewhere may let its own name resolve to this machine's address, to read what is
-        here. The Host header of its requests then has that name, and they are refused.
-        """
+        """Whether the name in a Host header (without port) is this machine's. A page elsewhere may
+        let its own name resolve to this address: its requests are refused."""
         if self.bound.is_loopback and name in ("localhost", "127.0.0.1", "[::1]"):
             return True
         if self.bound.is_unspecified:
@@ -381,8 +377,7 @@ def listen(host, port):
 
 
 def run_server(service, listener, place):
-    """Answer until Ctrl-C, which ends the process at once, even while a picture is read: nothing
-    is left to be written."""
+    """Answer until Ctrl-C, which ends the process at once: nothing is left to be written."""
     import uvicorn
 
     config = uvicorn.Config(build_app(service, place), http="h11", ws="none", lifespan="off",

@@ -79,8 +79,7 @@ def write_stats(p, n, source, vocabulary, path):
 
 
 def plot_stats(tables, aus, path):
-    """Figure 2's content, expression by AU: a heat map for each (title, row names, p (K, J)), all
-    with the same columns of AUs."""
+    """Figure 2's content: a heat map for each (title, row names, p (K, J)), of the same AUs."""
     plt = pyplot()
     columns = np.flatnonzero(np.any([(p >= OBSERVED).any(0) for *_, p in tables], 0))
     if not len(columns):

@@ -89,11 +89,8 @@ def read_au_strings(folder):
 
 
 def mislabel(folder, share, seed):
-    """Give a share of the training rows the AU string of another of these rows, as wrong AU labels.
-    Faces, the frequency of each AU, and the validation and test rows do not change.
-
-    -> how many rows got another's, how many of these now differ, how many training rows there are
-    """
+    """Give a share of the training rows the AU string of another of them; all else stays.
+    -> how many rows got another's, how many of these now differ, how many there are"""
     rng, path = np.random.default_rng([seed, Stream.AU_NOISE]), folder / LABEL_FILES[2]
     split = read_labels(folder / LABEL_FILES[1], parse_code(2))
     rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
@@ -146,8 +143,7 @@ def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
 
 
 def drawable(stats):
-    """The vocabulary of statistics for --form csv: RAF-CE's for the paper's, else that of a file,
-    whose AUs must be among those that are drawn."""
+    """The vocabulary of statistics for --form csv: RAF-CE's for the paper's, else a file's."""
     if stats in PAPERS:
         return RAFCE
     rows = read_stats(stats)
@@ -160,8 +156,7 @@ def drawable(stats):
 
 
 def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0, soft=False):
-    """Write stand-in faces with labels.csv; the AUs of a share of its rows are not coded; `soft`
-    adds the expressions' shares."""
+    """Write stand-in faces with labels.csv, a share of it not coded; `soft` adds shares."""
     vocabulary, parts = drawable(stats), {code: part for part, code in SPLITS.items()}
     rng = np.random.default_rng([seed, Stream.UNCODED])
     with new_folder(out) as part:

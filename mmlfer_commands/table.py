@@ -120,10 +120,8 @@ def interval(d, weights):
 
 
 def gain(d, weights):
-    """A difference over seeds, its interval and whether it is signal, as text in percent.
-
-    d (S, N) by seed and image, weights (N,). Fewer than three seeds are never signal.
-    """
+    """A difference over seeds, its interval and whether it is signal, as text in percent. d (S, N)
+    by seed and image, weights (N,). Fewer than three seeds are never signal."""
     low, high = interval(d, weights)
     text = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(100 * v, 2) + 0.0
                                                 for v in ((d * weights).mean(), low, high)))

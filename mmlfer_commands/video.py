@@ -79,8 +79,8 @@ def row_of(item, result):
 
 
 def smoothed(frames, seconds, state):
-    """Yield the same frames, (time, [(row, probabilities)]), each row with the mean of its face's
-    probabilities over `seconds` around it. The frames of so many seconds are in memory."""
+    """Yield the frames, (time, [(row, probabilities)]), each row with its face's mean over
+    `seconds` around it. The frames of so many seconds are in memory."""
     near, waiting, end = collections.deque(), collections.deque(), object()
     for frame in itertools.chain(frames, [end]):
         if frame is not end:
@@ -116,8 +116,7 @@ def font(size):
 
 
 def strip_of(result, width):
-    """A strip (H, width, 3) with the first expressions, each on a bar of its probability's length.
-    """
+    """A strip (H, width, 3) with the first expressions on bars of their probabilities' length."""
     line, size = 15, 11
     picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
@@ -150,8 +149,7 @@ def draw_frame(image, faces):
 
 
 def items_of_frames(frames, tracker, template, size, keep):
-    """Yield the Items of each frame's faces, or its one Item without a face; they hold the frame's
-    image if `keep` is set."""
+    """Yield the Items of each frame's faces, or one without a face; `keep` keeps the image."""
     for frame in frames:
         details = {"time": frame.time, "image": frame.image if keep else None}
         found = tracker.find(frame)
@@ -170,18 +168,15 @@ def until(caught, groups):
             return
 
 
-def probabilities_of(result):
-    """Every probability in an `answer`, (K + J,), NaN for AUs that are not trained."""
-    return np.array([*result["p_expressions"].values(), *(result["p_aus"] or {}).values()], float)
-
-
 def rows_of_frames(groups, state, drawing):
-    """Yield (time, [(row, probabilities)]) of each frame, given as a list of Items, and draw it."""
+    """Yield (time, [(row, probabilities (K + J,))]) of each frame, a list of Items, and draw it."""
     for items in groups:
         faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
         if drawing:
             drawing.add(draw_frame(items[0].details["image"], faces), items[0].details["time"])
-        rows = [(row_of(item, result), probabilities_of(result)) for item, result in faces]
+        rows = [(row_of(item, result), np.array([*result["p_expressions"].values(),
+                                                 *(result["p_aus"] or {}).values()], float))
+                for item, result in faces]
         yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
 
 
@@ -205,9 +200,7 @@ class Job:
 
 def predict_clip(job, clip, table, drawing):
     """Write the rows of a Clip to a table, and draw it. -> frames, faces, frames without a face
-
-    One thread decodes, one finds and aligns faces, one predicts; this one writes and draws.
-    """
+    One thread decodes, one finds and aligns faces, one predicts; this one writes and draws."""
     batch = BATCH if clip.camera is None else 1
     decoded = ahead(clip.frames(job.every, job.fps, job.start, job.end), AHEAD)
     tracker, size = Tracker(job.search), job.state["config"]["size"]
@@ -281,11 +274,6 @@ def check_new(out, stems, draw):
                 raise InputError(f"{path}: exists; remove it, or name another --out")
 
 
-def clip_name(clip):
-    """A path whose stem is the name of a clip's outputs."""
-    return Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
-
-
 @click.command("video")
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
 @ckpt_option
@@ -321,7 +309,8 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
         raise click.UsageError("--every and --fps: give one of them.")
     if end is not None and end <= start:
         raise click.UsageError("--end is not after --start.")
-    stems = output_names([clip_name(clip) for clip in clips])
+    stems = output_names([Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
+                          for clip in clips])
     check_new(out, stems, draw)
     check_modules()
     net, state = load_model(ckpt, device, precision)

@@ -151,7 +151,7 @@ def test_each_kind_of_random_numbers_keeps_its_stream():
     """From these numbers runs, data sets and partitions are drawn again; two of one number are of different commands."""
     assert {name: int(stream) for name, stream in mmlfer.Stream.__members__.items()} == {
         "LABELS": 1, "FACES": 2, "BATCHES": 3, "PEOPLE": 4, "HELD_OUT": 4, "PAIRS": 5, "AU_NOISE": 5, "FLIPS": 6,
-        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "SHARES": 11, "PARTITION": 20}
+        "TEST_LABELS": 7, "TEST_FACES": 8, "MOVES": 9, "UNCODED": 10, "SHARES": 11, "MASKS": 12, "PARTITION": 20}
 
 
 # ---------------------------------------------------------------- plot
