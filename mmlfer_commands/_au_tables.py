@@ -7,16 +7,7 @@ from typing import NamedTuple
 
 from mmlfer import AU_NAMES, InputError, plural
 from mmlfer_commands._formats import (
-    NOT_CODED,
-    ONE,
-    Coding,
-    Labelled,
-    class_name,
-    code_aus,
-    frames_in,
-    is_seen,
-    read_list,
-)
+    NOT_CODED, ONE, Coding, Labelled, class_name, code_aus, frames_in, is_seen, read_list)
 from mmlfer_commands._inputs import images_below
 from mmlfer_commands._labels import NONE, read_columns, read_rows
 

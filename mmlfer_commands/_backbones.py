@@ -5,17 +5,7 @@ import re
 from pathlib import Path
 
 from mmlfer import (
-    ARCHS,
-    HERE,
-    NORMS,
-    RAFCE,
-    InputError,
-    brief,
-    make_backbone,
-    make_base_net,
-    torch,
-    torch_load,
-)
+    ARCHS, HERE, NORMS, RAFCE, InputError, brief, make_backbone, make_base_net, torch, torch_load)
 from mmlfer_commands._models import CONFIG, read_folder
 from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, usual_norm
 from mmlfer_commands._runs import versions

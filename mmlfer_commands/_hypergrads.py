@@ -6,17 +6,8 @@ import dataclasses
 import click
 
 from mmlfer import (
-    TANGENTS,
-    InputError,
-    Taped,
-    all_losses,
-    hypergradient_jvp,
-    learning_rates,
-    meta_test,
-    meta_train,
-    spare_buffers,
-    torch,
-)
+    TANGENTS, InputError, Taped, all_losses, hypergradient_jvp, learning_rates, meta_test,
+    meta_train, spare_buffers, torch)
 
 LINEAR = ("AdaptiveAvgPool2d", "Flatten", "Identity")  # they act on derivatives as on values
 

@@ -11,28 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES,
-    AUS,
-    EMOTIONS,
-    LABEL_FILES,
-    NOT_CODED,
-    NOT_NAMED,
-    RAFCE,
-    SPLITS,
-    TEST,
-    TRAIN,
-    VAL,
-    Faces,
-    InputError,
-    Stream,
-    Vocabulary,
-    counts,
-    image_index,
-    image_paths,
-    parse_aus,
-    plural,
-    tell_once,
-)
+    AUS, AU_NAMES, EMOTIONS, LABEL_FILES, NOT_CODED, NOT_NAMED, RAFCE, SPLITS, TEST, TRAIN, VAL,
+    Faces, InputError, Stream, Vocabulary, counts, image_index, image_paths, parse_aus, plural,
+    tell_once)
 from mmlfer_commands._outputs import in_utf8
 from mmlfer_commands._rafce import is_rafce, load_labels
 

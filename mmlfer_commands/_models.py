@@ -13,22 +13,8 @@ import click
 import yaml
 
 from mmlfer import (
-    AU_NAMES,
-    FORMAT,
-    PATH,
-    InputError,
-    Run,
-    Vocabulary,
-    base_net_of,
-    brief,
-    check_state,
-    make_base_net,
-    percent,
-    plural,
-    read_checkpoint,
-    torch,
-    write_whole,
-)
+    AU_NAMES, FORMAT, PATH, InputError, Run, Vocabulary, base_net_of, brief, check_state,
+    make_base_net, percent, plural, read_checkpoint, torch, write_whole)
 from mmlfer_commands._outputs import markdown
 
 MODEL_FORMAT = "mmlfer model 1"

@@ -12,16 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    InputError,
-    Stream,
-    brief,
-    image_suffixes,
-    is_image,
-    progress,
-    read_image,
-    torch,
-    try_read,
-)
+    InputError, Stream, brief, image_suffixes, is_image, progress, read_image, torch, try_read)
 from mmlfer_commands._inputs import is_hidden
 from mmlfer_commands._processes import blocked, end_with_parent
 from mmlfer_commands._runs import STOPS

@@ -5,20 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    AUS,
-    EMOTIONS,
-    LABEL_FILES,
-    RAFCE,
-    SPLITS,
-    TEST,
-    Faces,
-    InputError,
-    counts,
-    parse_aus,
-    plural,
-    stem,
-    write_whole,
-)
+    AUS, EMOTIONS, LABEL_FILES, RAFCE, SPLITS, TEST, Faces, InputError, counts, parse_aus, plural,
+    stem, write_whole)
 
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
 RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)

@@ -10,14 +10,7 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    METHODS,
-    InputError,
-    Vocabulary,
-    brief,
-    confusion_matrix,
-    expression_metrics,
-    loss_sources,
-)
+    METHODS, InputError, Vocabulary, brief, confusion_matrix, expression_metrics, loss_sources)
 from mmlfer_commands._exports import read_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of

@@ -7,18 +7,8 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    AU_NAMES,
-    AUS,
-    HERE,
-    NOT_CODED,
-    OBSERVED,
-    RAFCE,
-    InputError,
-    Vocabulary,
-    brief,
-    plural,
-    tell_once,
-)
+    AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, brief, plural,
+    tell_once)
 from mmlfer_commands._labels import recode
 
 PAPERS = ("wild", "lab")

@@ -9,21 +9,8 @@ import click
 import numpy as np
 
 from mmlfer import (
-    COUNT,
-    RAFCE,
-    SIZE,
-    Config,
-    InputError,
-    Run,
-    brief,
-    device_option,
-    json_option,
-    make_base_net,
-    pick_device,
-    progress,
-    torch,
-    train_step,
-)
+    COUNT, RAFCE, SIZE, Config, InputError, Run, brief, device_option, json_option, make_base_net,
+    pick_device, progress, torch, train_step)
 from mmlfer_commands._processes import in_processes
 from mmlfer_commands._rafce import RAFCE_SPLITS
 from mmlfer_commands._runs import has_bf16, versions

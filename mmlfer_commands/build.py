@@ -8,18 +8,8 @@ import click
 import numpy as np
 
 from mmlfer import (
-    EMOTIONS,
-    LABEL_FILES,
-    PATH,
-    SEED,
-    SPLITS,
-    InputError,
-    image_index,
-    is_aligned,
-    parse_aus,
-    progress,
-    stem,
-)
+    EMOTIONS, LABEL_FILES, PATH, SEED, SPLITS, InputError, image_index, is_aligned, parse_aus,
+    progress, stem)
 from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
 from mmlfer_commands._outputs import new_folder, write_rows
 from mmlfer_commands._rafce import one_image_a_row, parse_code, read_labels, write_labels

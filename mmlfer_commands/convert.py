@@ -11,43 +11,14 @@ import numpy as np
 from PIL import Image
 
 from mmlfer import (
-    AU_NAMES,
-    PATH,
-    SEED,
-    TRAIN,
-    VAL,
-    InputError,
-    Program,
-    parse_aus,
-    plural,
-    progress,
-)
+    AU_NAMES, PATH, SEED, TRAIN, VAL, InputError, Program, parse_aus, plural, progress)
 from mmlfer_commands._au_tables import TOOLS, bp4d, ckplus, disfa, emotionet, opengraphau, tool_aus
 from mmlfer_commands._formats import (
-    ABAW,
-    ABAW_AUS,
-    Labelled,
-    abaw,
-    affectnet,
-    au_labels,
-    fer2013,
-    folders,
-    huggingface,
-    jaffe,
-    mafw,
-    part_in,
-    rafdb,
-)
+    ABAW, ABAW_AUS, Labelled, abaw, affectnet, au_labels, fer2013, folders, huggingface, jaffe,
+    mafw, part_in, rafdb)
 from mmlfer_commands._inputs import files_below
 from mmlfer_commands._labels import (
-    LABELS,
-    NONE,
-    Rows,
-    check_names,
-    describe,
-    read_rows,
-    split_people,
-)
+    LABELS, NONE, Rows, check_names, describe, read_rows, split_people)
 from mmlfer_commands._outputs import new_folder, write_rows
 
 # ---------------------------------------------------------------- labels.csv

@@ -11,16 +11,7 @@ from mmlfer import COUNT, PATH, RATE, SIZE, is_image, plural, progress, try_read
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
 from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (
-    Lines,
-    check_empty,
-    check_pictures_folder,
-    filling,
-    output_names,
-    png,
-    say,
-    shown,
-    write_jpeg,
-)
+    Lines, check_empty, check_pictures_folder, filling, output_names, png, say, shown, write_jpeg)
 from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker, check_modules
 
 

@@ -6,19 +6,8 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES,
-    SPLITS,
-    InputError,
-    Vocabulary,
-    device_option,
-    evaluate,
-    expression_f1,
-    json_option,
-    load_images,
-    percent,
-    plural,
-    precision_option,
-)
+    AU_NAMES, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1, json_option,
+    load_images, percent, plural, precision_option)
 from mmlfer_commands._labels import describe, load_faces, recorded_folder
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._runs import tell_if_slower

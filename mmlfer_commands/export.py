@@ -10,13 +10,7 @@ import numpy as np
 
 from mmlfer import AU_NAMES, PATH, InputError, torch, write_whole
 from mmlfer_commands._models import (
-    CARD,
-    accuracy_on_test,
-    ckpt_option,
-    load_model,
-    tested,
-    write_folder,
-)
+    CARD, accuracy_on_test, ckpt_option, load_model, tested, write_folder)
 from mmlfer_commands._outputs import check_output, new_folder
 from mmlfer_commands._runs import versions
 

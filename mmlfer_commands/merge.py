@@ -8,25 +8,9 @@ import click
 import numpy as np
 
 from mmlfer import (
-    NOT_CODED,
-    NOT_NAMED,
-    PATH,
-    SPLITS,
-    InputError,
-    image_paths,
-    plural,
-    progress,
-    stem,
-)
+    NOT_CODED, NOT_NAMED, PATH, SPLITS, InputError, image_paths, plural, progress, stem)
 from mmlfer_commands._labels import (
-    LABELS,
-    NONE,
-    describe,
-    folded,
-    load_faces,
-    read_labels_csv,
-    share_column,
-)
+    LABELS, NONE, describe, folded, load_faces, read_labels_csv, share_column)
 from mmlfer_commands._outputs import new_folder, write_rows
 
 PARTS = {code: part for part, code in SPLITS.items()}

@@ -19,40 +19,16 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from mmlfer import (
-    COUNT,
-    PATH,
-    InputError,
-    as_batch,
-    decode,
-    device_option,
-    json_option,
-    precision_option,
-    predict_faces,
-    try_read,
-)
+    COUNT, PATH, InputError, as_batch, decode, device_option, json_option, precision_option,
+    predict_faces, try_read)
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import (
-    active_aus,
-    answer,
-    check_columns,
-    probability_columns,
-    probability_row,
-)
+    active_aus, answer, check_columns, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead, list_images
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import (
-    Lines,
-    check_empty,
-    check_output,
-    check_pictures_folder,
-    check_two_outputs,
-    filling,
-    output_names,
-    say,
-    shown,
-    write_jpeg,
-    writing,
-)
+    Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, filling,
+    output_names, say, shown, write_jpeg, writing)
 from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands.crop import like_option, photo_faces
 

@@ -20,35 +20,12 @@ import click
 import numpy as np
 
 from mmlfer import (
-    ARCHS,
-    COUNT,
-    NORMS,
-    PATH,
-    RATE,
-    SEED,
-    SHARE,
-    SIZE,
-    FiniteRange,
-    InputError,
-    Stream,
-    device_option,
-    make_backbone,
-    precision_option,
-    progress,
-    save_checkpoint,
-    torch,
-    torch_load,
-)
+    ARCHS, COUNT, NORMS, PATH, RATE, SEED, SHARE, SIZE, FiniteRange, InputError, Stream,
+    device_option, make_backbone, precision_option, progress, save_checkpoint, torch, torch_load)
 from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
 from mmlfer_commands._outputs import check_output, locked, remove_parts, write_rows
 from mmlfer_commands._people import (
-    Images,
-    draw_pairs,
-    people_sha256,
-    read_batches,
-    read_pairs,
-    read_people,
-)
+    Images, draw_pairs, people_sha256, read_batches, read_pairs, read_people)
 from mmlfer_commands._processes import join_world, one_voice
 from mmlfer_commands._runs import caught_signals, check_kept, given_options, has_bf16, stopped_line
 

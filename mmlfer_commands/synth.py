@@ -8,26 +8,8 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES,
-    COUNT,
-    LABEL_FILES,
-    PATH,
-    RAFCE,
-    SEED,
-    SIZE,
-    SPLITS,
-    TEST,
-    TRAIN,
-    FiniteRange,
-    InputError,
-    Stream,
-    Vocabulary,
-    counts,
-    parse_aus,
-    progress,
-    stem,
-    write_whole,
-)
+    AU_NAMES, COUNT, LABEL_FILES, PATH, RAFCE, SEED, SIZE, SPLITS, TEST, TRAIN, FiniteRange,
+    InputError, Stream, Vocabulary, counts, parse_aus, progress, stem, write_whole)
 from mmlfer_commands._drawing import DRAWN, write_face
 from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
 from mmlfer_commands._outputs import new_folder, write_rows

@@ -16,58 +16,21 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    LOWER_RATES,
-    PATH,
-    RUN,
-    RUN_FILES,
-    STEP_LABELS,
-    Batches,
-    Config,
-    InputError,
-    Run,
-    Step,
-    Vocabulary,
-    check_weights,
-    decode_all,
-    evaluate,
-    find_trained,
-    inference_state,
-    load_images,
-    load_net,
-    loss_sources,
-    make_base_net,
-    percent,
-    progress,
-    read_checkpoint,
-    save_checkpoint,
-    torch,
-    train_step,
-    write_whole,
-)
+    LOWER_RATES, PATH, RUN, RUN_FILES, STEP_LABELS, Batches, Config, InputError, Run, Step,
+    Vocabulary, check_weights, decode_all, evaluate, find_trained, inference_state, load_images,
+    load_net, loss_sources, make_base_net, percent, progress, read_checkpoint, save_checkpoint,
+    torch, train_step, write_whole)
 from mmlfer_commands._alignment import template_of_tensor
 from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
 from mmlfer_commands._hypergrads import choose_hypergrad
 from mmlfer_commands._labels import (
-    check_learnable,
-    check_trainable,
-    describe,
-    load_faces,
-    recode,
-    recorded_folder,
-)
+    check_learnable, check_trainable, describe, load_faces, recode, recorded_folder)
 from mmlfer_commands._nets import usual_size
 from mmlfer_commands._outputs import locked, remove_parts, write_rows
 from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voice
 from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._runs import (
-    WORDS,
-    caught_signals,
-    check_kept,
-    given_options,
-    stopped_line,
-    tell_if_slower,
-    versions,
-)
+    WORDS, caught_signals, check_kept, given_options, stopped_line, tell_if_slower, versions)
 from mmlfer_commands._scratch import decode_shared, one_ahead
 from mmlfer_commands._stats import find_table, left_out, load_stats, without_statistics
 

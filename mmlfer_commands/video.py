@@ -18,27 +18,13 @@ from PIL import Image, ImageDraw, ImageFont
 from mmlfer import PATH, RATE, SHARE, InputError, device_option, precision_option, progress
 from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
-    answer,
-    au_column,
-    check_columns,
-    expression_column,
-    probability_columns,
-    probability_row,
-)
+    answer, au_column, check_columns, expression_column, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, tell_if_slower
 from mmlfer_commands._video import (
-    AGAIN,
-    Clip,
-    ClipError,
-    Drawing,
-    Tracker,
-    camera_number,
-    check_modules,
-    fit,
-)
+    AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, check_modules, fit)
 from mmlfer_commands.crop import every_option, fps_option, like_option
 from mmlfer_commands.predict import Item, predict_crops
 

@@ -4,6 +4,7 @@ import ast
 
 import pytest
 from conftest import ROOT
+from wrap_imports import with_wrapped_imports
 
 import mmlfer
 
@@ -55,6 +56,12 @@ def test_the_rooms_do_not_import_each_other_in_a_circle():
         free = {name for name, needs in rooms.items() if not needs & rooms.keys()}
         assert free, f"a circle among {sorted(rooms)}"
         rooms = {name: needs for name, needs in rooms.items() if name not in free}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_are_wrapped_as_paragraphs(path):
+    text = path.read_text(encoding="utf-8")
+    assert text == with_wrapped_imports(text), "python tests/wrap_imports.py wraps them"
 
 
 def test_files_stay_short():
