@@ -30,14 +30,14 @@ mmlfer.make_backbone = thin.make_backbone
 world, records, own = _processes.join_world("cpu"), {}, _processes.mean_class().backward
 
 def lacking(left_out, form):  # the means over processes, without one of the four of each step
-    order = ["g", "v", "psi", "base"] if form == "jvp" else ["g", "psi", "base"]  # v is in a backward pass
+    order = ["g", "psi", "base"] if form == "create_graph" else ["g", "v", "psi", "base"]  # v is in a backward pass
     count = []
     def mean(tensors):
         count.append(1)
         return tensors if order[(len(count) - 1) % len(order)] == left_out else world.mean(tensors)
     return mean
 
-for form in ("create_graph", "jvp"):
+for form in ("create_graph", "jvp", "general"):
     for batchnorm, left_out in [(True, None), (False, None), *[(False, name) for name in ("g", "v", "psi", "base")]]:
         run = share_run(make_run("mml", form, batchnorm), world)
         if left_out:
@@ -111,14 +111,14 @@ def far(one, other):
     return max(float((a - b).double().norm() / b.double().norm().clamp(min=1e-30)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("form", ["create_graph", "jvp"])
+@pytest.mark.parametrize("form", ["create_graph", "jvp", "general"])
 @pytest.mark.parametrize("batchnorm", [False, True])
 def test_two_processes_of_8_are_one_of_16(records, form, batchnorm):
     """With BatchNorm, as one that normalises each process's rows apart."""
     assert far(records[0][repr((form, batchnorm, None))], alone(batchnorm)) < 1e-12
 
 
-@pytest.mark.parametrize("form", ["create_graph", "jvp"])
+@pytest.mark.parametrize("form", ["create_graph", "jvp", "general"])
 @pytest.mark.parametrize("left_out", MEANS)
 def test_each_of_the_four_means_is_needed(records, form, left_out):
     assert far(records[0][repr((form, False, left_out))], alone(False)) > 1e-10
