@@ -109,7 +109,7 @@ def read_backbone(path, own=None):
     if content.get("format") == PRETRAINING_FORMAT:
         raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
                          f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
-    found, left = named_tensors(state, path) if own is None else tensors_of(state, path, own)
+    found, left = named_tensors(state, path, own)
     norm = {}
     if str(content.get("format")).startswith("mmlfer"):
         norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
@@ -125,37 +125,35 @@ def unwrapped(state):
     return state
 
 
-def named_tensors(state, path):
-    """{name in its net: (key, tensor)} of a state dict's backbone, and the keys of the rest."""
+def named_tensors(state, path, own=None):
+    """{name in its net: (key, tensor)} of a state dict's backbone, and the keys of the rest. Of a
+    net of timm `own` are the names; tensors of a part that it has, but of another name, stay in:
+    they have no place, and the file is another net's."""
     found, left = {}, []
     for key, value in state.items():
-        match = TENSOR.fullmatch(str(key).replace("_orig_mod.", ""))  # torch.compile's
-        name = match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+        key = str(key)
+        name = name_of_tensor(key) if own is None else name_in_timm(key, own)
         if name in found:
             raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
         if name and isinstance(value, torch.Tensor):
             found[name] = key, value
         else:
-            left.append(str(key))
+            left.append(key)
     return found, left
 
 
-def tensors_of(state, path, own):
-    """named_tensors of a file of a net of timm, whose names are `own`. Tensors of a part that the
-    net has, but of another name, stay in: they have no place, and the file is another net's."""
-    found, left, parts = {}, [], {name.partition(".")[0] for name in own}
-    for key, value in state.items():
-        rest = [str(key)]
-        while rest[-1] not in own and rest[-1].partition(".")[0] in PREFIXES:
-            rest.append(rest[-1].partition(".")[2])
-        name = next((r for r in rest if r in own or r.partition(".")[0] in parts), None)
-        if name in found:
-            raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
-        if name and isinstance(value, torch.Tensor):
-            found[name] = key, value
-        else:
-            left.append(str(key))
-    return found, left
+def name_of_tensor(key):
+    """The name of a backbone's tensor in its net, None for other keys of a state dict."""
+    match = TENSOR.fullmatch(key.replace("_orig_mod.", ""))  # torch.compile's
+    return match and SEQUENTIAL.get(match[1], match[1]) + match[2]
+
+
+def name_in_timm(key, own):
+    """The same for a net of timm with the names `own`."""
+    rest, parts = [key], {name.partition(".")[0] for name in own}
+    while rest[-1] not in own and rest[-1].partition(".")[0] in PREFIXES:
+        rest.append(rest[-1].partition(".")[2])
+    return next((r for r in rest if r in own or r.partition(".")[0] in parts), None)
 
 
 def misfits(found, own):

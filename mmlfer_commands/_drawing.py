@@ -1,9 +1,11 @@
 """A face drawn from its AUs."""
 
+import functools
 import io
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
 from mmlfer import AUS, parse_aus
@@ -15,33 +17,14 @@ SKIN = ("#f4d4ba", "#eabe9e", "#e0ac84", "#be8862", "#8d5c3e", "#5c3a2a")
 HAIR = ("#1c1614", "#3a261a", "#603e24", "#966838", "#ceaa6e", "#807c7a")
 PROPORTIONS = (  # of a person, -1..1
     "jaw", "eye", "brow", "nose", "mouth", "lips", "hairline", "long")
-FURROWS = (  # AU, depth, width, control points on the left, mirrored to the right
-    (1, 0.75, 0.009, ((0.02, -0.65), (0.16, -0.71), (0.30, -0.63))),
-    (1, 0.75, 0.009, ((0.02, -0.74), (0.16, -0.80), (0.30, -0.72))),
-    (2, 0.75, 0.009, ((0.30, -0.63), (0.50, -0.73), (0.66, -0.60))),
-    (2, 0.75, 0.009, ((0.30, -0.72), (0.50, -0.82), (0.66, -0.69))),
-    (4, 1.10, 0.011, ((0.055, -0.33), (0.045, -0.50))),
-    (6, 0.75, 0.012, ((0.22, -0.10), (0.42, 0.00), (0.64, -0.10))),
-    (6, 0.80, 0.008, ((0.67, -0.22), (0.80, -0.30))),
-    (6, 0.80, 0.008, ((0.67, -0.19), (0.80, -0.20))),
-    (6, 0.80, 0.008, ((0.67, -0.15), (0.80, -0.10))),
-    (7, 0.80, 0.009, ((0.25, -0.125), (0.59, -0.13))),
-    (9, 1.00, 0.011, ((0.02, -0.16), (0.16, -0.21))),
-    (9, 1.00, 0.011, ((0.02, -0.09), (0.16, -0.12))),
-    (9, 1.00, 0.011, ((0.02, -0.02), (0.16, -0.03))),
-    (10, 0.85, 0.014, ((0.20, 0.13), (0.39, 0.20), (0.43, 0.46))),
-    (12, 0.85, 0.014, ((0.20, 0.17), (0.49, 0.22), (0.47, 0.41))),
-    (14, 0.90, 0.014, ((0.35, 0.45), (0.36, 0.56))),
-    (15, 0.90, 0.014, ((0.36, 0.62), (0.42, 0.72), (0.38, 0.82))),
-    (17, 1.00, 0.014, ((0.00, 0.75), (0.10, 0.75), (0.17, 0.82))),
-    (17, 1.00, 0.013, ((0.09, 0.86), (0.12, 0.88))),
-    (17, 1.00, 0.013, ((0.03, 0.90), (0.06, 0.92))),
-    (20, 0.90, 0.012, ((0.50, 0.42), (0.56, 0.56), (0.50, 0.70))),
-    (24, 0.70, 0.010, ((0.00, 0.40), (0.25, 0.46))),
-    (24, 0.70, 0.010, ((0.00, 0.62), (0.25, 0.56))),
-)
 DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 39,
          43)  # AUs that change a face
+
+
+@functools.cache
+def furrows():
+    """Rows of an AU, the depth and width of a furrow that it makes, and its control points."""
+    return yaml.safe_load(Path(__file__).with_name("furrows.yaml").read_text("utf-8"))
 
 
 def bezier(*points, n=20):
@@ -121,7 +104,7 @@ def draw_face(aus, rng, size, person=None):
         draw_eye(canvas, side, a, skin, look)
         draw_brow(canvas, side, a, hair, look)
         draw_nose(canvas, side, a, skin, look)
-        for n, depth, width, points in FURROWS:
+        for n, depth, width, points in furrows():
             u, v = np.array(points).T
             line = bezier(*zip(side * u, v + jaw * np.clip(4 * v - 2, 0, 1)))
             canvas.crease(line, depth * a[n], width)

@@ -14,7 +14,7 @@ from mmlfer import (
     AUS, AU_NAMES, EMOTIONS, LABEL_FILES, NOT_CODED, NOT_NAMED, RAFCE, SPLITS, TEST, TRAIN, VAL,
     Faces, InputError, Stream, Vocabulary, counts, image_index, image_paths, parse_aus, plural,
     tell_once)
-from mmlfer_commands._outputs import in_utf8
+from mmlfer_commands._outputs import in_utf8, write_rows
 from mmlfer_commands._rafce import is_rafce, load_labels
 
 LABELS = "labels.csv"
@@ -446,6 +446,18 @@ def read_labels_csv(path):
     if not table.names:
         raise InputError(f"{path}: no row below the first; a row names an image")
     return table
+
+
+def write_labels_csv(folder, images, y_emo, split, aus, emotions, shares=None):
+    """Write labels.csv of N faces, with their AUs as strings, and with their shares (N, K)."""
+    parts = {code: part for part, code in SPLITS.items()}
+    columns = ["image", "expression", "split", "aus"]
+    rows = [[image, emotions[k], parts[code], "" if text == "null" else text]
+            for image, k, code, text in zip(images, y_emo, split, aus)]
+    if shares is not None:
+        columns += map(share_column, emotions)
+        rows = [[*row, *q] for row, q in zip(rows, shares)]
+    write_rows([dict(zip(columns, row)) for row in rows], columns, Path(folder) / LABELS)
 
 
 def check_learnable(faces, folder):

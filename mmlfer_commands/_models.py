@@ -16,6 +16,7 @@ from mmlfer import (
     AU_NAMES, FORMAT, PATH, InputError, Run, Vocabulary, base_net_of, brief, check_state,
     make_base_net, percent, plural, read_checkpoint, torch, write_whole)
 from mmlfer_commands._outputs import markdown
+from mmlfer_commands._runs import tell_if_slower
 
 MODEL_FORMAT = "mmlfer model 1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -35,7 +36,9 @@ def load_model(source, device="auto", precision="float32"):
         folder, name = fetch(name)
         click.echo(f"model: {name}", err=True)
     state = read_folder(folder) if folder.is_dir() else read_checkpoint(folder)
-    return base_net_of(state, name, device, precision), {**state, "source": name}
+    net = base_net_of(state, name, device, precision)
+    tell_if_slower(precision, net.mean.device)
+    return net, {**state, "source": name}
 
 
 # ---------------------------------------------------------------- reading a folder

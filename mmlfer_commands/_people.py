@@ -98,13 +98,9 @@ def read_folders(folder):
                 empty.append(entry.name)
         elif is_image(entry.name):
             loose += 1
-    notes = []
-    if empty:
-        notes.append(f"folders without an image, left out: {some(empty)}")
-    if loose:
-        notes.append(f"images outside a person's folder, left out: {loose}")
-    if others:
-        notes.append(f"other files, left out: {others}")
+    left = (("folders without an image", empty and some(empty)),
+            ("images outside a person's folder", loose), ("other files", others))
+    notes = [f"{what}, left out: {which}" for what, which in left if which]
     return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
 
 
@@ -247,16 +243,11 @@ class Images:
         return x, -1, int(self.rows[k])
 
 
-def start_worker(worker):
-    """What a DataLoader's worker calls first, with its number."""
-    end_with_parent()
-
-
 def read_batches(images, batch, opt, order=None):
     """Yield batches of Images from worker processes. They block the signals that stop a run, which
     schedulers send to all processes of a job at once: this process still finishes its step."""
     loader = torch.utils.data.DataLoader(
-        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=start_worker,
+        images, batch, sampler=order, num_workers=opt.workers, worker_init_fn=end_with_parent,
         pin_memory=torch.cuda.is_available())
     with blocked(STOPS):
         batches = iter(loader)  # starts the workers

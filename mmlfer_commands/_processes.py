@@ -17,8 +17,8 @@ import numpy as np
 from mmlfer import InputError, pick_device, predict_faces, read_checkpoint, torch
 
 
-def end_with_parent():
-    """In a worker process: end when the program ends, in whatever way that happens."""
+def end_with_parent(number=None):
+    """In a worker process, of any number: end when the program ends, in whatever way."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import platform
 import shlex
 import signal
@@ -55,6 +56,13 @@ def has_bf16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return (platform.machine().lower() not in ("x86_64", "amd64")
             or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def check_installed(command, modules, extra):
+    """InputError if a module that a command needs is not installed."""
+    for module in modules:
+        if not importlib.util.find_spec(module):
+            raise InputError(f"{command} needs {module}: pip install -e '.[{extra}]'")
 
 
 def tell_if_slower(precision, device):

@@ -1,6 +1,5 @@
 """Decoded images, in memory or in a file that the processes of a machine share."""
 
-import concurrent.futures
 import errno
 import math
 import os
@@ -71,12 +70,3 @@ def tell_if_large(size):
         if size > memory / 2:
             click.echo(f"Note: the images take {size / 1e9:.1f} GB of {memory / 1e9:.1f} GB of "
                        "memory; --scratch DIR keeps them in a file", err=True)
-
-
-def one_ahead(items):
-    """The items of a generator, each made in a thread while the one before is used."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
-            yield item

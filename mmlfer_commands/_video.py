@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import math
 import os
 import time
@@ -235,13 +234,6 @@ def assign(costs):
 
     rows, columns = linear_sum_assignment(np.minimum(costs, 1e6))
     return [(r, c) for r, c in zip(rows.tolist(), columns.tolist()) if np.isfinite(costs[r, c])]
-
-
-def check_modules():
-    """InputError if a package that `video` needs is not installed."""
-    for module in ("av", "scipy"):
-        if not importlib.util.find_spec(module):
-            raise InputError(f"video needs {module}: pip install -e '.[photos]'")
 
 
 class Tracker:

@@ -8,10 +8,10 @@ import click
 import numpy as np
 
 from mmlfer import (
-    EMOTIONS, LABEL_FILES, PATH, SEED, SPLITS, InputError, image_index, is_aligned, parse_aus,
-    progress, stem)
-from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
-from mmlfer_commands._outputs import new_folder, write_rows
+    EMOTIONS, LABEL_FILES, PATH, SEED, InputError, image_index, is_aligned, parse_aus, progress,
+    stem)
+from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
+from mmlfer_commands._outputs import new_folder
 from mmlfer_commands._rafce import one_image_a_row, parse_code, read_labels, write_labels
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
@@ -64,17 +64,6 @@ def compound_shares(p):
     for pair, k in COMPOUNDS.items():
         q[k] = np.prod([p[i] for i in pair])
     return q / q.sum()
-
-
-def write_soft(folder, joined, split, images):
-    """Write labels.csv with a column p_NAME of shares for each expression."""
-    parts = {code: part for part, code in SPLITS.items()}
-    rows = [{"image": image, "expression": EMOTIONS[k], "split": parts[part],
-             "aus": "" if aus == "null" else aus,
-             **dict(zip(map(share_column, EMOTIONS), np.round(q, 6)))}
-            for image, k, part, aus, q in zip(images, joined.y_emo, split, joined.aus,
-                                              joined.shares)]
-    write_rows(rows, list(rows[0]), folder / LABELS)
 
 
 def join_labels(raf_ml, raf_au):
@@ -146,7 +135,8 @@ def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
     index, keys = image_index(raf_au, raf_ml, raf_ml / "Image"), list(map(stem, names))
     with new_folder(out) as part:
         if soft:
-            write_soft(part, joined, split, [place_of(key, index) for key in keys])
+            write_labels_csv(part, [place_of(key, index) for key in keys], joined.y_emo, split,
+                             joined.aus, EMOTIONS, np.round(joined.shares, 6))
         else:
             write_labels(part, names, joined.y_emo, split, joined.aus)
         (part / "aligned").mkdir()

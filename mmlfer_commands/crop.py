@@ -12,7 +12,8 @@ from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, fac
 from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (
     Lines, check_empty, check_pictures_folder, filling, output_names, png, say, shown, write_jpeg)
-from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker, check_modules
+from mmlfer_commands._runs import check_installed
+from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker
 
 
 def photo_faces(paths):
@@ -126,7 +127,7 @@ def command(paths, out, like, size, every, fps):
     found = list_images(paths, lambda path: is_image(path) or is_clip(path))
     photos = [path for path in found if not is_clip(path)]
     if clips := list(filter(is_clip, found)):
-        check_modules()
+        check_installed("video", ("av", "scipy"), "photos")
     names, template = output_names([*photos, *clips]), choose_template(like)
     with filling(out), contextlib.ExitStack() as files:
         crops = Crops(files, template, size, out)

@@ -1,6 +1,5 @@
 """mmlfer export: a model to share, as a folder, or an ONNX file to deploy without torch."""
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -12,7 +11,7 @@ from mmlfer import AU_NAMES, PATH, InputError, torch, write_whole
 from mmlfer_commands._models import (
     CARD, accuracy_on_test, ckpt_option, load_model, tested, write_folder)
 from mmlfer_commands._outputs import check_output, new_folder
-from mmlfer_commands._runs import versions
+from mmlfer_commands._runs import check_installed, versions
 
 OPSET = 18
 CLOSE = 1e-4  # between onnxruntime's probabilities and torch's
@@ -96,9 +95,7 @@ def check_onnx(content, model, size):
 def export_onnx(ckpt, out):
     """Write a model as an ONNX file, once it is checked; returns the largest difference of a
     probability from torch's, and the file's size in bytes."""
-    for module in ("onnx", "onnxscript", "onnxruntime"):
-        if not importlib.util.find_spec(module):
-            raise InputError(f"export needs {module}: pip install -e '.[onnx]'")
+    check_installed("export", ("onnx", "onnxscript", "onnxruntime"), "onnx")
     net, state = load_model(ckpt, "cpu")
     model, size = deployable(net), state["config"]["size"]
     proto = to_onnx(model, size)
@@ -116,8 +113,7 @@ def export_onnx(ckpt, out):
 
 def export_folder(ckpt, out):
     """Write a model as a folder that others can use by its name; returns its size in bytes."""
-    if not importlib.util.find_spec("safetensors"):
-        raise InputError("export needs safetensors: pip install -e '.[hub]'")
+    check_installed("export", ("safetensors",), "hub")
     _, state = load_model(ckpt, "cpu")
     with new_folder(out) as part:
         write_folder(part, state, tested(ckpt, state), versions())

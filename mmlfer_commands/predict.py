@@ -1,5 +1,6 @@
 """mmlfer predict: expressions and AUs of aligned faces, or of the faces in photographs."""
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -29,7 +30,6 @@ from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import (
     Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, filling,
     output_names, say, shown, write_jpeg, writing)
-from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands.crop import like_option, photo_faces
 
 # ---------------------------------------------------------------- predicting
@@ -147,11 +147,7 @@ def lines_to(path):
 
 def table_columns(state, top, photos, draw=False):
     """The columns of --csv."""
-    columns = ["image"]
-    if draw:
-        columns.append("drawing")
-    if photos:
-        columns += FACE_COLUMNS
+    columns = ["image", *(["drawing"] if draw else ()), *(FACE_COLUMNS if photos else ())]
     columns += [f"{c}_{i}" for i in range(1, top + 1) for c in ("expression", "p")]
     columns += ["aus", *probability_columns(state)]
     check_columns(columns)
@@ -292,14 +288,6 @@ def draw_photo(path, results, drawing):
 # ---------------------------------------------------------------- the command
 
 
-def check_standard_output(as_json, csv_path, jsonl_path):
-    """Whether one of these three options writes to standard output; UsageError if two do."""
-    taken = [bool(as_json), str(csv_path) == "-", str(jsonl_path) == "-"]
-    if sum(taken) > 1:
-        raise click.UsageError("standard output takes one of --json, --csv - and --jsonl -.")
-    return any(taken)
-
-
 def check_outputs(images, inputs, draw, **files):
     """Refuse outputs that would replace an input, another one, or an interrupted run's parts."""
     for output in filter(None, files.values()):
@@ -321,26 +309,19 @@ def items_of(images, state, photos, like):
     return (Item(i, crop) for i, crop in enumerate(decode(images, size, "predicting")))
 
 
-@dataclasses.dataclass
-class Counts:
-    """How many of the first images are done, cannot be read or drawn, and have no face."""
-
-    done: int = 0
-    bad: int = 0
-    without: int = 0
-
-
 @contextlib.contextmanager
 def keeping_parts(files, images, counts):
-    """If the work within does not reach its end, say what is in the parts of its output files."""
+    """If the work within does not reach its end, say what is in the parts of its output files.
+    counts: how many images are "done", "bad" (cannot be read or drawn) and "without" a face"""
     try:
         yield
     except BaseException:  # Ctrl-C, too
         parts = [part_of(path) for path in files if path and part_of(path).exists()]
-        if counts.done and parts:
-            say(f"Warning: {', '.join(map(shown, parts))}: the faces of the first {counts.done} of "
-                f"{len(images)} images; those from {shown(images[counts.done])} on are missing")
-        for part in () if counts.done else parts:
+        if counts["done"] and parts:
+            first = shown(images[counts["done"]])
+            say(f"Warning: {', '.join(map(shown, parts))}: the faces of the first "
+                f"{counts['done']} of {len(images)} images; those from {first} on are missing")
+        for part in () if counts["done"] else parts:
             with contextlib.suppress(OSError):  # of Windows, where it is open
                 part.unlink()
         raise
@@ -355,14 +336,14 @@ def write_all(results, images, draw, writers, counts):
             faces, readable = [], False
         else:
             if not faces:
-                counts.without += 1
+                counts["without"] += 1
                 say(f"no face: {shown(images[i])}")
             readable = not draw or draw_photo(images[i], faces, draw / f"{names[i]}.jpg")
-        counts.bad += not readable
+        counts["bad"] += not readable
         for write in writers:
             for face in faces:
                 write(face)
-        counts.done = i + 1
+        counts["done"] = i + 1
 
 
 @click.command("predict")
@@ -392,12 +373,14 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     """
     if not photos and (like or draw):
         raise click.UsageError("--like and --draw go with --photos.")
-    quiet, images = check_standard_output(as_json, csv_path, jsonl_path), list_images(paths)
+    piped = [as_json, str(csv_path) == "-", str(jsonl_path) == "-"]
+    if sum(piped) > 1:
+        raise click.UsageError("standard output takes one of --json, --csv - and --jsonl -.")
+    images = list_images(paths)
     check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
     net, state = load_model(ckpt, device, precision)
-    tell_if_slower(precision, net.mean.device)
     top, items = min(top, len(state["emotions"])), items_of(images, state, photos, like)
-    everything, counts = [], Counts()
+    everything, counts = [], collections.Counter()
     with contextlib.ExitStack() as files:
         if draw:
             files.enter_context(filling(draw))
@@ -405,12 +388,12 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
         files.enter_context(keeping_parts((csv_path, jsonl_path), images, counts))
         if as_json:
             writers.append(everything.append)
-        elif not quiet:
+        elif not any(piped):
             writers.append(lambda result: say(prediction_line(result), err=False))
         write_all(predict_images(net, state, items, images, top), images, draw, writers, counts)
     if as_json:
         click.echo(json.dumps(everything))
-    if counts.without:
-        click.echo(f"{counts.without} of {len(images)} images without a face", err=True)
-    if counts.bad:
+    if counts["without"]:
+        click.echo(f"{counts['without']} of {len(images)} images without a face", err=True)
+    if counts["bad"]:
         sys.exit(1)

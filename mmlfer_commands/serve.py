@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import errno
 import hashlib
-import importlib.util
 import io
 import ipaddress
 import json
@@ -30,6 +29,7 @@ from mmlfer_commands._alignment import choose_template, find_again, find_faces, 
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model
 from mmlfer_commands._outputs import png
+from mmlfer_commands._runs import check_installed
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
 from mmlfer_commands.predict import csv_row, items_of_photo, predict_images, table_columns
@@ -409,9 +409,7 @@ def command(ckpt, port, host, open_page, like, device):
     Programs use the same: POST an image's bytes to /predict for what `predict --photos --json`
     prints; GET /health tells of the checkpoint. Ctrl-C ends it.
     """
-    for module in ("starlette", "uvicorn"):
-        if not importlib.util.find_spec(module):
-            raise InputError(f"serve needs {module}: pip install -e '.[web,photos]'")
+    check_installed("serve", ("starlette", "uvicorn"), "web,photos")
     with listen(host, port) as listener:
         bound, port = listener.getsockname()[:2]
         place = Place(host, ipaddress.ip_address(bound), port)

@@ -8,11 +8,11 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES, COUNT, LABEL_FILES, PATH, RAFCE, SEED, SIZE, SPLITS, TEST, TRAIN, FiniteRange,
-    InputError, Stream, Vocabulary, counts, parse_aus, progress, stem, write_whole)
+    AU_NAMES, COUNT, LABEL_FILES, PATH, RAFCE, SEED, SIZE, TEST, TRAIN, FiniteRange, InputError,
+    Stream, Vocabulary, counts, parse_aus, progress, stem, write_whole)
 from mmlfer_commands._drawing import DRAWN, write_face
-from mmlfer_commands._labels import LABELS, describe, load_faces, share_column, split_faces
-from mmlfer_commands._outputs import new_folder, write_rows
+from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
+from mmlfer_commands._outputs import new_folder
 from mmlfer_commands._processes import in_processes
 from mmlfer_commands._rafce import RAFCE_TOTALS, load_labels, parse_code, read_labels, write_labels
 from mmlfer_commands._stats import PAPERS, load_stats, read_stats
@@ -139,22 +139,17 @@ def drawable(stats):
 
 def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0, soft=False):
     """Write stand-in faces with labels.csv, a share of it not coded; `soft` adds shares."""
-    vocabulary, parts = drawable(stats), {code: part for part, code in SPLITS.items()}
+    vocabulary = drawable(stats)
     rng = np.random.default_rng([seed, Stream.UNCODED])
     with new_folder(out) as part:
         table = load_stats(stats, vocabulary)
         names, y_emo, split, aus = draw_rows(n, test, table, seed, vocabulary)
-        cells = ["" if text == "null" else text for text in aus]
+        cells = aus.copy()
         for i in rng.permutation(len(cells))[: round(uncoded * len(cells))]:
             cells[i] = "?"
-        columns = ["image", "expression", "split", "aus"]
-        rows = zip(map(aligned, names), [vocabulary.emotions[k] for k in y_emo],
-                   map(parts.get, split), cells)
-        if soft:
-            columns += map(share_column, vocabulary.emotions)
-            shares = draw_shares(aus, y_emo, table, vocabulary, seed)
-            rows = ([*row, *q] for row, q in zip(rows, shares))
-        write_rows([dict(zip(columns, row)) for row in rows], columns, part / LABELS)
+        shares = draw_shares(aus, y_emo, table, vocabulary, seed) if soft else None
+        write_labels_csv(part, map(aligned, names), y_emo, split, cells, vocabulary.emotions,
+                         shares)
         draw_faces(part, names, aus, size, seed, test)
 
 

@@ -23,6 +23,7 @@ from mmlfer import (
 from mmlfer_commands._alignment import template_of_tensor
 from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
 from mmlfer_commands._hypergrads import choose_hypergrad
+from mmlfer_commands._inputs import ahead
 from mmlfer_commands._labels import (
     check_learnable, check_trainable, describe, load_faces, recode, recorded_folder)
 from mmlfer_commands._nets import usual_size
@@ -31,7 +32,7 @@ from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voic
 from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._runs import (
     WORDS, caught_signals, check_kept, given_options, stopped_line, tell_if_slower, versions)
-from mmlfer_commands._scratch import decode_shared, one_ahead
+from mmlfer_commands._scratch import decode_shared
 from mmlfer_commands._stats import find_table, left_out, load_stats, without_statistics
 
 MOVABLE = ("data", "device", "stats")  # options that a run has others of where it goes on
@@ -53,7 +54,7 @@ def train_epoch(run, batches, caught, out):
     stop, world = False, run.world
     plan, start = batches.epoch(run.epoch), time.perf_counter() - run.elapsed
     pairs = (batches.pair(*step) for step in plan[run.step :])
-    pairs = one_ahead(pairs) if batches.at else pairs
+    pairs = ahead(pairs) if batches.at else pairs
     with progress(pairs, f"epoch {run.epoch + 1}/{run.cfg.epochs}",
                   run.steps, initial=run.step, unit=" steps") as bar:
         for i, pair in enumerate(bar, run.step):

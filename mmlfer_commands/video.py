@@ -22,9 +22,8 @@ from mmlfer_commands._answers import (
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._outputs import Lines, output_names, say, shown
-from mmlfer_commands._runs import caught_signals, tell_if_slower
-from mmlfer_commands._video import (
-    AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, check_modules, fit)
+from mmlfer_commands._runs import caught_signals, check_installed
+from mmlfer_commands._video import AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, fit
 from mmlfer_commands.crop import every_option, fps_option, like_option
 from mmlfer_commands.predict import Item, predict_crops
 
@@ -298,9 +297,8 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
     stems = output_names([Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
                           for clip in clips])
     check_new(out, stems, draw)
-    check_modules()
+    check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision)
-    tell_if_slower(precision, net.mean.device)
     template = choose_template(like, state)
     with caught_signals() as caught:
         job = Job(net, state, template, out, every or 1, fps, start,

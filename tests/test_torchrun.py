@@ -19,7 +19,7 @@ from test_bilevel import CFG
 from test_processes import ENVIRONMENT, torchrun
 
 import mmlfer
-from mmlfer_commands import _processes, _rafce, _scratch, train
+from mmlfer_commands import _inputs, _processes, _rafce, _scratch, train
 
 SECOND = """
 import os, signal, sys
@@ -239,13 +239,13 @@ def test_images_of_more_than_half_of_the_memory_are_named(monkeypatch, capsys, p
     assert capsys.readouterr().err == told * ("Note: the images take 3.8 GB of 4.3 GB of memory; --scratch DIR keeps them in a file\n")
 
 
-def test_one_ahead_gives_all_in_order_and_passes_on_what_fails():
+def test_ahead_gives_all_in_order_and_passes_on_what_fails():
     def items(n):
         yield from range(n)
         raise ValueError("the source")
 
-    given = _scratch.one_ahead(items(3))
+    given = _inputs.ahead(items(3))
     assert [next(given) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the source"):
         next(given)
-    assert list(_scratch.one_ahead(iter([(1,), (2,)]))) == [(1,), (2,)]
+    assert list(_inputs.ahead(iter([(1,), (2,)]))) == [(1,), (2,)]
