@@ -11,7 +11,7 @@ from mmlfer import (
     NOT_CODED, NOT_NAMED, PATH, SPLITS, InputError, image_paths, plural, progress, stem)
 from mmlfer_commands._labels import (
     LABELS, NONE, describe, folded, load_faces, read_labels_csv, share_column)
-from mmlfer_commands._outputs import new_folder, write_rows
+from mmlfer_commands._outputs import name_of, new_folder, write_rows
 
 PARTS = {code: part for part, code in SPLITS.items()}
 
@@ -20,9 +20,10 @@ def source_names(folders):
     """A name for each data set: its folder's, with a number if several have it."""
     names = []
     for folder in folders:
-        name = first = folder.resolve().name
+        name, number = (first := name_of(folder.resolve())), 1
         while name in names:
-            name = f"{first}-{2 + sum(other.startswith(f'{first}-') for other in names)}"
+            number += 1
+            name = f"{first}-{number}"
         names.append(name)
     return names
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -244,6 +245,15 @@ def test_sets_keep_their_people_shares_and_names(tmp_path, faces_folder):
     assert all((tmp_path / "c" / row["image"]).is_file() for row in rows[4:])
     names = _labels.load_faces(tmp_path / "c").vocabulary.emotions
     assert {"joy", "fear", "sadly angry"} <= {*names} and "happiness" not in names
+
+
+def test_sets_of_one_name_are_numbered_whatever_others_are_called(tmp_path):
+    folders = [tmp_path / name for name in ("x/a", "y/a-3", "z/a-2b", "u/a", "v/a", "w/a")]
+    assert merge.source_names(folders) == ["a", "a-3", "a-2b", "a-2", "a-4", "a-5"]
+    text = "image,expression,split,aus\n1.png,{},train,?\n"
+    odd = write_set(tmp_path / os.fsdecode(b" b\xff"), text.format("joy"))
+    done("merge", odd, write_set(tmp_path / "c", text.format("fear")), "--out", tmp_path / "d")
+    assert _labels.load_faces(tmp_path / "d").names == ["b?/1.png", "c/1.png"] and (tmp_path / "d/b?").samefile(odd)
 
 
 def test_one_expression_in_two_spellings_is_to_be_renamed(tmp_path):
