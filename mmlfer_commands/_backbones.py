@@ -23,9 +23,8 @@ def find_weights(weights, arch):
 
 
 def backbone_name(weights, norm, net=None):
-    """The backbone that a run starts from, for its records: none, imagenet, timm, or for a file a
-    digest of the tensors and the normalisation that the net took. An unusual normalisation of the
-    words is named."""
+    """The backbone that a run starts from, for its records: a word, with the normalisation if that
+    is unusual, or for a file a digest of the tensors and the normalisation that the net took."""
     usual = {"none": "half", "imagenet": "imagenet", "timm": "auto"}
     if weights in usual:
         return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
@@ -79,8 +78,7 @@ PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.
 
 
 def read_tensors(path):
-    """The content of a file of torch or safetensors, or of the folder of a shared model; no code
-    in it is ever run."""
+    """The content of a file of torch or safetensors, or of a shared model: no code is run."""
     if Path(path, CONFIG).is_file():
         state = read_folder(Path(path))
         return {"format": state["format"], "state_dict": state["net"]}
@@ -157,8 +155,7 @@ def name_in_timm(key, own):
 
 
 def misfits(found, own):
-    """Why a file's tensors, {name: (key, tensor)}, are not exactly a net's own, {name: tensor}: a
-    list of reasons."""
+    """Why a file's tensors, {name: (key, tensor)}, are not a net's own, {name: tensor}: reasons."""
     wrong = [f"{key} has no place" for name, (key, _) in found.items() if name not in own]
     for name, tensor in own.items():
         key, given = found.get(name, (name, None))
@@ -216,8 +213,7 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
 
 
 def left_out(keys):
-    """What a file has beside the backbone, in words: the tensors, or if these are more than four,
-    the first layers."""
+    """What a file has beside the backbone: the tensors, or if more than four, their layers."""
     layers = dict.fromkeys(key.rpartition(".")[0] or key for key in keys)
     shown = keys if len(keys) <= 4 else list(layers)
     return f", left out {', '.join(shown[:6])}{', ...' if shown[6:] else ''}" if keys else ""
@@ -242,8 +238,7 @@ BACKBONE_FORMAT = "mmlfer backbone 1"
 
 
 def backbone_state(run):
-    """The content of a weights file for `train --weights`: a ResNet's tensors, their normalisation
-    and how they were trained."""
+    """A weights file for `train --weights`: tensors, normalisation, and how they were trained."""
     last = run.log[-1]
     mean, std = map(list, NORMS["half"])
     return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,

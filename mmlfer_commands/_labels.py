@@ -49,8 +49,7 @@ def images_of(folder):
 
 
 def recorded_folder(folder, by):
-    """The data set's folder that a run or its checkpoint names; InputError if it has moved, or if
-    it is a shared model's, which names none."""
+    """The data's folder that a run or a checkpoint names; InputError if none, or not there."""
     if not folder:
         raise InputError(f"{by}: does not say where its data lie; name them with --data")
     if not Path(folder).is_dir():
@@ -314,8 +313,7 @@ class Rows:
         self.known = {}  # parsed AUs by their text: most rows repeat another one's
 
     def add(self, row, cells):
-        """One row, which is called by its number, or by the place that its labels come from;
-        InputError says what is wrong with it."""
+        """One row, called by its number or its labels' place; InputError says what is wrong."""
         try:
             self.check(row, cells)
         except ValueError as error:
@@ -433,8 +431,7 @@ class Rows:
 
 
 def read_labels_csv(path):
-    """The Rows of a labels.csv. They are read one by one, and equal AU cells are kept once, to save
-    memory."""
+    """The Rows of a labels.csv, read one by one to save memory."""
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
@@ -461,8 +458,7 @@ def write_labels_csv(folder, images, y_emo, split, aus, emotions, shares=None):
 
 
 def check_learnable(faces, folder):
-    """Refuse a labels.csv with only one expression, or with an expression that has images but none
-    to train on; the message then names its first row."""
+    """Refuse a labels.csv of one expression, or with one that has images but none to train on."""
     if faces.files[0] != LABELS:
         return
     path, emotions = Path(folder) / LABELS, faces.vocabulary.emotions

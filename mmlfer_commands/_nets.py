@@ -5,6 +5,7 @@ import functools
 import re
 
 from mmlfer import NORMS, InputError, brief, torch
+from mmlfer_commands._runs import check_installed
 
 STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "100": (3, 13, 30, 3),
           "101": (3, 13, 30, 3)}  # blocks of each layer, by the number in the name
@@ -79,10 +80,9 @@ def make_net(arch, size):
 
 def timm_facts(arch):
     """What timm knows of a net: .mean, .std, .input_size, .fixed_input_size."""
-    try:
-        import timm
-    except ImportError:
-        raise InputError(f"--arch {arch}: needs timm: pip install -e '.[timm]'") from None
+    check_installed(f"--arch {arch}:", ("timm",), "timm")
+    import timm
+
     name = arch.removeprefix("timm:")
     try:
         if timm.is_model(name):

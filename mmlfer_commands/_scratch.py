@@ -13,8 +13,7 @@ from mmlfer import InputError, decode_all
 
 
 def decode_shared(world, folder, paths, size):
-    """`decode_all` for the processes of a World: each one's own, or, with --scratch FOLDER, once a
-    machine."""
+    """`decode_all` for the processes of a World; with --scratch FOLDER once for each machine."""
     shape = (len(paths), 3, size, size)
     if folder is None or not paths:
         tell_if_large(math.prod(shape) * world.local_size)

@@ -32,8 +32,7 @@ def load_stats(name, vocabulary=RAFCE):
 
 
 def rows_of_stats(name, vocabulary):
-    """The rows of "wild", "lab" or a YAML file, {expression: {AU: fraction}}; InputError if they
-    lack one of the vocabulary's expressions."""
+    """The rows of "wild", "lab" or a YAML file, {expression: {AU: fraction}}, none lacking."""
     if name in PAPERS:
         return paper_rows(name, vocabulary)
     rows = read_stats(name)

@@ -46,8 +46,7 @@ def bench_call(name, batch_size, size, device):
 
 
 def bench_peak(job):
-    """Peak memory in MB of this process, or of the GPU if the job runs on one, after two steps of a
-    job (name, batch_size, size, device)."""
+    """Peak memory in MB, of process or GPU, after two steps of (name, batch, size, device)."""
     call = bench_call(*job)
     for _ in range(2):
         call()

@@ -118,8 +118,7 @@ def train_epochs(run, batches, faces, out):
 
 
 def read_test_set(run, faces, out):
-    """Test the best epoch by validation and the last one; nothing else reads the test set.
-    -> what is written to test.json"""
+    """Test the best epoch by validation and the last one: the one look at the test set."""
     test, how = faces.of("test"), (run.trained_aus, run.world.predict)
     named = test.named()
     result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
@@ -156,8 +155,7 @@ def check_value(option, value):
 
 
 def resumed_config(out, given):
-    """The options in a run's config.yaml. Given options that differ are refused, except the data's
-    folder, the device, and a weights file of the same content."""
+    """The options in a run's config.yaml, with those given that may differ."""
     try:
         content = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
         names = [field.name for field in dataclasses.fields(Config)]
@@ -186,8 +184,7 @@ def check_backbone(recorded, cfg, weights, out):
 
 
 def has_state(out):
-    """Whether a run's folder has a last.pt to go on from. A run that was stopped before it wrote
-    one has no results either; InputError if there are results without it."""
+    """Whether a run's folder has a last.pt to go on from; InputError if only results are there."""
     if (out / "last.pt").exists():
         return True
     if (out / "best.pt").exists() or (out / "log.csv").exists():
@@ -269,8 +266,7 @@ def tell_untrained(cfg, faces):
 
 
 def new_run(cfg, steps, table, vocabulary, world=ALONE):
-    """A new run with this vocabulary and its table (K, J), and a line that says where its backbone
-    comes from."""
+    """A new run with this vocabulary and table (K, J), and where its backbone comes from."""
     torch.manual_seed(cfg.seed)
     weights = find_weights(cfg.weights, cfg.arch)
     net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary,

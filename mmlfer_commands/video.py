@@ -252,11 +252,10 @@ def check_new(out, stems, draw):
     """Refuse outputs that exist already, so that nothing is overwritten."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; name another output")
-    for stem in stems:
-        for suffix in (".csv", ".webm"):
-            path = out / f"{stem}{suffix}"
-            if path.exists() and (draw or suffix == ".csv"):
-                raise InputError(f"{path}: exists; remove it, or name another --out")
+    kinds = (".csv", ".webm") if draw else (".csv",)
+    for path in (out / f"{stem}{kind}" for stem in stems for kind in kinds):
+        if path.exists():
+            raise InputError(f"{path}: exists; remove it, or name another --out")
 
 
 @click.command("video")
