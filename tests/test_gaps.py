@@ -49,6 +49,8 @@ def test_rows_with_and_without_expressions_aus_and_shares(tmp_path):
     without = read(tmp_path, ROWS.replace("expression,", "").replace(",a,", ",").replace(",?,train", ",train").replace(
         ",?,val,?,2,2", ",val,?,1,2").replace(",b c,", ",").replace(",,test", ",test").replace("12,,", "12,0,1").replace("?,,", "?,1,0"))
     assert without.y_emo.tolist() == [0, 0, 0, 1, 1, 0]
+    other = read(tmp_path, ROWS.replace("4.jpg,b c", "4.jpg,c"))  # which has no column
+    assert other.soft()[[3, 4]].tolist() == [[0, 0, 1], [0, 1, 0]]
 
 
 def test_names_of_columns_are_spelled_as_the_rows_spell_them(tmp_path):
@@ -152,6 +154,11 @@ def test_metrics_are_of_the_rows_that_have_each_label():
     assert numbers["kl"] == pytest.approx(kl) and (numbers["shares_n"], numbers["top_two_n"]) == (40, len(clear)) and len(clear) < 40
     assert numbers["top_two"] == pytest.approx(right / len(clear)) and 0 < right < len(clear)
     assert mmlfer.share_metrics(np.array([[0.3, 0.7]]), np.array([[1.0, 0.0]]))["top_two"] is None
+    three = mmlfer.share_metrics(np.array([[0.5, 0.3, 0.2]] * 3), np.array([[0.4, 0.3, 0.3], [0.5, 0.3, 0.2], [0.5, 0.2, 0.3]]))
+    assert (three["top_two_n"], three["top_two"]) == (2, 0.5)
+    y_au = np.array([[1, -1], [0, 1], [-1, -1]])
+    numbers = mmlfer.au_metrics(y_au, np.array([[True, True], [False, False], [True, True]]), (1, 2))
+    assert numbers["au_n"] == 2 and numbers["au_f1"] == {"1": 1.0, "2": 0.0}
 
 
 # ---------------------------------------------------------------- sets that do not overlap

@@ -7,7 +7,7 @@ from PIL import Image
 from test_convert import LABELLED, make, refused
 
 import mmlfer
-from mmlfer_commands import _labels
+from mmlfer_commands import _formats, _labels
 
 
 def written(folder, *args):
@@ -92,6 +92,9 @@ def test_affectnets_older_lists_want_faces_that_are_cut_out(tmp_path):
         f"1 of 3 images are not there, {tmp_path}/crops/736/c.jpg the first; --skip-missing leaves such rows out"
     rows, _ = written(tmp_path, "affectnet", "--images", tmp_path / "crops", "--skip-missing", "--as-published", tmp_path)
     assert rows[1:] == ["crops/aligned/a_1.png,anger,train,?", "crops/aligned/a-2_1.png,fear,train,?"]
+    for middle, file in (((15, 15), "f.png"), ((15, 31), "a.jpg"), ((15, 9), "a.jpg"), ((31, 15), "a.jpg"), ((9, 15), "a.jpg")):
+        found = _formats.nearest({"p/a.jpg": [("f.png", middle)]}, ["p/a.jpg", "10", "10", "20", "20"], tmp_path)
+        assert found.name == file, middle
 
 
 def test_affectnets_older_lists_with_aligned_faces_under_the_same_names(tmp_path):

@@ -169,6 +169,8 @@ def test_scratch_leaves_bad_images_out_as_memory_does(bad_one, tmp_path):
     assert memory.names == file.names and len(file.names) == 59 and torch.equal(memory.images, file.images)
     with pytest.raises(mmlfer.InputError, match="1 of 60 images cannot be read"):
         mmlfer.load_images(faces, bad_one, 32, False, shared)
+    none = mmlfer.load_images(faces, folder, 32, True, shared)  # not one is there
+    assert none.names == [] and none.images.shape == (0, 3, 32, 32)
     assert not list(folder.iterdir())
 
 
