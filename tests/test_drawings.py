@@ -88,6 +88,7 @@ def test_labels_lie_in_the_picture_and_on_no_face():
     assert all(a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1] for a, b in itertools.combinations(taken, 2))
     full = predict.place_label((0, 0, 640, 480), (150, 40), (640, 480), [(0, 0, 640, 480)])
     assert 0 <= full[0] < full[2] <= 640 and 0 <= full[1] < full[3] <= 480  # where there is no room
+    assert predict.place_label((5, 60, 35, 90), (96, 40), (40, 640), [])[0] == 0  # wider than the picture: its beginning is seen
 
 
 @pytest.mark.parametrize("width, height", [(100, 100), (100, 1500), (300, 2400), (6000, 300), (6000, 4000)])

@@ -51,6 +51,8 @@ def test_a_folder_has_the_net_its_description_and_a_card(folder, trained):
     test = json.loads((trained[0] / "test.json").read_text())["best"]
     assert config["test"]["accuracy"] == test["accuracy"] and config["test"]["n"] == test["n"]
     assert config["trained_on"]["images"] == len(state["train_names"]) > 0
+    text = _models.card({**state, "images": 1}, {**config["test"], "au_f1": {"1": None}, "au_f1_macro": None})  # of stl
+    assert "AU F1" not in text and "| AU |" not in text and "macro F1" in text and "1 image" in text
 
 
 def test_nothing_in_a_folder_names_an_image_or_a_path(folder, trained):
