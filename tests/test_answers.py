@@ -49,6 +49,12 @@ def test_the_tables_of_predict_hold_every_probability(predicted):
         assert {a["au"]: a["p"] for a in line["aus"]} == {int(au): p for au, p in line["p_aus"].items() if p > 0.5}
 
 
+def test_a_table_names_no_more_expressions_than_there_are(sketch, faces_folder):
+    face = next((faces_folder / "aligned").iterdir())
+    header = invoke("predict", "--ckpt", sketch, face, "--top", 20, "--csv", "-").stdout.split("\n")[0].split(",")
+    assert "expression_14" in header and "expression_15" not in header
+
+
 def test_aus_that_are_not_trained_have_empty_columns(predicted):
     (rows, lines), (trained, _) = predicted[0]["stl"], predicted[0]["mtl"]
     assert list(rows[0]) == list(trained[0])

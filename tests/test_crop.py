@@ -477,7 +477,7 @@ def test_all_kinds_of_bad_and_odd_images(large_faces, tmp_path):
     (photos / "text.jpg").write_text("this is no photograph")
     (photos / "empty.png").write_bytes(b"")
     Image.new("RGB", (1, 1)).save(photos / "pixel.png")
-    Image.new("RGB", (3000, 1)).save(photos / "line.png")
+    Image.new("RGB", (6000, 1)).save(photos / "line.png")
     face.save(tmp_path / "moves.gif", save_all=True, append_images=[Image.new("RGB", face.size)])
     alpha = face.convert("RGBA")
     alpha.putalpha(Image.new("L", face.size, 255))

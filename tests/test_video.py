@@ -134,6 +134,8 @@ def test_times_of_a_variable_rate(tmp_path, name, codec):
     times = [0, 33, 66, 166, 173, 214, 464, 497, 530, 1030, 1063]
     frames = frames_of(write_at(tmp_path / name, grey(len(times)), times, codec))
     assert [1000 * frame.time for frame in frames] == pytest.approx(times, abs=1e-6)
+    tenth = frames_of(tmp_path / name, 1, 10)  # after a gap no more than ten a second
+    assert [round(1000 * frame.time) for frame in tenth] == [0, 166, 214, 464, 530, 1030]
 
 
 @pytest.mark.parametrize("name, begin, sound", [("a.mkv", 5000, 0), ("a.mp4", 5000, 0), ("s.mp4", 1520, 2), ("s.mkv", 1520, 2), ("long.mkv", 1520, 9),

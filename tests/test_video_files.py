@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import tracemalloc
+import types
 
 import av
 import cv2
@@ -139,6 +140,7 @@ def test_one_name_for_two_clips_and_outputs_that_are_there(templated, nobody, tm
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("my clip-2.csv", "kept")]
     (out / "my clip-2.csv").rename(out / "my clip-2.webm")
     assert run(templated, out, *clips, "--draw").stderr.startswith(f"Error: {out}/my clip-2.webm: exists;")
+    assert run(templated, out, *clips).exit_code == 0 and (out / "my clip-2.webm").read_text() == "kept"
     result = run(templated, clips[0], clips[1])
     assert result.stderr == f"Error: {clips[0]}: not a folder; name another output\n"
 
@@ -257,6 +259,14 @@ def test_ctrl_c_ends_one_camera_and_other_signals_the_program(templated, nobody,
     else:
         assert (result.exit_code, result.stderr) == (128 + number, "stopped\n")
         assert rows.get("a") == (None if order == "camera first" else 60)
+
+
+def test_ctrl_c_and_another_signal_at_a_camera_stop_all(monkeypatch):
+    ran, caught = [], []
+    monkeypatch.setattr(video, "run_clip", lambda job, clip, stem: ran.append(clip) or caught.extend((signal.SIGINT, signal.SIGTERM)) or True)
+    with pytest.raises(SystemExit) as end:
+        video.run_clips(types.SimpleNamespace(caught=caught), ["3", "a.mp4"], ["camera3", "a"])
+    assert (ran, end.value.code) == (["3"], 128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
