@@ -47,7 +47,8 @@ def load_model(source, device="auto", precision="float32"):
 def size_of_net(state):
     """The number of bytes of a checkpoint's net."""
     with torch.device("meta"):
-        net = make_base_net(state["config"]["arch"], vocabulary=Vocabulary.of(state))
+        config = state["config"]
+        net = make_base_net(config["arch"], vocabulary=Vocabulary.of(state), size=config["size"])
     return sum(t.numel() * t.element_size() for t in net.state_dict().values())
 
 

@@ -49,4 +49,4 @@ On these {numbers['n']} stand-in test faces, in {time.perf_counter() - started:.
   of always the commonest expression   {percent(commonest)} %
   of a perfect reader of the AUs       {percent(perfect)} %
 Pictures: {data}/aligned; numbers: {out}/log.csv, {out}/test.json; checkpoint: {out}/best.pt.
-With RAF-CE: mmlfer train --data ./rafce --weights weights/resnet34_casia.pth""")
+With RAF-CE: mmlfer train --data ./rafce""")

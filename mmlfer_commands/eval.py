@@ -10,6 +10,7 @@ from mmlfer import (
     load_images, percent, plural, precision_option)
 from mmlfer_commands._labels import describe, load_faces, recorded_folder
 from mmlfer_commands._models import ckpt_option, load_model
+from mmlfer_commands._nets import folded
 
 
 def report(numbers, untrained=()):
@@ -52,6 +53,7 @@ def report(numbers, untrained=()):
 def command(ckpt, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_model(ckpt, device, precision)
+    net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_faces(data, Vocabulary.of(state))
     part = everything if split == "all" else everything.of(split)

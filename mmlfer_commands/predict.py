@@ -27,6 +27,7 @@ from mmlfer_commands._answers import (
     active_aus, answer, check_columns, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead, list_images
 from mmlfer_commands._models import ckpt_option, load_model
+from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import (
     Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, filling,
     output_names, say, shown, write_jpeg, writing)
@@ -379,6 +380,7 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     images = list_images(paths)
     check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
     net, state = load_model(ckpt, device, precision)
+    net = folded(net)
     top, items = min(top, len(state["emotions"])), items_of(images, state, photos, like)
     everything, counts = [], collections.Counter()
     with contextlib.ExitStack() as files:

@@ -28,6 +28,7 @@ from mmlfer import AU_NAMES, InputError, __version__, brief, device_option, pars
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model
+from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import png
 from mmlfer_commands._runs import check_installed
 from mmlfer_commands.crop import like_option
@@ -98,6 +99,7 @@ class Model:
 
     def __init__(self, ckpt, like, device):
         self.net, self.state = load_model(ckpt, device)
+        self.fast = folded(self.net)  # Grad-CAM is of the net itself
         self.size, self.table = self.state["config"]["size"], self.state["table"].tolist()
         self.template = choose_template(like, self.state)
         self.accuracy = accuracy_on_test(ckpt, self.state)
@@ -111,7 +113,7 @@ class Model:
         if not faces or None in faces:
             faces = find_faces(image, [face for face in faces if face])
         items = list(items_of_photo(0, image, faces, self.template, self.size))
-        answers = dict(predict_images(self.net, self.state, items, [name], top))
+        answers = dict(predict_images(self.fast, self.state, items, [name], top))
         results = answers.get(0, [])  # a picture without a face has no answer
         for item, result in zip(items if crops else (), results):
             coded = base64.b64encode(png(item.crop)).decode()

@@ -26,7 +26,7 @@ from mmlfer_commands._hypergrads import choose_hypergrad
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._labels import (
     check_learnable, check_trainable, describe, load_faces, recode, recorded_folder)
-from mmlfer_commands._nets import usual_size
+from mmlfer_commands._nets import folded, usual_size
 from mmlfer_commands._outputs import locked, remove_parts, write_rows
 from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voice
 from mmlfer_commands._rafce import is_rafce
@@ -129,9 +129,9 @@ def read_test_set(run, faces, out):
               "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
               "backbone": run.backbone}
     start = time.perf_counter()
-    result["last"] = {"epoch": run.epoch, **evaluate(run.net, test, *how)}
+    result["last"] = {"epoch": run.epoch, **evaluate(folded(run.net), test, *how)}
     net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision, run.world.read)
-    result["best"] = {"epoch": state["epoch"], **evaluate(net, test, *how)}
+    result["best"] = {"epoch": state["epoch"], **evaluate(folded(net), test, *how)}
     seconds = time.perf_counter() - start
     if run.world.rank == 0:
         write_whole(out / "test.json", (json.dumps(result) + "\n").encode())
@@ -384,7 +384,7 @@ class Grouped(click.Command):
 
 @click.command("train", cls=Grouped, params=[*CONFIG_OPTIONS], epilog="""\b
 Examples:
-  mmlfer train --data ./rafce --weights weights/resnet34_casia.pth
+  mmlfer train --data ./rafce
   mmlfer train --data ./rafce --method am --stats lab --rho 0.3 --out runs/am-lab
   mmlfer train --out runs/am-lab --resume""")
 @click.option("--out", type=PATH, help="Folder of the run.  [default: runs/METHOD]")

@@ -21,6 +21,7 @@ from mmlfer_commands._answers import (
     answer, au_column, check_columns, expression_column, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._models import ckpt_option, load_model
+from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import Lines, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, check_installed
 from mmlfer_commands._video import AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, fit
@@ -298,6 +299,7 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
     check_new(out, stems, draw)
     check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision)
+    net = folded(net)
     template = choose_template(like, state)
     with caught_signals() as caught:
         job = Job(net, state, template, out, every or 1, fps, start,
