@@ -517,7 +517,7 @@ def test_what_hinders_its_start_is_one_line(server, ckpt, started, monkeypatch):
     monkeypatch.setattr(serve.socket, "create_server", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EACCES, "Permission denied")))
     result = invoke("serve", "--ckpt", ckpt, "--port", 81)
     assert result.stderr == "Error: cannot listen at 127.0.0.1, port 81 (Permission denied); name another --host or --port\n"
-    monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = invoke("serve", "--ckpt", ckpt)
     assert result.stderr == "Error: serve needs starlette: pip install -e '.[web,photos]'\n" and not started
 
