@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 
 import pytest
 from conftest import invoke
@@ -367,6 +368,9 @@ def test_images_that_are_not_there_are_named_or_skipped(tmp_path):
         f"1 of 4 images are not there, {tmp_path}/Image/aligned/test_0002.jpg the first; --skip-missing leaves such rows out"
     text, said = done(tmp_path, "rafdb", "--skip-missing", "--as-published", tmp_path)
     assert text.count("\n") == 4 and said.endswith("\nleft out 1 row whose image is not there\n")
+    shutil.rmtree(tmp_path / "Image")
+    (tmp_path / "labels.csv").unlink()
+    assert refused("rafdb", "--skip-missing", tmp_path, tmp_path).startswith("4 of 4 images are not there, ")
 
 
 BAD = {  # a format's files -> its arguments and what is said

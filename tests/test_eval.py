@@ -85,6 +85,8 @@ def test_the_report_says_what_the_numbers_are():
         ["AU", "1", "inner", "brow", "raiser", "25.00"], ["AU", "43", "eyes", "closed", "100.00"],
         ["macro", "62.50"]]
     assert [line.split() for line in lines[-14:]] == [[str(n) for n in row] for row in counts]
+    none = np.zeros((0, 14))  # columns of shares, all empty in this part
+    assert eval.report(numbers | mmlfer.share_metrics(none, none)).splitlines() == lines
 
 
 def test_aus_that_the_checkpoint_lacks_are_named(sketch, faces_folder, tmp_path):

@@ -356,3 +356,7 @@ def test_statistics_count_the_rows_that_have_both_labels(tmp_path):
     rows = "1.jpg,a,train,1\n2.jpg,a,train,\n3.jpg,a,train,?\n4.jpg,?,train,1\n5.jpg,b,train,12\n"
     p, coded = _stats.frequencies(read(tmp_path, "image,expression,split,aus\n" + rows))
     assert p.tolist() == [[0.5, 0], [0, 1]] and coded.tolist() == [[2, 2], [1, 1]]
+    faces = read(tmp_path, "image,expression,split,AU1,AU2\n1.jpg,a,train,0,\n2.jpg,a,train,0,1\n3.jpg,b,train,1,1\n4.jpg,b,train,1,1\n5.jpg,c,train,,1\n")
+    table = np.array([[0, 0], [1, 1], [0, 0]])
+    assert [*_stats.left_out("train", 2, faces, table)] == ["with fewer than 2 coded training images, left out of L^AM: c",
+                                                            "without AUs of 20 % or more, left out of L^AM: a"]

@@ -359,13 +359,29 @@ def test_an_answer_after_the_camera_is_stopped_replaces_nothing(page, photos):
     page.route(re.compile("/predict.*name=camera"), lambda route: held.append(route))
     page.click("#start")
     wait_for(page, held)
+    assert page.is_visible("#film")  # it leads back to the picture
     page.click("#stop")
     before = page.inner_html("#result"), page.evaluate("shown.name")
     held[0].continue_()
     page.wait_for_event("requestfinished")
     page.wait_for_timeout(200)
     assert (page.inner_html("#result"), page.evaluate("shown.name")) == before == (before[0], "two.png")
-    assert len(held) == 1 and page.locator(".box").count() == 2 and page.is_hidden("#errors")
+    assert len(held) == 1 and page.locator(".box").count() == 2 and page.is_hidden("#errors") and page.is_hidden("#film")
+    held.clear()
+    page.click("#start")
+    wait_for(page, held)
+    page.click("#stop")
+    held[0].fulfill(body="no JSON")
+    page.wait_for_timeout(200)
+    assert page.is_hidden("#errors")  # of a frame that nobody asks for any more
+
+
+def test_where_the_chosen_face_is_gone_the_first_is_chosen(page, photos):
+    """As in the camera's next frame."""
+    choose(page, photos, "two.png")
+    page.click(".chip >> nth=1")
+    page.evaluate("shown.results.push({...shown.results[1], face: 2}); choose(2); shown.results.pop(); drawResult()")
+    assert [chip.get_attribute("aria-pressed") for chip in page.locator(".chip").all()] == ["true", "false"]
 
 
 def test_the_same_file_can_be_chosen_twice(page, photos):

@@ -258,6 +258,14 @@ def test_requests_that_make_no_sense(server, path, body, method, status, sentenc
     assert got == status and told == sentence + (server.url if sentence.endswith("see ") else "")
 
 
+def test_the_points_of_twenty_faces_are_taken_and_of_no_more():
+    """As the page sends those of the first twenty."""
+    face = [[10, 10], [30, 10], [20, 20], [12, 30], [28, 30]]
+    assert serve.parse_points(json.dumps([face] * 20)).shape == (20, 5, 2)
+    with pytest.raises(serve.refused(400, NEAR).__class__):
+        serve.parse_points(json.dumps([face] * 21))
+
+
 def test_postscript_is_not_read_though_pillow_could_with_another_program(server):
     buffer = io.BytesIO()
     Image.new("RGB", (40, 40)).save(buffer, "EPS")
