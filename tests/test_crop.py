@@ -261,11 +261,27 @@ def test_faces_in_scenes_are_found_and_cropped_on_the_template(large_faces):
     assert max(off) < 0.05 and np.median(off) < 0.03
 
 
-@pytest.mark.parametrize("number, angle", [(4, 29), (8, 29), (8, -29)])
-def test_small_turned_faces_are_found(large_faces, number, angle):
-    scene = backdrop(400, 300, np.random.default_rng(number))
+@pytest.mark.parametrize("width, number, angle", [(400, 4, 29), (400, 8, 29), (400, 8, -29), (800, 0, -29), (800, 4, 29),
+                                                  (800, 8, 29), (800, 8, -24), (1200, 8, 29)])
+def test_small_turned_faces_are_found(large_faces, width, number, angle):
+    """Where the search is not sure of them, because the picture is hardly enlarged, a near look is."""
+    scene = backdrop(width, 300, np.random.default_rng(number))
     paste(scene, large_faces[number], (100, 100), 21, angle)
-    assert len(crop.find_faces(np.asarray(scene))) == 1
+    (face,) = crop.find_faces(np.asarray(scene))
+    assert face.score >= _alignment.SURE and abs(face.points.mean(0) - 100).max() < 8
+
+
+@pytest.mark.parametrize("score, looked, found", [(0.59, 0.8, [0.8]), (0.59, 0.79, []), (0.59, None, []), (0.6, 0.95, [0.6]), (0.6, None, [])])
+def test_what_the_search_is_not_sure_of_is_a_face_if_a_near_look_says_so(monkeypatch, score, looked, found):
+    """Without looks at it turned, or from afar, which take more things for a face."""
+    five, asked = 100 * np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.75], [0.65, 0.75]]), []
+    seen = None if looked is None else _alignment.Face(np.ones(4), five + 1, looked)
+    monkeypatch.setattr(_alignment, "search", lambda image: iter([_alignment.Face(np.zeros(4), five, score)]))
+    monkeypatch.setattr(_alignment, "look", lambda image, anchors, *how: asked.append(
+        (how, np.angle((anchors[1] - anchors[0]) @ (1, 1j)).round())) or seen)
+    faces = crop.find_faces(None)
+    assert [face.score for face in faces] == found and all((face.points == five + 1).all() for face in faces)
+    assert (set(asked) == {(_alignment.LOOKS[0], 0)}) == (score < 0.6 or looked == 0.95)
 
 
 def test_crops_of_a_scene_look_like_the_faces_pasted(large_faces):
@@ -375,13 +391,13 @@ def test_a_face_is_cut_if_one_point_is_outside(points, cut):
     assert told["cut"] is cut and json.loads(json.dumps(told)) == told
 
 
-@pytest.mark.parametrize("size, searched", [((300, 200), 600), ((400, 300), 800), ((700, 512), 800), ((960, 720), 960),
+@pytest.mark.parametrize("size, searched", [((300, 200), 600), ((400, 300), 800), ((700, 512), 1000), ((960, 720), 1000),
                                             ((1280, 720), 1280), ((1600, 900), 1600), ((2400, 1000), 1600)])
 def test_photographs_are_searched_as_large_as_they_are_within_bounds(size, searched, monkeypatch):
     seen = []
     monkeypatch.setattr(_alignment, "detect", lambda image, use=None: seen.append(image.shape) or [])
     assert crop.find_faces(np.zeros((size[1], size[0], 3), np.uint8)) == []
-    assert seen == [(round(searched * size[1] / size[0]), searched, 3), (448, 448, 3)]
+    assert seen == [(round(searched * size[1] / size[0]), searched, 3), (384, 384, 3)]
 
 
 def test_a_detector_is_kept_for_each_size(astronaut, monkeypatch):
