@@ -438,9 +438,14 @@ class Taped:
         return jvp(self.losses_of, self.z, dz)
 
     def along_in_general(self, direction):
-        """The same for any net, without rules, by torch's forward mode through the whole net."""
+        """The same for any net, without rules, by torch's forward mode through the whole net, in
+        float32: autocast does not cast what has a derivative with it."""
         theta = {name: p.detach() for name, p in self.net.named_parameters()}
-        return jvp(self.losses_at, (theta,), (direction,))
+        precision, self.net.precision = self.net.precision, "float32"
+        try:
+            return jvp(self.losses_at, (theta,), (direction,))
+        finally:
+            self.net.precision = precision
 
     def losses_at(self, theta):
         """The losses (B, 3) at other parameters {name: tensor}, with the same random masks."""

@@ -18,7 +18,7 @@ def test_bench_prints_one_object(monkeypatch):
     result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--device", "cpu", "--precision", "bf16")
     assert result.exit_code == 0, result.output
     rows = json.loads(result.stdout)
-    names = ["forward", "plain", "create_graph", "jvp"]
+    names = ["forward", "plain", "create_graph", "jvp", "general"]
     assert list(rows) == [*names, *(f"{name} bf16" for name in names)]
     for row in rows.values():
         assert list(row) == ["seconds", "per_forward", "per_plain", "images_per_second", "peak_mb"]
@@ -40,11 +40,11 @@ def test_the_first_round_is_not_counted():
 
 @pytest.mark.parametrize("name,method,form,precision", [
     ("plain", "mtl", "create_graph", "float32"), ("create_graph", "mml", "create_graph", "float32"),
-    ("jvp", "mml", "jvp", "float32"), ("plain bf16", "mtl", "create_graph", "bf16"), ("jvp bf16", "mml", "jvp", "bf16")])
+    ("jvp", "mml", "jvp", "float32"), ("general", "mml", "general", "float32"), ("plain bf16", "mtl", "create_graph", "bf16"), ("jvp bf16", "mml", "jvp", "bf16")])
 def test_each_call_is_one_step_of_its_method(monkeypatch, name, method, form, precision):
     steps = []
     monkeypatch.setattr(bench, "train_step", lambda run, batch, val: steps.append((run, batch, val)))
-    call = bench.bench_call(name, 3, 40, "cpu")
+    call = bench.bench_call(name, "resnet18", 3, 40, "cpu")
     assert not steps
     call()
     (run, (x, y_emo, y_au), (x_val, y_val, _)), = steps
@@ -62,7 +62,7 @@ def test_a_forward_pass_trains_nothing(monkeypatch):
             made.append(self)
 
     monkeypatch.setattr(bench, "Run", Run)
-    call = bench.bench_call("forward", 2, 32, "cpu")
+    call = bench.bench_call("forward", "resnet18", 2, 32, "cpu")
     before = [p.clone() for p in made[0].net.parameters()]
     call()
     assert all(map(torch.equal, before, made[0].net.parameters()))
@@ -74,8 +74,8 @@ def test_peak_memory_is_in_the_systems_own_unit(monkeypatch, platform, unit):
     monkeypatch.setattr(sys, "platform", platform)
     calls, peak = [], 3 * 2**20 // unit
     monkeypatch.setattr(resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": peak}))
-    assert bench.bench_peak(("plain", 2, 32, "cpu")) == 3
-    assert calls == [("plain", 2, 32, "cpu")] * 2
+    assert bench.bench_peak(("plain", "resnet18", 2, 32, "cpu")) == 3
+    assert calls == [("plain", "resnet18", 2, 32, "cpu")] * 2
 
 
 def test_a_step_too_large_for_memory_is_one_line(monkeypatch):
@@ -97,7 +97,7 @@ LEFT_OUT = ("bf16 is left out: without instructions for it, here, it is slower t
     (False, "bf16", True, ""), (True, "bf16", True, "")])
 @pytest.mark.parametrize("json_", [(), ("--json",)])
 def test_bf16_is_timed_where_the_device_has_instructions_for_it(monkeypatch, has, precision, bf16, line, json_):
-    names = ["forward", "plain", "create_graph", "jvp"]
+    names = ["forward", "plain", "create_graph", "jvp", "general"]
     names += [f"{name} bf16" for name in names] if bf16 else []
     asked, timed = [], []
     monkeypatch.setattr(bench, "has_bf16", lambda device: has)
@@ -112,8 +112,25 @@ def test_bf16_is_timed_where_the_device_has_instructions_for_it(monkeypatch, has
 
 def test_table_of_the_numbers():
     row = {"seconds": 2.0, "per_forward": 1.0, "per_plain": 0.5, "images_per_second": 8.0, "peak_mb": 100.0}
-    lines = bench.bench_table({name: {**row, "seconds": 2.0 + i} for i, name in enumerate(bench.BENCH)}, 16, 112, "cpu").splitlines()
-    assert lines[0].startswith("batch 16, 112x112, ") and lines[2].split() == ["forward", "2.000", "1.00", "0.50", "8.0", "100"]
-    assert [line.split()[-5] for line in lines[2:10]] == [f"{2 + i}.000" for i in range(8)] and len(lines) == 14
-    seconds = {"plain": 3, "create_graph": 4, "jvp": 5, "jvp bf16": 9}
+    lines = bench.bench_table({name: {**row, "seconds": 2.0 + i} for i, name in enumerate(bench.BENCH)}, "resnet34", 16, 112, "cpu").splitlines()
+    assert lines[0].startswith("resnet34, batch 16, 112x112, ") and lines[2].split() == ["forward", "2.000", "1.00", "0.50", "8.0", "100"]
+    assert [line.split()[-5] for line in lines[2:12]] == [f"{2 + i}.000" for i in range(10)] and len(lines) == 16
+    seconds = {"plain": 3, "create_graph": 4, "jvp": 5, "jvp bf16": 10}
     assert lines[-4:] == [f"60 epochs of RAF-CE's 169 steps, {name}: {60 * 169 * s / 3600:.2f} h (computed)" for name, s in seconds.items()]
+
+
+def test_forms_that_a_net_does_not_have_are_left_out(monkeypatch):
+    """SiLU has no tangent rule here, and torch's hardsigmoid no second derivative."""
+    monkeypatch.setattr(bench, "in_processes", lambda workers, function, jobs, **options: map(function, jobs))
+
+    class Net(torch.nn.Sequential):
+        num_features = 4
+
+        def __init__(self, layer):
+            super().__init__(torch.nn.Conv2d(3, 4, 3), layer, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    for layer, left in ((torch.nn.SiLU, ["jvp"]), (torch.nn.Hardsigmoid, ["create_graph", "jvp"]), (torch.nn.ReLU, [])):
+        monkeypatch.setattr("mmlfer.make_backbone", lambda arch, size=112, layer=layer: Net(layer()))
+        result = invoke("bench", "--batch-size", 2, "--size", 32, "--rounds", 1, "--json", "--precision", "float32")
+        assert list(json.loads(result.stdout)) == [name for name in bench.STEPS if name not in left], layer
+        assert result.stderr.startswith(f"left out: {', '.join(left)}: resnet34 has a layer") if left else not result.stderr
