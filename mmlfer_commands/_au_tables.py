@@ -81,9 +81,9 @@ def ckplus(folder, frames, present_from):
         person, sequence = facs.parts[-3:-1]
         images = images_below(folder / "cohn-kanade-images" / person / sequence)
         emotion = next((folder / "Emotion" / person / sequence).glob("*_emotion.txt"), None)
-        code = str(int(numbers_in(emotion, 1)[0][0])) if emotion else ""
+        code = "".join(str(x) for x, in numbers_in(emotion, 1)) if emotion else ""
         name = class_name(code, CKPLUS, emotion, what="one of CK+'s classes") if emotion else NONE
-        rows = [(int(au), intensity) for au, intensity in numbers_in(facs, 2)]
+        rows = numbers_in(facs, 2)
         aus = sorted(au for au, x in rows if au in AU_NAMES and (x == 0 or x >= present_from))
         labels = {"aus": "+".join(map(str, aus)), "person": person}
         for image in images[-frames:]:
@@ -94,15 +94,16 @@ def ckplus(folder, frames, present_from):
 
 
 def numbers_in(path, fields):
-    """The rows of a file of numbers, as lists of so many."""
+    """The rows of a file of whole numbers, written as 3.0000000e+00, as lists of so many."""
     rows = []
     for number, line in enumerate(read_list(path), 1):
         try:
-            rows.append([float(word) for word in line.split()])
+            values = [float(word) for word in line.split()]
+            rows.append([int(value) for value in values if value.is_integer()])
         except ValueError:
             rows.append([])
-        if line and len(rows[-1]) != fields:
-            raise InputError(f"{path}:{number}: expected {plural(fields, 'number')}, got "
+        if line and not len(rows[-1]) == len(line.split()) == fields:
+            raise InputError(f"{path}:{number}: expected {plural(fields, 'whole number')}, got "
                              f"{line[:30]!r}; fix this row")
     return list(filter(None, rows))
 

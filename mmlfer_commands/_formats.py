@@ -228,15 +228,24 @@ def affectnet_lists(folder, images):
             if len(cells) != 9:
                 raise InputError(f"{path}:{number}: expected 9 fields, got {len(cells)}; fix this "
                                  "row")
-            image = images / cells[0] if crops is None else nearest(crops, cells, images)
+            try:
+                image = images / cells[0] if crops is None else nearest(crops, cells, images)
+            except ValueError:
+                raise InputError(f"{path}:{number}: expected numbers for the face's box; fix this "
+                                 "row") from None
             yield f"{path}:{number}", image, part_of(part), cells[6]
 
 
 def crops_of(folder):
     """{last two names of a photograph's path: [(file, middle of the face)]} by `crop`'s table."""
     crops = collections.defaultdict(list)
-    for _, row in read_columns(folder / "faces.csv", "image", "file")[1]:
-        left, top, width, height = (float(row[x]) for x in ("left", "top", "width", "height"))
+    box = ("left", "top", "width", "height")
+    for number, row in read_columns(folder / "faces.csv", "image", "file", *box)[1]:
+        try:
+            left, top, width, height = (float(row[x]) for x in box)
+        except ValueError:
+            raise InputError(f"{folder}/faces.csv:{number}: expected numbers for {', '.join(box)}; "
+                             "take the file as `mmlfer crop` wrote it") from None
         middle = left + width / 2, top + height / 2
         crops["/".join(Path(row["image"]).parts[-2:])].append((row["file"], middle))
     return crops

@@ -298,7 +298,23 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "v.csv:2: expected whole numbers of votes; fix this row"),
     "ckplus' row without an intensity": (
         {"FACS/S1/1/x_facs.txt": "1.0 2.0\n4.0\n", "cohn-kanade-images/S1/1/a.png": ""}, ["ckplus", "."],
-        "FACS/S1/1/x_facs.txt:2: expected 2 numbers, got '4.0'; fix this row"),
+        "FACS/S1/1/x_facs.txt:2: expected 2 whole numbers, got '4.0'; fix this row"),
+    "ckplus' row of a number that is none": (
+        {"FACS/S1/1/x_facs.txt": "1.0 2.0\nnan 1.0\n", "cohn-kanade-images/S1/1/a.png": ""}, ["ckplus", "."],
+        "FACS/S1/1/x_facs.txt:2: expected 2 whole numbers, got 'nan 1.0'; fix this row"),
+    "ckplus' class with a fraction": (
+        {"FACS/S1/1/x_facs.txt": "", "Emotion/S1/1/x_emotion.txt": "3.7\n", "cohn-kanade-images/S1/1/a.png": ""}, ["ckplus", "."],
+        "Emotion/S1/1/x_emotion.txt:1: expected 1 whole number, got '3.7'; fix this row"),
+    "ckplus' empty class": (
+        {"FACS/S1/1/x_facs.txt": "", "Emotion/S1/1/x_emotion.txt": "\n", "cohn-kanade-images/S1/1/a.png": ""}, ["ckplus", "."],
+        "Emotion/S1/1/x_emotion.txt: expected one of CK+'s classes 0..7, got ''; fix this row"),
+    "affectnet's box without a number": (
+        {**AFFECTNET, "training.csv": f"689/a.JPG,10,NULL,20,20,{POINTS},6,0,0\n",
+         "c/faces.csv": "image,file,left,top,width,height\n"}, ["affectnet", "--images", "c", "."],
+        "training.csv:1: expected numbers for the face's box; fix this row"),
+    "crops without a box": (
+        {**AFFECTNET, "c/faces.csv": "image,file,left,top,width,height\n1.jpg,a.png,1,,2,2\n"}, ["affectnet", "--images", "c", "."],
+        "c/faces.csv:2: expected numbers for left, top, width, height; take the file as `mmlfer crop` wrote it"),
     "ckplus' unknown class": (
         {"FACS/S1/1/x_facs.txt": "1.0 2.0\n", "Emotion/S1/1/x_emotion.txt": "8.0\n", "cohn-kanade-images/S1/1/a.png": ""}, ["ckplus", "."],
         "Emotion/S1/1/x_emotion.txt: expected one of CK+'s classes 0..7, got '8'; fix this row"),
