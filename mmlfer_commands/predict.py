@@ -318,11 +318,11 @@ def keeping_parts(files, images, counts):
         yield
     except BaseException:  # Ctrl-C, too
         parts = [part_of(path) for path in files if path and part_of(path).exists()]
-        if counts["done"] and parts:
-            first = shown(images[counts["done"]])
-            say(f"Warning: {', '.join(map(shown, parts))}: the faces of the first "
-                f"{counts['done']} of {len(images)} images; those from {first} on are missing")
-        for part in () if counts["done"] else parts:
+        if (done := counts["done"]) and parts:
+            rest = [f"; those from {shown(image)} on are missing" for image in images[done:][:1]]
+            say(f"Warning: {', '.join(map(shown, parts))}: the faces of the first {done} of "
+                f"{len(images)} images{''.join(rest)}")
+        for part in () if done else parts:
             with contextlib.suppress(OSError):  # of Windows, where it is open
                 part.unlink()
         raise

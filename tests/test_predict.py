@@ -312,6 +312,19 @@ def test_what_is_predicted_is_kept_whatever_ends_the_work(ckpt, many, tmp_path, 
     assert {path.name for path in tmp_path.iterdir()} == {"p.csv", "p.jsonl"}
 
 
+def test_a_stop_after_the_last_image_is_said_too(ckpt, many, tmp_path, monkeypatch):
+    write_all = predict.write_all
+
+    def stopped(*args):
+        write_all(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "write_all", stopped)
+    images = sorted(next(many.iterdir()).iterdir())[:2]
+    result = invoke("predict", "--ckpt", ckpt, *images, "--csv", tmp_path / "p.csv")
+    assert (result.exit_code, result.stderr) == (130, f"Warning: {tmp_path}/p.csv.part: the faces of the first 2 of 2 images\nstopped\n")
+
+
 def test_rows_are_there_as_they_are_known_and_a_start_that_fails_leaves_nothing(ckpt, many, tmp_path, monkeypatch):
     there = []
 

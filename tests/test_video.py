@@ -212,9 +212,9 @@ def test_two_faces_that_cross_keep_their_numbers(faces, tmp_path):
 
 
 def test_who_leaves_and_returns_has_a_new_number_after_half_a_second(faces, tmp_path):
-    for away, numbers in ((3, {0}), (7, {0, 1})):
+    for away, numbers in ((4, {0}), (5, {0, 1})):  # 0.45 and 0.55 seconds
         path = [lambda i, away=away: (70, 60) if i < 2 or i >= 2 + away else None]
-        there = followed(moving(faces, path, away + 4), tmp_path, search=0)
+        there = followed(moving(faces, path, away + 4), tmp_path, rate=11, search=0)
         assert set().union(*there) == numbers and [len(faces) for faces in there] == [1] * 2 + [0] * away + [1] * 2
 
 
