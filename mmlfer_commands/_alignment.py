@@ -129,8 +129,8 @@ def find_again(image, threes):
     found = []
     for anchors in threes:
         face = look_again(image, anchors)
-        if face is not None and known(face.points, filter(None, found)):
-            face = None
+        if face and (face.score < CLEAR or known(face.points, filter(None, found))):
+            face = None  # half hidden, say: its points would lead the next look astray
         found.append(face)
     return found
 
