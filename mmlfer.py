@@ -679,10 +679,8 @@ def pick_device(name):
     """The torch device of --device; auto is cuda where there is one. InputError if unusable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
+    with refused(f"--device {name}", "{}", RuntimeError, AssertionError):
         device = torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {name}: {brief(error)}") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: only cpu and cuda are supported")
     return device
@@ -841,6 +839,20 @@ def to_8_bits(pixels):
 def brief(error):
     """An exception's text in one line of bounded length."""
     return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+@contextlib.contextmanager
+def refused(where, message, *kinds):
+    """Make an InputError of any error of these kinds (OSError if none is given) but an InputError.
+    {} in the message stands for the reason."""
+    kinds = kinds or OSError
+    try:
+        yield
+    except InputError:
+        raise
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or brief(error)
+        raise InputError(f"{where}: {message.replace('{}', reason)}") from None
 
 
 def try_read(path, size):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from mmlfer import InputError, brief, write_whole
+from mmlfer import refused, write_whole
 from mmlfer_commands._outputs import write_rows
 from mmlfer_commands._runs import WORDS
 
@@ -56,7 +56,8 @@ def read_csv(path):
 
 def read_export(path):
     """Yield the path of each run's test.json, its content, and {name: text} of other files."""
-    try:
+    with refused(path, f"not, with {FILES[1]} and {FILES[2]}, as `table --export` writes it ({{}})",
+                 *READING):
         logs = {}
         for row in read_csv(path.with_name("logs.csv")):
             name = row.pop("run")
@@ -69,9 +70,6 @@ def read_export(path):
             run["truth"], run["best"]["pred"] = truth, pred
             yield (path.parent / name / "test.json", run,
                    {"config.yaml": config, "log.csv": "\n".join(logs.get(name, ()))})
-    except READING as error:
-        raise InputError(f"{path}: not, with {FILES[1]} and {FILES[2]}, as `table --export` writes "
-                         f"it ({brief(error)})") from None
 
 
 def without_place(value, words):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlfer import TEST, TRAIN, VAL, InputError, image_index, plural, progress, stem
+from mmlfer import TEST, TRAIN, VAL, InputError, image_index, plural, progress, refused, stem
 from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
 from mmlfer_commands._labels import NONE, PARTS, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
@@ -204,11 +204,9 @@ def affectnet_arrays(folder, _):
     for part in ("train", "val"):
         inside = sorted((folder / f"{part}_set" / "annotations").glob("*_exp.npy"))
         for path in progress(inside, f"reading {part}_set", unit=" files"):
-            try:
+            with refused(path, "not one class in NumPy's form; take the published file",
+                         OSError, ValueError, EOFError):
                 code = str(np.load(path).item()).removesuffix(".0")
-            except (OSError, ValueError, EOFError):
-                raise InputError(f"{path}: not one class in NumPy's form; take the published "
-                                 "file") from None
             image = path.parent.parent / "images" / path.name.replace("_exp.npy", ".jpg")
             yield str(path), image, part, code
 
@@ -222,18 +220,14 @@ def affectnet_lists(folder, images):
     crops = crops_of(images) if (images / "faces.csv").is_file() else None
     for part, path in paths.items():
         for number, line in enumerate(read_list(path), 1):
-            cells = line.split(",")
+            cells, where = line.split(","), f"{path}:{number}"
             if cells[0] == "subDirectory_filePath":
                 continue
             if len(cells) != 9:
-                raise InputError(f"{path}:{number}: expected 9 fields, got {len(cells)}; fix this "
-                                 "row")
-            try:
+                raise InputError(f"{where}: expected 9 fields, got {len(cells)}; fix this row")
+            with refused(where, "expected numbers for the face's box; fix this row", ValueError):
                 image = images / cells[0] if crops is None else nearest(crops, cells, images)
-            except ValueError:
-                raise InputError(f"{path}:{number}: expected numbers for the face's box; fix this "
-                                 "row") from None
-            yield f"{path}:{number}", image, part_of(part), cells[6]
+            yield where, image, part_of(part), cells[6]
 
 
 def crops_of(folder):
@@ -241,11 +235,9 @@ def crops_of(folder):
     crops = collections.defaultdict(list)
     box = ("left", "top", "width", "height")
     for number, row in read_columns(folder / "faces.csv", "image", "file", *box)[1]:
-        try:
+        with refused(f"{folder}/faces.csv:{number}", f"expected numbers for {', '.join(box)}; take "
+                     "the file as `mmlfer crop` wrote it", ValueError):
             left, top, width, height = (float(row[x]) for x in box)
-        except ValueError:
-            raise InputError(f"{folder}/faces.csv:{number}: expected numbers for {', '.join(box)}; "
-                             "take the file as `mmlfer crop` wrote it") from None
         middle = left + width / 2, top + height / 2
         crops["/".join(Path(row["image"]).parts[-2:])].append((row["file"], middle))
     return crops

@@ -14,7 +14,7 @@ import yaml
 
 from mmlfer import (
     AU_NAMES, FORMAT, PATH, InputError, Run, Vocabulary, base_net_of, brief, check_state,
-    make_base_net, percent, plural, read_checkpoint, torch, write_whole)
+    make_base_net, percent, plural, read_checkpoint, refused, torch, write_whole)
 from mmlfer_commands._outputs import markdown
 from mmlfer_commands._runs import tell_if_slower
 
@@ -61,7 +61,8 @@ def check_bytes(count, most, where):
 
 def read_config(path):
     """A config.json as a checkpoint's dict without its net."""
-    try:
+    with refused(path, "not the description of a model that `mmlfer export` wrote ({})", OSError,
+                 ValueError, KeyError, TypeError, RecursionError):
         check_bytes(path.stat().st_size, CONFIG_BYTES, path)
         facts = json.loads(path.read_text(encoding="utf-8"))
         if facts["format"] != MODEL_FORMAT:
@@ -71,27 +72,17 @@ def read_config(path):
                   "table": torch.tensor(facts["statistics"]["table"], dtype=torch.float32),
                   "backbone": facts["backbone"], "test": facts["test"], "train_names": [],
                   "images": facts["trained_on"]["images"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not the description of a model that `mmlfer export` wrote "
-                         f"({brief(error)})") from None
     return check_state(state, path)
 
 
 def read_folder(folder):
     """The checkpoint's dict of a folder that `export` wrote."""
     state, path = read_config(folder / CONFIG), folder / WEIGHTS
-    try:
+    with refused(path, "reading it takes: pip install -e '.[hub]'", ImportError):
         from safetensors.torch import load
-    except ImportError:
-        raise InputError(f"{path}: reading it takes: pip install -e '.[hub]'") from None
-    try:
+    with refused(path, "cut off or damaged ({}); fetch or export it again", Exception):
         check_bytes(path.stat().st_size, size_of_net(state) + CONFIG_BYTES, path)
-        state["net"] = load(path.read_bytes())
-    except InputError:
-        raise
-    except Exception as error:  # safetensors' own, by the kind of damage
-        raise InputError(f"{path}: cut off or damaged ({brief(error)}); fetch or export it again"
-                         ) from None
+        state["net"] = load(path.read_bytes())  # its errors differ by the kind of damage
     return state
 
 
@@ -100,12 +91,10 @@ def read_folder(folder):
 
 def fetch(name):
     """Fetch hf:USER/NAME[@REVISION] into the Hub's own cache. -> folder, name with revision"""
-    try:
+    with refused(name, "fetching it takes: pip install -e '.[hub]'", ImportError):
         import huggingface_hub as hub
         from huggingface_hub import errors
         from huggingface_hub.utils import disable_progress_bars
-    except ImportError:
-        raise InputError(f"{name}: fetching it takes: pip install -e '.[hub]'") from None
     repository, _, revision = name.removeprefix(HUB).partition("@")
     if not (sys.stderr and sys.stderr.isatty()):
         disable_progress_bars()

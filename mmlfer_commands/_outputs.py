@@ -14,7 +14,7 @@ import click
 from PIL import Image
 from tqdm import tqdm
 
-from mmlfer import LABEL_FILES, InputError, is_image, write_whole
+from mmlfer import LABEL_FILES, InputError, is_image, refused, write_whole
 from mmlfer_commands._figures import is_figure
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
@@ -92,11 +92,9 @@ class Lines:
 
     def __init__(self, files, path):
         self.path = path
-        try:
+        with refused(path, "cannot be written ({})"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = files.enter_context(path.open("xb", 0))  # which an ExitStack closes
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
     def write(self, text):
         """Write a text; InputError, with the file as it was before, if it cannot be written."""

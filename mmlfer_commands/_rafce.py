@@ -6,7 +6,7 @@ import numpy as np
 
 from mmlfer import (
     AUS, EMOTIONS, LABEL_FILES, RAFCE, SPLITS, TEST, Faces, InputError, counts, parse_aus, plural,
-    stem, write_whole)
+    refused, stem, write_whole)
 
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
 RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
@@ -26,10 +26,8 @@ def parse_code(top):
 
 def read_labels(path, parse, fields=1):
     """A label file's rows as {image name: (row number, value)}; parse makes a value of fields."""
-    try:
+    with refused(path, "{}; `synth` makes stand-ins"):
         text = Path(path).read_text(encoding="utf-8-sig", errors="replace")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}; `synth` makes stand-ins") from None
     if "\0" in text or "\ufffd" in text:
         raise InputError(f"{path}: not a text file; take the published one")
     rows = {}
@@ -40,10 +38,8 @@ def read_labels(path, parse, fields=1):
         if len(parts) != fields + 1:
             raise InputError(f"{where}: expected an image name and {plural(fields, 'value')}, got "
                              f"{plural(len(parts), 'field')}; fix this row")
-        try:
+        with refused(where, "{}; fix this row", ValueError):
             value = parse(*parts[1:])
-        except ValueError as error:
-            raise InputError(f"{where}: {error}; fix this row") from None
         if rows.get(parts[0], (0, value))[1] != value:
             raise InputError(f"{where}: {parts[0]} has another value in row {rows[parts[0]][0]}; "
                              "keep one of the two")

@@ -7,11 +7,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from mmlfer import (
-    METHODS, InputError, Vocabulary, brief, confusion_matrix, expression_metrics, loss_sources)
-from mmlfer_commands._exports import read_export
+    METHODS, InputError, Vocabulary, confusion_matrix, expression_metrics, loss_sources, refused)
+from mmlfer_commands._exports import READING, read_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of
 from mmlfer_commands._runs import WORDS
@@ -117,21 +116,16 @@ def read_run(path, content=None, texts=()):
                         rates(own, emotions), run, texts)
         hash((tested.row(), names))  # no lists among the options
         return tested
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError,
-            OSError) as error:
+    except READING as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
 
 
 def read_part(path, parse, texts=(), command="train", wanted="the folder of a run of `train`"):
     """The result of `parse` for the text of a file that a command wrote, or of an export's `texts`;
     any error becomes one line that names the file."""
-    try:
+    with (refused(path, f"not as `{command}` writes it ({{}})", *READING),
+          refused(path, f"not there; give {wanted}", FileNotFoundError)):
         return parse(texts[path.name] if texts else path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not there; give {wanted}") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError,
-            yaml.YAMLError) as error:
-        raise InputError(f"{path}: not as `{command}` writes it ({brief(error)})") from None
 
 
 def read_runs(folder):

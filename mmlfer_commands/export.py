@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import AU_NAMES, PATH, InputError, torch, write_whole
+from mmlfer import AU_NAMES, PATH, refused, torch, write_whole
 from mmlfer_commands._models import (
     CARD, accuracy_on_test, ckpt_option, load_model, tested, write_folder)
 from mmlfer_commands._outputs import check_output, new_folder
@@ -102,11 +102,8 @@ def export_onnx(ckpt, out):
     for name, value in metadata(ckpt, state).items():
         proto.metadata_props.add(key=name, value=value)
     content = proto.SerializeToString()
-    try:
+    with refused(out, "not written, the exported model is wrong: {}", Exception):  # onnx's kinds
         largest = check_onnx(content, model, size)
-    except Exception as error:  # onnx's and onnxruntime's own kinds
-        raise InputError(f"{out}: not written, the exported model is wrong: "
-                         f"{str(error)[:200]}") from None
     write_whole(out, content)
     return largest, len(content)
 
