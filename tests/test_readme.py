@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+import help_page
 import numpy as np
 import pytest
 from conftest import ROOT, exported, invoke
@@ -84,6 +85,11 @@ def test_every_command_and_option_of_the_pages_exists():
         else:
             assert options <= everywhere, line
     assert seen == set(mmlfer.COMMANDS)
+
+
+def test_the_page_of_help_is_what_the_commands_say():
+    """If it is not: python tests/help_page.py > mmlfer_commands/HELP.md"""
+    assert (ROOT / "mmlfer_commands/HELP.md").read_text(encoding="utf-8") == help_page.page()
 
 
 def test_the_list_of_commands_is_complete():
