@@ -39,7 +39,7 @@ def test_strange_checkpoints_are_refused_and_run_no_code(tmp_path, monkeypatch, 
     Image.new("RGB", (32, 32)).save("face.png")
     result = invoke(*args, "--ckpt", path)
     assert result.exit_code == 1 and result.stderr.count("\n") == 1, result.output
-    assert result.stderr.startswith(f"Error: {path}: ")
+    assert result.stderr.startswith(f"Error: {path}{'/config.json' * (kind == 'folder')}: ")
     assert not (tmp_path / "trapped").exists()
 
 
@@ -52,7 +52,7 @@ def test_truncated_and_other_checkpoints_are_refused(trained, tmp_path):
     for damage in ({"config": None}, {"net": []}, {"config": {**state["config"], "size": "x"}},
                    {"config": {**state["config"], "method": "zz"}}, {"config": {**state["config"], "arch": "vgg"}},
                    {"config": {**state["config"], "data": None}}, {"config": {}}, {"aus": [1, 3]}, {"aus": None},
-                   {"emotions": [1, 2]}):
+                   {"emotions": [1, 2]}, {"trained_aus": [8]}):
         torch.save({**state, **damage}, tmp_path / "damaged.pt")
         result = invoke("eval", "--ckpt", tmp_path / "damaged.pt")
         assert result.stderr == f"Error: {tmp_path}/damaged.pt: of another version of mmlfer, or damaged\n"

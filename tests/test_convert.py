@@ -71,6 +71,9 @@ def test_rafdbs_basic_part_is_not_taken_for_the_compound_one(tmp_path):
     text, _ = done(tmp_path, "rafdb", "--as-published", "--expressions", "a,b,c,d,e,f,g", tmp_path)
     assert text.splitlines()[1:] == ["Image/aligned/train_0001_aligned.jpg,g,train,?",
                                      "Image/aligned/test_0001_aligned.jpg,a,test,?"]
+    (tmp_path / "labels.csv").unlink()
+    make(tmp_path, {"EmoLabel/list_patition_label.txt": "train_0001.jpg 10\ntest_0001.jpg 1\n"})  # 10 and 11 are above 7, too
+    assert done(tmp_path, "rafdb", "--as-published", tmp_path)[0].splitlines()[1].endswith("aligned.jpg,angrily disgusted,train,?")
 
 
 def test_a_folder_of_images_for_each_class(tmp_path):
@@ -282,6 +285,10 @@ def test_opengraphaus_images_lie_in_img_beside_the_lists_folder(tmp_path):
     assert text == ("image,expression,split,aus\nimg/a/1.jpg,joy,train,1+2\nimg/a/2.jpg,calm,test,?\nb/3.jpg,joy,val,?\n"
                     "b/4.jpg,joy,train,?\n")
     assert "AUs for 1 of 4 images" in said
+    rows = (LABELLED.split("\n")[0], *LABELLED.split("\n")[1:3])
+    make(tmp_path, {"labels.csv": "\n".join(rows).replace("a/", "img/a/"), "list/x_val_img_path.txt": "a/1.jpg\na/2.jpg\n"})
+    text, _ = done(tmp_path, "opengraphau", "--aus", "1,2", tmp_path / "list/x_val_img_path.txt")  # each image is in a list
+    assert [row.split(",")[2] for row in text.splitlines()] == ["split", "train", "test"]
 
 
 def test_images_in_no_list_leave_all_without_a_part(tmp_path):

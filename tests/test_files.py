@@ -94,6 +94,12 @@ def test_outputs_over_inputs_are_refused(inputs, output, given):
     assert str(error.value) == f"{inputs / output}: is an input or lies among the inputs; name another output"
 
 
+def test_an_output_over_the_file_that_an_input_links_to_is_refused(inputs):
+    (inputs / "model.pt").symlink_to("run/best.pt")
+    with pytest.raises(mmlfer.InputError, match="is an input"):
+        check_output(inputs / "run/best.pt", inputs / "model.pt")
+
+
 @pytest.mark.parametrize("output,given", [
     ("new.png", ["faces"]), ("faces/new.png", ["faces"]), ("other/1.jpg", ["faces"]), ("notes.txt", ["faces"]),
     ("run/gradcam.png", ["run/best.pt", "faces/1.jpg"]), ("/dev/null", ["faces"]), ("faces/1.jpg", ["gone/1.jpg"]),

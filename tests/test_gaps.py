@@ -113,6 +113,9 @@ def test_a_partition_is_drawn_of_rows_without_expressions_too(tmp_path):
         assert np.bincount(faces.split[faces.y_emo == k]) / 100 == pytest.approx([0.6, 0.2, 0.2], abs=0.08)
     split = _labels.split_people(np.full(6, -1), ["a", "a", "b", "c", "d", "e"], 0)
     assert split[0] == split[1]
+    votes = "".join(f"{i}.jpg,1,{i % 20},0,1,2\n{i}.png,1,{i % 20},0,2,1\n" for i in range(50))  # nobody is first of all seen as a
+    faces = read(tmp_path, "image,aus,person,p_a,p_b,p_c\n" + votes)
+    assert {*faces.y_emo.tolist()} == {1, 2} and {*faces.split.tolist()} == {0, 1, 2}
 
 
 def test_parts_need_faces_with_expressions(tmp_path):

@@ -232,8 +232,8 @@ def test_a_drawn_partition_keeps_each_person_in_one_part(tmp_path):
 
 
 def test_columns_that_are_not_read_are_named(tmp_path, capsys):
-    read(tmp_path, table_of(6, {"subject": lambda i: i, "aus": lambda i: 1, "author": lambda i: ""}))
-    assert f"{tmp_path}/labels.csv: not read: 2 columns, subject, author\n" in capsys.readouterr().err
+    faces = read(tmp_path, table_of(6, {"subject": lambda i: i, "aus": lambda i: 1, "author": lambda i: "", "p_": lambda i: 1}))
+    assert f"{tmp_path}/labels.csv: not read: 3 columns, subject, author, p_\n" in capsys.readouterr().err and faces.shares is None
 
 
 def test_labels_csv_wins_over_rafces_files_and_that_is_said(noise_folder, tmp_path, capsys):

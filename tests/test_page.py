@@ -261,6 +261,9 @@ def test_the_crop_and_gradcam_on_demand(page, photos, requests):
     assert page.text_content("figure:nth-child(2) figcaption").endswith(f"for {page.text_content('.first')}")
     page.click(".chip >> nth=0")  # for another face it is requested again; that of the first face is kept
     assert page.locator("figure").count() == 1
+    page.evaluate("const button = document.querySelector('button[data-key=cam]'); button.click(); button.click()")
+    page.wait_for_selector("figure:nth-child(2) img")
+    assert len([url for url in requests if url.endswith("/gradcam")]) == 2  # once for each face
     page.click(".chip >> nth=1")
     assert page.locator("figure").count() == 2
 

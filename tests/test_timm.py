@@ -253,7 +253,7 @@ def test_a_run_is_trained_resumed_tested_and_predicted_with(faces_folder, tmp_pa
 
 def test_the_size_is_timms_own_unless_given(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "fit", lambda cfg, out, resumed: seen.append(cfg.size))
+    monkeypatch.setattr(train, "fit", lambda cfg, *args: seen.append(cfg.size))
     for words in ([], ["--size", 112]):
         invoke("train", "--data", tmp_path, "--out", tmp_path / "r", "--arch", "timm:vit_tiny_patch16_224", *words)
     assert seen == [224, 112]

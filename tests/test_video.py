@@ -258,6 +258,15 @@ def test_a_track_goes_on_as_it_went():
         track.seen(_alignment.Face(np.array([4.0 * step, 2 * step, 40, 50]), five + (4 * step, 2 * step), 0.9), 1 + step / 10)
     ahead = track.at(2.4)
     assert ahead.box == pytest.approx([56, 28, 40, 50], abs=0.1) and ahead.points == pytest.approx(five + (56, 28), abs=0.1)
+    track.seen(_alignment.Face(np.array([46.0, 22, 40, 50]), five, 0.9), track.time)  # in a second frame of the same time
+    assert track.speed == pytest.approx([40, 20], abs=0.1)
+    tracker, seen = _video.Tracker(0.5), []
+    tracker.tracks = {i: _video.Track(track.face, time, np.zeros(2)) for i, time in enumerate((1.0, 3.0, 2.0))}
+    tracker.tracks[1].face = _alignment.Face(track.face.box, five + 100, 0.9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_video, "find_again", lambda image, threes: seen.extend(threes) or [None] * 3)
+        tracker.look_again(None, 3.0)
+    assert seen[0][0].tolist() == [90, 100]  # the face that was seen last comes first
 
 
 def test_the_assignment_is_the_best_for_all_together():
