@@ -26,7 +26,6 @@ PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validatio
          "dev": VAL, "test": TEST, "testing": TEST}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
-PARTITION_SEED = 0  # of such a partition
 
 
 def load_faces(folder, vocabulary=None):
@@ -104,14 +103,12 @@ def describe(faces, folder):
             lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
     coded = faces.y_au[(faces.y_au != NOT_CODED).any(1)]
     active = (coded == 1).sum(1)
-    without = int((active == 0).sum())
     mean = active.mean() if len(active) else 0
-    lines.append(f"  {without} rows without AUs, {mean:.2f} active AUs per face")
-    if len(coded) < len(faces.names):
-        lines[-1] += f" of {len(coded)} that are coded"
+    of_coded = f" of {len(coded)} that are coded" if len(coded) < len(faces.names) else ""
+    lines.append(f"  {(active == 0).sum()} rows without AUs, {mean:.2f} active AUs per face"
+                 f"{of_coded}")
     if faces.vocabulary == RAFCE:
-        own = "these are" if is_rafce(faces) else "not"
-        lines.append(f"  {own} RAF-CE's own counts")
+        lines.append(f"  {'these are' if is_rafce(faces) else 'not'} RAF-CE's own counts")
     return "\n".join(lines)
 
 
@@ -248,22 +245,22 @@ def parse_place(text, folder):
 
 
 def parse_au_text(text):
-    """'1+L12' -> (1, 12); '' -> (), coded and none seen; '?' -> None, not coded."""
+    """'1+L12' -> {1: 1, 12: 1}; '' -> {}, coded and none seen; '?' -> None, not coded."""
     if text in ("", "?"):
-        return () if text == "" else None
+        return {} if text == "" else None
     try:
-        return tuple(number for number, _ in parse_aus(text, AU_NAMES))
+        return {number: 1 for number, _ in parse_aus(text, AU_NAMES)}
     except ValueError as error:
         raise ValueError(f"{error}; nothing: coded and none seen, ?: not coded") from None
 
 
 def parse_au_cells(texts, aus):
-    """0, 1 or NOT_CODED of each AU's own cell."""
+    """{AU: 0, 1 or NOT_CODED} of each AU's own cell."""
     for text, au in zip(texts, aus):
         if text not in AU_CELLS:
             raise ValueError(f"AU {au}: {text!r}; write 0, 1 or nothing for not coded, whatever "
                              "number stands for unknown in this data set")
-    return tuple(AU_CELLS[text] for text in texts)
+    return {au: AU_CELLS[text] for text, au in zip(texts, aus)}
 
 
 def share_column(name):
@@ -344,7 +341,8 @@ class Rows:
             self.known[text] = (parse_au_text(text) if "aus" in get else
                                 parse_au_cells(text, self.aus))
         self.texts.append(text)
-        coded = self.known[text] is not None and {*self.known[text]} != {NOT_CODED}
+        seen = self.known[text]
+        coded = seen is not None and {*seen.values()} != {NOT_CODED}
         if self.expressions[-1] == NONE and not coded and not sum(shares) > 0:
             raise ValueError("neither an expression nor a coded AU; remove this row")
 
@@ -409,25 +407,17 @@ class Rows:
 
     def y_au(self, aus):
         """(N, J) 0, 1 or NOT_CODED, for AUs in this order."""
-        vectors = {}
-        for text, row in self.known.items():
-            if self.aus:
-                coded = dict(zip(self.aus, row))
-                vectors[text] = [coded[au] for au in aus]
-            elif row is None:
-                vectors[text] = [NOT_CODED] * len(aus)
-            else:
-                vectors[text] = [int(au in row) for au in aus]
+        vectors = {text: [NOT_CODED if row is None else row.get(au, 0) for au in aus]
+                   for text, row in self.known.items()}
         rows = [vectors[text] for text in self.texts]
         return np.array(rows, np.int8).reshape(len(rows), len(aus))
 
     def drawn_split(self, y_emo):
         """A partition where the file has none, and a line that says so."""
-        people = self.people if "person" in self.places else None
-        by = "by expression" if people is None else "by expression, each person in one part"
-        tell_once(f"{self.path}: no column split; drawn {by}: 60 % train, 20 % val, 20 % test")
-        seed = PARTITION_SEED
-        return split_faces(y_emo, seed) if people is None else split_people(y_emo, people, seed)
+        apart = ", each person in one part" if self.people else ""
+        tell_once(f"{self.path}: no column split; drawn by expression{apart}: 60 % train, 20 % "
+                  "val, 20 % test")
+        return split_people(y_emo, self.people, 0) if self.people else split_faces(y_emo, 0)
 
 
 def read_labels_csv(path):
@@ -471,17 +461,9 @@ def check_learnable(faces, folder):
     for k, emotion in enumerate(emotions):
         rows = np.flatnonzero(faces.y_emo == k)
         if len(rows) and TRAIN not in faces.split[rows]:
-            raise InputError(f"{path}:{row_number(path, faces.names[rows[0]])}: {emotion!r} has "
-                             f"{plural(len(rows), 'image')}, none of them to train on; move some "
-                             "to train, or remove its rows")
-
-
-def row_number(path, name):
-    """The number of the row that names an image."""
-    rows = read_rows(path)
-    table = Rows(path, next(rows)[1])
-    return next(number for number, cells in rows
-                if parse_place(cells[table.places["image"]], table.folder) == name)
+            number = read_labels_csv(path).names[faces.names[rows[0]]]
+            raise InputError(f"{path}:{number}: {emotion!r} has {plural(len(rows), 'image')}, none "
+                             "of them to train on; move some to train, or remove its rows")
 
 
 # ---------------------------------------------------------------- partitions

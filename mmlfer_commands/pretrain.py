@@ -170,18 +170,19 @@ class Pretraining:
         self.fresh = self.totals.to(world.device, copy=True)  # not yet in totals
         self.known_bad = set()
 
+    PARTS, VALUES = ("net", "sgd", "schedule"), ("epoch", "step", "elapsed", "log", "totals")
+
     def state(self, source_digest):
         """The content of a checkpoint: all that a resumed run needs, and a digest of its images."""
-        numbers = {name: getattr(self, name) for name in
-                   ("people", "steps", "epoch", "step", "elapsed", "log", "totals")}
         return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": source_digest,
-                **numbers, "net": self.net.state_dict(), "sgd": self.sgd.state_dict(),
-                "schedule": self.schedule.state_dict()}
+                "people": self.people, "steps": self.steps,
+                **{name: getattr(self, name) for name in self.VALUES},
+                **{name: getattr(self, name).state_dict() for name in self.PARTS}}
 
     def restore(self, state):
-        for name in ("net", "sgd", "schedule"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        for name in ("epoch", "step", "elapsed", "log", "totals"):
+        for name in self.VALUES:
             setattr(self, name, state[name])
 
 
@@ -216,12 +217,6 @@ def pretrain_step(run, x, y, flip):
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
 
 
-def add_up(run):
-    """Move all processes' fresh numbers into the epoch's totals, if they are finite."""
-    fresh = run.world.sum(run.fresh.clone())
-    check_numbers(run, "the loss or its gradient", fresh)
-    run.totals += fresh
-    run.fresh.zero_()
 
 
 def check_numbers(run, what, *tensors):
@@ -248,7 +243,10 @@ def pretrain_epoch(run, images, caught):
         run.fresh += torch.stack(Totals(*means, (bad >= 0).sum().to(means)))
         run.step += 1
         if run.step % every == 0 or run.step == run.steps:
-            add_up(run)
+            fresh = run.world.sum(run.fresh.clone())
+            check_numbers(run, "the loss or its gradient", fresh)
+            run.totals += fresh
+            run.fresh.zero_()
             stop = run.world.told_to_stop(caught)
             if bar is not None:
                 bar.update(run.step - bar.n)
@@ -261,27 +259,23 @@ def pretrain_epoch(run, images, caught):
     return stop
 
 
-def pretraining_row(run, tests):
-    """One epoch's row of the log; verification by the first process."""
-    sums = Totals(*run.totals.tolist())
-    row = {"epoch": run.epoch + 1, "loss": sums.loss / run.steps,
-           "train_acc": sums.right / run.steps,
-           "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
-           "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
-           "bad_images": int(sums.bad)}
-    for name, test in tests.items():
-        row[f"{name}_acc"], row[f"{name}_sd"] = verify(run.net, test, run.opt, run.known_bad)
-    return row
 
 
 def end_pretraining_epoch(run, tests, paths, source_digest):
-    """Verification, a checkpoint and the log's row; the schedule's step."""
+    """Verification, a checkpoint and the log's row, by the first process; the schedule's step."""
     check_numbers(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
-        row = pretraining_row(run, tests)
+        sums, tested = Totals(*run.totals.tolist()), ""
+        row = {"epoch": run.epoch + 1, "loss": sums.loss / run.steps,
+               "train_acc": sums.right / run.steps,
+               "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
+               "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
+               "bad_images": int(sums.bad)}
+        for name, test in tests.items():
+            mean, sd = verify(run.net, test, run.opt, run.known_bad)
+            row |= {f"{name}_acc": mean, f"{name}_sd": sd}
+            tested += f", {name} {mean:.2%} ± {sd:.2%}"
         run.log.append(row)
-        tested = "".join(", {} {:.2%} ± {:.2%}".format(name, row[f"{name}_acc"], row[f"{name}_sd"])
-                         for name in tests)
         click.echo("epoch {epoch}: loss {loss:.3f}, {train_acc:.2%} right{0}, "
                    "{images_per_second:.0f} images/s, {bad_images} bad images"
                    .format(tested, **row))
@@ -382,8 +376,7 @@ def resumed_options(paths, given):
     """A stopped run's options, with those given that may differ, and its state."""
     state = read_written(paths["last"], PRETRAINING_FORMAT, "a run of `mmlfer pretrain`")
     check_kept(given, state["options"], MOVABLE, paths["last"])
-    moved = {name: value for name, value in given.items() if name in MOVABLE}
-    return types.SimpleNamespace(**{**state["options"], **moved}), state
+    return types.SimpleNamespace(**{**state["options"], **given}), state
 
 
 MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
@@ -422,22 +415,6 @@ def pretrain(opt, paths, state, world):
                        f"{shlex.quote(str(out))}")
 
 
-def start(paths, options, given, resume, overwrite):
-    """Start the run of these paths, or continue it."""
-    state = None
-    if resume and paths["out"].exists():
-        state = read_written(paths["out"], BACKBONE_FORMAT,
-                             "a file of `mmlfer pretrain`; name another --out")
-        check_kept(given, state["options"], MOVABLE, paths["out"])
-        click.echo(f"{paths['out']}: complete, nothing to do")
-        return
-    if resume and paths["last"].exists():
-        opt, state = resumed_options(paths, given)
-    elif not options["faces"]:
-        raise click.UsageError("Missing option '--faces'.")
-    else:
-        opt = new_options(paths, options, overwrite)
-    pretrain(opt, paths, state, join_world(opt.device))
 
 
 @click.command("pretrain")
@@ -475,6 +452,7 @@ def start(paths, options, given, resume, overwrite):
 @click.option("--resume", is_flag=True, help="Continue the run of --out, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Replace the run of --out.")
 @click.pass_context
+@one_voice()
 def command(ctx, out, resume, overwrite, **options):
     """Train a backbone to tell people apart, for `train --weights`.
 
@@ -484,5 +462,15 @@ def command(ctx, out, resume, overwrite, **options):
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if bool(options["pairs"]) != bool(options["pairs_root"]):
         raise click.UsageError("--pairs and --pairs-root go together.")
-    with one_voice():
-        start(run_paths(out), options, given_options(ctx, options), resume, overwrite)
+    paths, given, state = run_paths(out), given_options(ctx, options), None
+    if resume and out.exists():
+        done = read_written(out, BACKBONE_FORMAT, "a file of `mmlfer pretrain`; name another --out")
+        check_kept(given, done["options"], MOVABLE, out)
+        return click.echo(f"{out}: complete, nothing to do")
+    if resume and paths["last"].exists():
+        opt, state = resumed_options(paths, given)
+    elif not options["faces"]:
+        raise click.UsageError("Missing option '--faces'.")
+    else:
+        opt = new_options(paths, options, overwrite)
+    pretrain(opt, paths, state, join_world(opt.device))

@@ -74,14 +74,6 @@ def train_epoch(run, batches, caught, out):
         save_checkpoint(run.state(), out / "last.pt")
 
 
-def log_row(run, val):
-    """One epoch's row of log.csv."""
-    means = Step(*run.trace.mean(0).tolist())
-    return {"epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
-            "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
-            "val_acc": val["accuracy"], "val_diag": val["diag"],
-            "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
-            "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)}
 
 
 def end_epoch(run, val, out):
@@ -89,8 +81,14 @@ def end_epoch(run, val, out):
     numbers = evaluate(run.net, val, run.trained_aus, run.world.predict)
     check_weights(run.net, f"epoch {run.epoch + 1}")
     best = max((row["val_acc"] for row in run.log), default=-1.0)
+    means = Step(*run.trace.mean(0).tolist())
     run.epoch += 1
-    run.log.append(log_row(run, numbers))
+    run.log.append({
+        "epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
+        "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
+        "val_acc": numbers["accuracy"], "val_diag": numbers["diag"],
+        "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
+        "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)})
     run.step, run.elapsed = 0, 0.0
     if run.world.rank:
         return
@@ -147,11 +145,6 @@ def holds_run(out):
     return any((out / name).exists() for name in RUN_FILES)
 
 
-def check_value(option, value):
-    """Raise ValueError or click.BadParameter if the option does not take the value as it is."""
-    flag = isinstance(value, bool)
-    if flag != option.is_flag or option.type.convert(value, option, None) != value:
-        raise ValueError(f"{option.name}: {value!r}")
 
 
 def resumed_config(out, given):
@@ -162,10 +155,17 @@ def resumed_config(out, given):
         cfg = Config(**{name: content[name] for name in names if name in content})
         backbone = content["backbone"]
         for option in CONFIG_OPTIONS:
-            check_value(option, getattr(cfg, option.name))
+            value = getattr(cfg, option.name)
+            flag = isinstance(value, bool)
+            if flag != option.is_flag or option.type.convert(value, option, None) != value:
+                raise ValueError(f"{option.name}: {value!r}")
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, click.BadParameter):
         raise InputError(f"{out}/config.yaml: not the options of a run") from None
-    check_backbone(backbone, cfg, given.get("weights", "auto"), out)
+    weights = given.get("weights", "auto")  # auto keeps the run's own
+    if weights != "auto" and backbone != given_backbone(
+            weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, cfg.size):
+        raise InputError(f"{weights}: not the backbone that the run in {out} started from; a "
+                         "resumed run keeps its own: leave out --weights, or name another --out")
     movable = ["data", "device", "weights"]
     if not {cfg.stats, given.get("stats")} & {*WORDS["stats"]}:
         movable.append("stats")  # a file, whose content last.pt has
@@ -173,14 +173,6 @@ def resumed_config(out, given):
     return dataclasses.replace(cfg, **{name: given[name] for name in MOVABLE if name in given})
 
 
-def check_backbone(recorded, cfg, weights, out):
-    """Refuse given weights whose content is not what the run started from; auto keeps the run's."""
-    if weights == "auto":
-        return
-    if given_backbone(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm,
-                      cfg.size) != recorded:
-        raise InputError(f"{weights}: not the backbone that the run in {out} started from; a "
-                         "resumed run keeps its own: leave out --weights, or name another --out")
 
 
 def has_state(out):
@@ -222,11 +214,16 @@ def read_faces(cfg, out, state=None, decoded=decode_all):
                          "which --labels soft needs")
     faces, table = kept_table(cfg, faces, state, out) if state else new_table(cfg, faces)
     click.echo(describe(faces, cfg.data))
-    if loss_sources(vars(cfg))[2]:
+    _, l_au, l_am = loss_sources(vars(cfg))
+    if l_am:
         for line in left_out(cfg.stats, cfg.stats_least, faces, table):
             click.echo(line)
     check_trainable(faces, cfg.data, cfg.batch_size)
-    tell_untrained(cfg, faces)
+    trained = find_trained(vars(cfg), faces)
+    rest = [str(au) for au in faces.vocabulary.aus if au not in trained]
+    if rest and (l_au or l_am):
+        click.echo(f"no training row codes AU {', '.join(rest)}: not trained, left out of every "
+                   "answer")
     if faces.images is None:
         faces = load_images(faces, cfg.data, cfg.size, decoded=decoded)
     return faces, table
@@ -257,12 +254,6 @@ def kept_table(cfg, faces, state, out):
     return faces, table
 
 
-def tell_untrained(cfg, faces):
-    """Say in a line which AUs of a method that trains AUs no training row codes."""
-    names, trained = faces.vocabulary.aus, find_trained(vars(cfg), faces)
-    if any(loss_sources(vars(cfg))[1:]) and len(trained) < len(names):
-        rest = ", ".join(str(au) for au in names if au not in trained)
-        click.echo(f"no training row codes AU {rest}: not trained, left out of every answer")
 
 
 def new_run(cfg, steps, table, vocabulary, world=ALONE):
@@ -394,19 +385,15 @@ Examples:
 @click.option("--scratch", type=PATH, metavar="DIR", help="Keep the decoded images in a temporary "
               "file in DIR, not in memory; the results are the same.")
 @click.pass_context
-def command(ctx, **options):
+@one_voice()
+@first_speaks()
+def command(ctx, out, resume, overwrite, scratch, **options):
     """Train on a folder laid out like RAF-CE, or with a labels.csv of your own, and test.
 
     Writes OUT/config.yaml, log.csv (one row per epoch), last.pt, best.pt (by validation accuracy)
     and, at the end, test.json. On several GPUs, which share each batch: torchrun --nproc-per-node 8
     mmlfer.py train ...
     """
-    with one_voice(), first_speaks():
-        start(ctx, **options)
-
-
-def start(ctx, out, resume, overwrite, scratch, **options):
-    """Start a run, or continue it."""
     if resume and overwrite:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     out = out or Path("runs") / options["method"]
