@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from mmlfer import (
-    ARCHS, HERE, NORMS, RAFCE, InputError, brief, make_backbone, make_base_net, torch, torch_load)
+    ARCHS, HERE, NORMS, RAFCE, InputError, make_backbone, make_base_net, refused, torch, torch_load)
 from mmlfer_commands._models import CONFIG, read_folder
 from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, usual_norm
 from mmlfer_commands._runs import versions
@@ -16,10 +16,7 @@ def find_weights(weights, arch):
     casia = Path("weights") / f"{arch}_casia.pth"
     if weights != "auto":
         return weights
-    for path in (HERE / casia, casia):
-        if path.exists():
-            return str(path)
-    return "none"
+    return next((str(path) for path in (HERE / casia, casia) if path.exists()), "none")
 
 
 def backbone_name(weights, norm, net=None):
@@ -84,24 +81,21 @@ def read_tensors(path):
         return {"format": state["format"], "state_dict": state["net"]}
     if not path.lower().endswith(".safetensors"):
         return torch_load(path)
-    try:
+    with refused(path, "reading it takes: pip install safetensors", ImportError):
         from safetensors.torch import load
-    except ImportError:
-        raise InputError(f"{path}: reading it takes: pip install safetensors") from None
-    try:
-        return load(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # safetensors' own, by the kind of damage
-        raise InputError(f"{path}: not a checkpoint that can be read safely "
-                         f"({brief(error)})") from None
+    with (refused(path, "not a checkpoint that can be read safely ({})", Exception),
+          refused(path, "no such file", FileNotFoundError)):
+        return load(Path(path).read_bytes())  # its errors differ by the kind of damage
 
 
 def read_backbone(path, own=None):
     """A file's {name in our net: (key in the file, tensor)}, the keys of all else in it, {"mean":
     .., "std": ..} if mmlfer wrote it, and whether it is AdaFace's. own: names of a net of timm."""
-    content = read_tensors(path)
-    state = unwrapped(content)
+    state = content = read_tensors(path)
+    for _ in WRAPPERS:  # to the innermost dict; no oftener, because a dict may hold itself
+        if isinstance(state, dict):
+            inner = [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]
+            state = inner[0] if inner else state
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
     if content.get("format") == PRETRAINING_FORMAT:
@@ -114,13 +108,6 @@ def read_backbone(path, own=None):
     return in_own_names(found), [key for key in left if key not in norm], norm, is_adaface(found)
 
 
-def unwrapped(state):
-    """The innermost dict of a checkpoint: {"model": {"state_dict": ..}} holds a net's tensors."""
-    for _ in WRAPPERS:  # no oftener, because a dict may hold itself
-        if isinstance(state, dict):
-            inner = [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]
-            state = inner[0] if inner else state
-    return state
 
 
 def named_tensors(state, path, own=None):
@@ -130,7 +117,7 @@ def named_tensors(state, path, own=None):
     found, left = {}, []
     for key, value in state.items():
         key = str(key)
-        name = name_of_tensor(key) if own is None else name_in_timm(key, own)
+        name = name_of_tensor(key, own)
         if name in found:
             raise InputError(f"{path}: two backbones, {found[name][0]} and {key}; keep one of them")
         if name and isinstance(value, torch.Tensor):
@@ -140,14 +127,12 @@ def named_tensors(state, path, own=None):
     return found, left
 
 
-def name_of_tensor(key):
-    """The name of a backbone's tensor in its net, None for other keys of a state dict."""
-    match = TENSOR.fullmatch(key.replace("_orig_mod.", ""))  # torch.compile's
-    return match and SEQUENTIAL.get(match[1], match[1]) + match[2]
-
-
-def name_in_timm(key, own):
-    """The same for a net of timm with the names `own`."""
+def name_of_tensor(key, own=None):
+    """The name of a backbone's tensor in its net, of timm if its names are `own`; None for other
+    keys of a state dict."""
+    if own is None:
+        match = TENSOR.fullmatch(key.replace("_orig_mod.", ""))  # torch.compile's
+        return match and SEQUENTIAL.get(match[1], match[1]) + match[2]
     rest, parts = [key], {name.partition(".")[0] for name in own}
     while rest[-1] not in own and rest[-1].partition(".")[0] in PREFIXES:
         rest.append(rest[-1].partition(".")[2])
@@ -201,12 +186,10 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
         first = next(name for name, t in own.items() if t.ndim == 4 and t.shape[1] == 3)
         taken[first] = taken[first].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
-    try:
-        if norm == "auto":
-            for name, values in own_norm.items():
-                getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{path}: of another version of mmlfer, or damaged") from None
+    with refused(path, "of another version of mmlfer, or damaged", TypeError, ValueError,
+                 RuntimeError):
+        for name, values in own_norm.items() if norm == "auto" else ():
+            getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
     return net, (f"took {len(taken)} tensors from {path}"
                  f"{', as AdaFace trains them: on BGR, turned to RGB' if adaface else ''}"
                  f"{left_out(left)}")
@@ -224,11 +207,9 @@ def load_imagenet(arch, norm, vocabulary):
     import torchvision
 
     source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    try:
+    with refused("--weights imagenet", f"no download of {source.url} ({{}}); fetch it elsewhere "
+                 "and give its path to --weights"):
         state = source.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        raise InputError(f"--weights imagenet: no download of {source.url} ({error}); fetch it "
-                         "elsewhere and give its path to --weights") from None
     net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm], vocabulary)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"

@@ -5,7 +5,7 @@ import difflib
 import functools
 import re
 
-from mmlfer import NORMS, InputError, brief, torch
+from mmlfer import NORMS, InputError, refused, torch
 from mmlfer_commands._runs import check_installed
 
 STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "100": (3, 13, 30, 3),
@@ -101,16 +101,14 @@ def make_timm(arch, size, pretrained=False):
     import timm
 
     options = {"img_size": size} if facts.fixed_input_size else {}
-    try:
+    failed = (f"--arch {arch} --size {size}",
+              f"timm cannot make it ({{}}); its own size is {facts.input_size[-1]}")
+    if pretrained:
+        failed = ("--weights timm",
+                  "no download ({}); fetch it elsewhere and give its path to --weights")
+    with refused(*failed, Exception), torch.no_grad():  # timm's own kinds, those of its download
         net = timm.create_model(arch.removeprefix("timm:"), pretrained, num_classes=0, **options)
-        with torch.no_grad():
-            net.num_features = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
-    except Exception as error:  # timm's own kinds, and those of its download
-        if pretrained:
-            raise InputError(f"--weights timm: no download ({brief(error)}); fetch it elsewhere "
-                             "and give its path to --weights") from None
-        raise InputError(f"--arch {arch} --size {size}: timm cannot make it ({brief(error)}); its "
-                         f"own size is {facts.input_size[-1]}") from None
+        net.num_features = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
     return net.train()
 
 

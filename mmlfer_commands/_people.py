@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    InputError, Stream, brief, image_suffixes, is_image, progress, read_image, torch, try_read)
+    InputError, Stream, brief, image_suffixes, is_image, progress, read_image, refused, torch,
+    try_read)
 from mmlfer_commands._inputs import is_hidden
 from mmlfer_commands._processes import blocked, end_with_parent
 from mmlfer_commands._runs import STOPS
@@ -154,11 +155,9 @@ def read_index(path):
                                  "that came with train.rec")
             yield int(row[1]), int(row[2])
 
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; it belongs beside train.rec") from None
+    with refused(path, "{}; it belongs beside train.rec"), \
+            open(path, encoding="utf-8", errors="replace") as file:
+        index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
     keys, last = np.unique(index[:, 0], return_index=True)
     return keys, index[last, 1]
 
@@ -182,14 +181,12 @@ def read_label(file, offset, size):
 def read_end(file, offset):
     """The key after the last image, the first label of insightface's record 0, which has no image;
     None if record 0, at this offset, is an image."""
-    try:
+    with refused(file.name, "record 0: {}; fetch the file again", ValueError):
         labels, image = parse_record(read_record(file, offset))
         if image:
             return None
         if len(labels) > 1 and not 1 <= labels[0] < 2**40:
             raise ValueError(f"{labels[0]:g} is no number of images")
-    except ValueError as error:
-        raise InputError(f"{file.name}: record 0: {error}; fetch the file again") from None
     return labels[0] if len(labels) > 1 else math.inf
 
 
@@ -279,35 +276,28 @@ def draw_pairs(labels, seed, n=3000):
 
 def read_pairs(path, root):
     """LFW's pairs.txt. -> Files, indices (P, 2), same (P,) bool, fold (P,)"""
-    try:
+    with refused(path, "not LFW's pairs.txt, which begins with `10 300` ({})", OSError, ValueError,
+                 IndexError):
         rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
         folds, n = map(int, rows[0])
         if folds < 2 or n < 1:
             raise ValueError("two folds or more, of pairs")
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not LFW's pairs.txt, which begins with `10 300` "
-                         f"({error})") from None
     if len(rows) < 1 + 2 * folds * n:
         raise InputError(f"{path}: {len(rows) - 1} pairs, and its first row says {2 * folds * n}")
-    names, pairs = {}, []
+    names, pairs, suffixes = {}, [], sorted(image_suffixes())
     for number, row in enumerate(rows[1 : 1 + 2 * folds * n], 2):
-        try:
+        with refused(f"{path}:{number}", "expected `name i j` or `name i name j`", ValueError):
             one, i, other, j = row if len(row) != 3 else (row[0], row[1], row[0], row[2])
-            found = [lfw_image(Path(root), name, int(k)) for name, k in ((one, i), (other, j))]
-        except ValueError:
-            raise InputError(f"{path}:{number}: expected `name i j` or `name i name j`") from None
-        except FileNotFoundError as error:
-            raise InputError(f"{path}:{number}: no image {error}") from None
-        pairs.append([names.setdefault(name, len(names)) for name in found])
+            stems = [f"{name}/{name}_{int(k):04d}" for name, k in ((one, i), (other, j))]
+        pairs.append([])
+        for stem in stems:
+            there = (stem + suffix for suffix in suffixes if Path(root, stem + suffix).exists())
+            if not (name := next(there, None)):
+                raise InputError(f"{path}:{number}: no image {Path(root, stem)}.jpg")
+            pairs[-1].append(names.setdefault(name, len(names)))
     same = np.array([len(row) == 3 for row in rows[1 : len(pairs) + 1]])
     fold = np.arange(len(pairs)) // (2 * n)
     return Files(root, names, range(len(names))), np.array(pairs), same, fold
 
 
-def lfw_image(root, name, i):
-    """The path NAME/NAME_0001.jpg below root, with whichever suffix of an image is there."""
-    for suffix in sorted(image_suffixes()):
-        image = Path(name, f"{name}_{i:04d}{suffix}")
-        if (root / image).exists():
-            return str(image)
-    raise FileNotFoundError(root / name / f"{name}_{i:04d}.jpg")
+

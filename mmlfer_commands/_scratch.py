@@ -9,7 +9,7 @@ import tempfile
 import click
 import numpy as np
 
-from mmlfer import InputError, decode_all
+from mmlfer import decode_all, refused
 
 
 def decode_shared(world, folder, paths, size):
@@ -28,7 +28,7 @@ def shared_array(world, folder, shape):
     is removed as soon as all have mapped it: whatever ends them, the system frees the space."""
     first, size = world.local_rank == 0, math.prod(shape)
     world.machines(None)  # all are here, so that the name is needed for a moment only
-    try:
+    with refused(f"--scratch {folder}", "{}; name another folder"):
         name = tempfile.mkstemp(".scratch", "mmlfer-", folder)[1] if first else None
         with open(dict(world.machines(name))[world.machine], "r+b") as file:
             try:
@@ -42,23 +42,18 @@ def shared_array(world, folder, shape):
                     os.unlink(name)
             if first:
                 reserve(file, size, folder)
-    except OSError as error:
-        raise InputError(f"--scratch {folder}: {error.strerror}; name another folder") from None
     return array
 
 
 def reserve(file, size, folder):
     """Take the file's space now: a full disk would kill a process that writes to a mapped file."""
     free = shutil.disk_usage(folder).free
-    try:
+    with refused(f"--scratch {folder}", f"the images take {size / 1e9:.2f} GB, and "
+                 f"{free / 1e9:.2f} GB are free ({{}}); name another folder"):
         if size > free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        raise InputError(f"--scratch {folder}: the images take {size / 1e9:.2f} GB, and "
-                         f"{free / 1e9:.2f} GB are free ({error.strerror}); name another folder"
-                         ) from None
 
 
 def tell_if_large(size):

@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, brief, plural,
+    AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, plural, refused,
     tell_once)
 from mmlfer_commands._labels import recode
 
@@ -21,8 +21,12 @@ def load_stats(name, vocabulary=RAFCE):
     the vocabulary does not have is dropped, such as AU 11 of the lab table for RAF-CE.
     """
     rows = rows_of_stats(name, vocabulary)
-    if name not in PAPERS:
-        tell_dropped(name, rows, vocabulary)
+    aus = sorted({au for row in rows.values() for au in row} - {*vocabulary.aus})
+    emotions = [emotion for emotion in rows if emotion not in vocabulary.emotions]
+    for what, left in (("AU", aus), ("expression", emotions)):
+        if left and name not in PAPERS:
+            tell_once(f"{name}: {what} {', '.join(map(str, left))}: not among the labels' {what}s, "
+                      "left out")
     table = np.zeros((len(vocabulary.emotions), len(vocabulary.aus)))
     for k, emotion in enumerate(vocabulary.emotions):
         for au, p in rows[emotion].items():
@@ -34,40 +38,24 @@ def load_stats(name, vocabulary=RAFCE):
 def rows_of_stats(name, vocabulary):
     """The rows of "wild", "lab" or a YAML file, {expression: {AU: fraction}}, none lacking."""
     if name in PAPERS:
-        return paper_rows(name, vocabulary)
-    rows = read_stats(name)
-    if missing := ", ".join(e for e in vocabulary.emotions if e not in rows):
-        raise InputError(f"{name}: no row for {missing}, as the labels have; add it, or {{}} in "
-                         "its place to leave an expression out of L^AM")
+        installed = HERE / "mmlfer_stats"
+        own = installed if installed.is_dir() else HERE / "stats"
+        rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
+    else:
+        rows = read_stats(name)
+    missing = [emotion for emotion in vocabulary.emotions if emotion not in rows]
+    if missing and name in PAPERS:
+        raise InputError(f"statistics {name}: for RAF-CE's expressions, and {missing[0]!r} is not "
+                         "one of them; --stats train counts your training rows, or give a YAML "
+                         "file as `mmlfer stats --out` writes it")
+    if missing:
+        raise InputError(f"{name}: no row for {', '.join(missing)}, as the labels have; add it, or "
+                         "{} in its place to leave an expression out of L^AM")
     return rows
 
 
-def paper_rows(name, vocabulary):
-    """Table 1's rows, {expression: {AU: fraction}}, for RAF-CE's expressions or some of them."""
-    installed = HERE / "mmlfer_stats"
-    own = installed if installed.is_dir() else HERE / "stats"
-    rows = yaml.safe_load((own / f"{name}.yaml").read_text(encoding="utf-8"))
-    for emotion in vocabulary.emotions:
-        if emotion not in rows:
-            raise InputError(f"statistics {name}: for RAF-CE's expressions, and {emotion!r} is not "
-                             "one of them; --stats train counts your training rows, or give a "
-                             "YAML file as `mmlfer stats --out` writes it")
-    return {emotion: rows[emotion] for emotion in vocabulary.emotions}
-
-
-def tell_dropped(path, rows, vocabulary):
-    """Name what a file's rows have and the vocabulary has not."""
-    aus = sorted({au for row in rows.values() for au in row} - {*vocabulary.aus})
-    emotions = [emotion for emotion in rows if emotion not in vocabulary.emotions]
-    for what, names in (("AU", aus), ("expression", emotions)):
-        if names:
-            tell_once(f"{path}: {what} {', '.join(map(str, names))}: not among the labels' "
-                      f"{what}s, left out")
-
-
 def frequencies(faces):
-    """p(AU | expression) of the coded rows (K, J), NaN if there are none, and their numbers (K, J).
-    """
+    """p(AU | expression) of the coded rows (K, J), NaN without any, and their numbers (K, J)."""
     y_au = [faces.y_au[faces.y_emo == k] for k in range(len(faces.vocabulary.emotions))]
     coded = np.stack([(y != NOT_CODED).sum(0) for y in y_au])
     with np.errstate(invalid="ignore"):
@@ -157,11 +145,9 @@ def read_stats(path):
         if not ok:
             raise InputError(f"{path}: {message}")
 
-    try:
+    with refused(path, "cannot be read as YAML ({}); --stats takes wild, lab, train or a file of "
+                 "`mmlfer stats --out`", Exception):  # yaml raises many, for odd tags and nesting
         rows = yaml.load(Path(path).read_text(encoding="utf-8"), StatsLoader)
-    except Exception as error:  # yaml raises many kinds for odd tags and nesting
-        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
-                         "lab, train or a file of `mmlfer stats --out`") from None
     expect(isinstance(rows, dict) and rows,
            "expected expressions with their AUs, as in stats/wild.yaml")
     for emotion, row in rows.items():

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmlfer import (
     EMOTIONS, LABEL_FILES, PATH, SEED, InputError, image_index, is_aligned, parse_aus, progress,
-    stem)
+    refused, stem)
 from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
 from mmlfer_commands._outputs import new_folder
 from mmlfer_commands._rafce import one_image_a_row, parse_code, read_labels, write_labels
@@ -78,11 +78,8 @@ def join_labels(raf_ml, raf_au):
     if not names:
         raise InputError(f"{au_path}: no image of it with a compound expression is in {raf_ml}")
     for name in names:
-        number, text = au[name]
-        try:
-            parse_aus(text)
-        except ValueError as error:
-            raise InputError(f"{au_path}:{number}: {error}; fix this row") from None
+        with refused(f"{au_path}:{au[name][0]}", "{}; fix this row", ValueError):
+            parse_aus(au[name][1])
     one_image_a_row({name: au[name] for name in names}, au_path)
     notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
              *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
@@ -118,12 +115,9 @@ def place_images(keys, index, out, copy):
                                  for key in keys)
     for key in progress([key for key in keys if key in index], "images"):
         source, target = index[key], out / place_of(key, index)
-        try:
+        with refused(source, "cannot be copied ({}); fix or remove it, or free some space" if copy
+                     else "cannot be linked ({}); --copy copies the images"):
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
-        except OSError as error:
-            remedy = "fix or remove it, or free some space" if copy else "--copy copies the images"
-            raise InputError(f"{source}: cannot be {'copied' if copy else 'linked'} "
-                             f"({error.strerror or error}); {remedy}") from None
     return placed[True], placed[False], placed[None]
 
 

@@ -40,15 +40,6 @@ def read_set(folder):
     return faces, [""] * len(places), places
 
 
-def check_spellings(emotions, sources):
-    """InputError if two sets spell an expression in two ways. emotions: names by set"""
-    seen = {}
-    for source, own in zip(sources, emotions):
-        for name in own:
-            first, where = seen.setdefault(folded(name), (name, source))
-            if first != name:
-                raise InputError(f"{source}: {name!r} is {first!r} of {where} in another spelling; "
-                                 f"--rename '{name}={first}'")
 
 
 def columns_of(read, emotions):
@@ -120,7 +111,12 @@ def merge(folders, out, names):
     known = {name for faces, *_ in read for name in faces.vocabulary.emotions}
     if odd := [name for name in names if name not in known]:
         raise InputError(f"--rename {odd[0]}: no set has it; they have {', '.join(sorted(known))}")
-    check_spellings(emotions, sources)
+    seen = {}
+    for source, name in ((source, name) for source, own in zip(sources, emotions) for name in own):
+        first, where = seen.setdefault(folded(name), (name, source))
+        if first != name:
+            raise InputError(f"{source}: {name!r} is {first!r} of {where} in another spelling; "
+                             f"--rename '{name}={first}'")
     columns = columns_of(read, emotions)
     rows = (row for source, one, own in zip(sources, read, emotions)
             for row in rows_of(source, *one, own, columns))

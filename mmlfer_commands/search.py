@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import shlex
 
 import click
@@ -64,16 +63,12 @@ def best_options(folder, names):
     if not found:
         raise InputError(f"{folder}: no run of `train` below it")
     accuracy, best = max(found, key=lambda one: one[0])
+    words = []
     for name, value, tried in zip(names, best, zip(*(values for _, values in found))):
         warn_of_edge(folder, name, value, tried)
-    return shlex.join(itertools.chain(*map(as_given, names, best)))
-
-
-def as_given(name, value):
-    """The words that give `train` this option; a flag that is off has none."""
-    if isinstance(value, bool):
-        return [f"--{name}"] if value else []
-    return [f"--{name}", str(value)]
+        if value is not False:  # a flag that is off
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def warn_of_edge(folder, name, value, tried):

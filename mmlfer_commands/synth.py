@@ -62,12 +62,6 @@ def draw_all(jobs):
         pass
 
 
-def read_au_strings(folder):
-    """The names and AU strings of a folder's label files."""
-    load_labels(folder)  # raises InputError unless all three files fit together
-    names = list(read_labels(Path(folder) / LABEL_FILES[0], str))
-    aus = read_labels(Path(folder) / LABEL_FILES[2], str)
-    return names, [aus[name][1] for name in names]
 
 
 def mislabel(folder, share, seed):
@@ -113,9 +107,12 @@ def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
     """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
     with new_folder(out) as part:
         if labels:
-            names, aus = read_au_strings(labels)
+            load_labels(labels)  # raises InputError unless all three files fit together
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
+            names = list(read_labels(part / LABEL_FILES[0], str))
+            rows = read_labels(part / LABEL_FILES[2], str)
+            aus = [rows[name][1] for name in names]
         else:
             names, y_emo, split, aus = draw_rows(n, test, load_stats(stats), seed)
             write_labels(part, names, y_emo, split, aus)
@@ -203,8 +200,7 @@ def command(out, n, test, stats, form, uncoded, soft, labels, au_noise, people, 
         raise click.UsageError("--soft needs --form csv: RAF-CE's files have no shares.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
-        click.echo(f"{out}: {people} people of {per_person} faces")
-        return
+        return click.echo(f"{out}: {people} people of {per_person} faces")
     if form == "csv":
         synthesize_csv(out, n, stats, size, seed, test, uncoded, soft)
     else:

@@ -18,8 +18,8 @@ import yaml
 from mmlfer import (
     LOWER_RATES, PATH, RUN, RUN_FILES, STEP_LABELS, Batches, Config, InputError, Run, Step,
     Vocabulary, check_weights, decode_all, evaluate, find_trained, inference_state, load_images,
-    load_net, loss_sources, make_base_net, percent, progress, read_checkpoint, save_checkpoint,
-    torch, train_step, write_whole)
+    load_net, loss_sources, make_base_net, percent, progress, read_checkpoint, refused,
+    save_checkpoint, torch, train_step, write_whole)
 from mmlfer_commands._alignment import template_of_tensor
 from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
 from mmlfer_commands._hypergrads import choose_hypergrad
@@ -149,7 +149,8 @@ def holds_run(out):
 
 def resumed_config(out, given):
     """The options in a run's config.yaml, with those given that may differ."""
-    try:
+    with refused(out / "config.yaml", "not the options of a run", OSError, ValueError, TypeError,
+                 KeyError, yaml.YAMLError, click.BadParameter):
         content = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
@@ -159,8 +160,6 @@ def resumed_config(out, given):
             flag = isinstance(value, bool)
             if flag != option.is_flag or option.type.convert(value, option, None) != value:
                 raise ValueError(f"{option.name}: {value!r}")
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError, click.BadParameter):
-        raise InputError(f"{out}/config.yaml: not the options of a run") from None
     weights = given.get("weights", "auto")  # auto keeps the run's own
     if weights != "auto" and backbone != given_backbone(
             weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, cfg.size):
