@@ -7,7 +7,7 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, plural, refused,
+    AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, brief, plural,
     tell_once)
 from mmlfer_commands._labels import recode
 
@@ -145,9 +145,11 @@ def read_stats(path):
         if not ok:
             raise InputError(f"{path}: {message}")
 
-    with refused(path, "cannot be read as YAML ({}); --stats takes wild, lab, train or a file of "
-                 "`mmlfer stats --out`", Exception):  # yaml raises many, for odd tags and nesting
+    try:
         rows = yaml.load(Path(path).read_text(encoding="utf-8"), StatsLoader)
+    except Exception as error:  # yaml raises many kinds for odd tags and nesting
+        raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
+                         "lab, train or a file of `mmlfer stats --out`") from None
     expect(isinstance(rows, dict) and rows,
            "expected expressions with their AUs, as in stats/wild.yaml")
     for emotion, row in rows.items():
