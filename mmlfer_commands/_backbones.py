@@ -8,7 +8,6 @@ from mmlfer import (
     ARCHS, HERE, NORMS, RAFCE, InputError, make_backbone, make_base_net, refused, torch, torch_load)
 from mmlfer_commands._models import CONFIG, read_folder
 from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, usual_norm
-from mmlfer_commands._runs import versions
 
 
 def find_weights(weights, arch):
@@ -71,6 +70,7 @@ PREFIXES = ("module", "model", "net", "backbone", "base", "base_model", "resnet"
 SEQUENTIAL = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 LAYERS = r"conv1|bn[12]|prelu|layer[1-4]|[014567]|input_layer\.[012]|body\.\d+|output_layer\.0"
 TENSOR = re.compile(rf"(?:(?:{'|'.join(PREFIXES)})\.)*({LAYERS})(\..+)")
+BACKBONE_FORMAT = "mmlfer backbone 1"  # of the file that `pretrain` writes at its end
 PRETRAINING_FORMAT = "mmlfer pretraining 1"  # of a checkpoint of `pretrain`, X.last.pt
 
 
@@ -215,14 +215,3 @@ def load_imagenet(arch, norm, vocabulary):
     return net, "ImageNet's, from torchvision"
 
 
-BACKBONE_FORMAT = "mmlfer backbone 1"
-
-
-def backbone_state(run):
-    """A weights file for `train --weights`: tensors, normalisation, and how they were trained."""
-    last = run.log[-1]
-    mean, std = map(list, NORMS["half"])
-    return {"format": BACKBONE_FORMAT, "arch": run.opt.arch, "mean": mean, "std": std,
-            "people": run.people, "options": vars(run.opt), "versions": versions(),
-            "accuracy": {k: v for k, v in last.items() if k.endswith(("_acc", "_sd"))},
-            "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}

@@ -398,10 +398,8 @@ class Rows:
         emotions = sorted({*self.expressions, *map(self.spelling, self.voted)} - {NONE})
         if {*emotions} <= {*EMOTIONS}:
             emotions.sort(key=EMOTIONS.index)
-        if self.aus:
-            return Vocabulary(tuple(emotions), tuple(sorted(self.aus)))
-        aus = {au for row in self.known.values() for au in row or ()}
-        if tuple(emotions) == EMOTIONS and aus <= {*AUS}:
+        aus = {*self.aus}.union(*(row or () for row in self.known.values()))
+        if not self.aus and tuple(emotions) == EMOTIONS and aus <= {*AUS}:
             return RAFCE
         return Vocabulary(tuple(emotions), tuple(sorted(aus)))
 

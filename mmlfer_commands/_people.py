@@ -20,7 +20,8 @@ from mmlfer_commands._runs import STOPS
 
 
 class Files:
-    """N images below a folder, and the person of each, 0..people - 1."""
+    """N images below a folder, and the person of each, 0..people - 1. `read` gives image i as a
+    (size, size, 3) array, or the reason why not."""
 
     def __init__(self, root, names, labels):
         self.root, self.labels = str(root), np.array(labels)
@@ -30,12 +31,11 @@ class Files:
         return os.fsdecode(self.names[i])
 
     def read(self, i, size):
-        """Image i as a (size, size, 3) array, or the reason why not."""
         return try_read(os.path.join(self.root, self.name(i)), size)
 
 
 class Records:
-    """N images of an insightface train.rec, and the person of each."""
+    """N images of an insightface train.rec, and the person of each; as Files."""
 
     def __init__(self, path, keys, offsets, labels):
         self.path, self.names, self.offsets, self.labels = str(path), keys, offsets, labels
@@ -44,7 +44,6 @@ class Records:
         return f"record {self.names[i]}"
 
     def read(self, i, size):
-        """Image i as a (size, size, 3) array, or the reason why not."""
         try:
             with open(self.path, "rb") as file:
                 _, image = parse_record(read_record(file, int(self.offsets[i])))
@@ -93,15 +92,13 @@ def read_folders(folder):
             images = [file.name for file in inside if is_image(file.name)]
             others += len(inside) - len(images)
             names += [os.path.join(entry.name, image) for image in images]
-            if images:
-                counts.append(len(images))
-            else:
-                empty.append(entry.name)
+            counts += [len(images)] if images else []
+            empty += [] if images else [entry.name]
         elif is_image(entry.name):
             loose += 1
-    left = (("folders without an image", empty and some(empty)),
-            ("images outside a person's folder", loose), ("other files", others))
-    notes = [f"{what}, left out: {which}" for what, which in left if which]
+    left = {"folders without an image": empty and some(empty),
+            "images outside a person's folder": loose, "other files": others}
+    notes = [f"{what}, left out: {which}" for what, which in left.items() if which]
     return Files(folder, names, np.repeat(np.arange(len(counts)), counts)), notes
 
 

@@ -13,10 +13,16 @@ from mmlfer import decode_all, refused
 
 
 def decode_shared(world, folder, paths, size):
-    """`decode_all` for the processes of a World; with --scratch FOLDER once for each machine."""
+    """`decode_all` for the processes of a World; with --scratch FOLDER once for each machine. A
+    line says so if the images take more than half of a machine's memory."""
     shape = (len(paths), 3, size, size)
     if folder is None or not paths:
-        tell_if_large(math.prod(shape) * world.local_size)
+        taken = math.prod(shape) * world.local_size
+        if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if taken > memory / 2:
+                click.echo(f"Note: the images take {taken / 1e9:.1f} GB of {memory / 1e9:.1f} GB "
+                           "of memory; --scratch DIR keeps them in a file", err=True)
         return decode_all(paths, size)
     images = shared_array(world, folder, shape)
     unread = None if world.local_rank else decode_all(paths, size, images)[1]
@@ -56,11 +62,4 @@ def reserve(file, size, folder):
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def tell_if_large(size):
-    """A line if so many bytes are more than half of the machine's memory."""
-    names = getattr(os, "sysconf_names", ())
-    if "SC_PHYS_PAGES" in names:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if size > memory / 2:
-            click.echo(f"Note: the images take {size / 1e9:.1f} GB of {memory / 1e9:.1f} GB of "
-                       "memory; --scratch DIR keeps them in a file", err=True)
+

@@ -22,12 +22,13 @@ import numpy as np
 from mmlfer import (
     ARCHS, COUNT, NORMS, PATH, RATE, SEED, SHARE, SIZE, FiniteRange, InputError, Stream,
     device_option, make_backbone, precision_option, progress, save_checkpoint, torch, torch_load)
-from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT, backbone_state
+from mmlfer_commands._backbones import BACKBONE_FORMAT, PRETRAINING_FORMAT
 from mmlfer_commands._outputs import check_output, locked, remove_parts, write_rows
 from mmlfer_commands._people import (
     Images, draw_pairs, people_sha256, read_batches, read_pairs, read_people)
 from mmlfer_commands._processes import join_world, one_voice
-from mmlfer_commands._runs import caught_signals, check_kept, given_options, has_bf16, stopped_line
+from mmlfer_commands._runs import (
+    caught_signals, check_kept, given_options, has_bf16, stopped_line, versions)
 
 # ---------------------------------------------------------------- bad images
 
@@ -410,7 +411,12 @@ def pretrain(opt, paths, state, world):
         pretrain_epochs(run, images, tests, paths, source_digest)
         if world.rank == 0:
             write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
-            save_checkpoint(backbone_state(run), out)
+            mean, std = map(list, NORMS["half"])
+            save_checkpoint({
+                "format": BACKBONE_FORMAT, "arch": opt.arch, "mean": mean, "std": std,
+                "people": people, "options": vars(opt), "versions": versions(),
+                "accuracy": {k: v for k, v in run.log[-1].items() if k.endswith(("_acc", "_sd"))},
+                "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}, out)
             click.echo(f"{out}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
                        f"{shlex.quote(str(out))}")
 

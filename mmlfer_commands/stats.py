@@ -38,8 +38,7 @@ def table_1(p, n, reference, vocabulary):
 
 def observed_aus(p, aus):
     """{AU number: in how many expressions it is observed} of the AUs that are observed in any."""
-    shown = (p >= OBSERVED).sum(0)
-    return {au: int(k) for au, k in zip(aus, shown) if k}
+    return {au: k for au, k in zip(aus, (p >= OBSERVED).sum(0)) if k}
 
 
 def observation(name, p, aus):

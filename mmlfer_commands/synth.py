@@ -65,8 +65,8 @@ def draw_all(jobs):
 
 
 def mislabel(folder, share, seed):
-    """Give a share of the training rows the AU string of another of them; all else stays.
-    -> how many rows got another's, how many of these now differ, how many there are"""
+    """Give a share of the training rows the AU string of another of them, and say in a line what
+    changed; InputError if nothing did. All else stays."""
     rng, path = np.random.default_rng([seed, Stream.AU_NOISE]), folder / LABEL_FILES[2]
     split = read_labels(folder / LABEL_FILES[1], parse_code(2))
     rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
@@ -76,14 +76,8 @@ def mislabel(folder, share, seed):
     differ = sum(rows[name] != aus for name, aus in given.items())
     rows |= given
     write_whole(path, "".join(f"{name} {aus}\n" for name, aus in rows.items()).encode())
-    return len(given), differ, len(train)
-
-
-def add_au_noise(folder, share, seed):
-    """`mislabel`, and a line that says what changed; InputError if nothing did."""
-    given, differ, n = mislabel(folder, share, seed)
-    said = f"{given} of {n} training rows got another row's AUs"
-    if not differ:
+    n, said = len(train), f"{len(given)} of {len(train)} training rows got another row's AUs"
+    if share and not differ:
         raise InputError(f"--au-noise {share:g} changes no AU labels ({said}); give a larger share")
     click.echo(f"AU noise: {said}; {differ} ({100 * differ / n:.1f} % of {n}) differ from before")
 
@@ -117,7 +111,7 @@ def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
             names, y_emo, split, aus = draw_rows(n, test, load_stats(stats), seed)
             write_labels(part, names, y_emo, split, aus)
         if au_noise:
-            add_au_noise(part, au_noise, seed)
+            mislabel(part, au_noise, seed)
         draw_faces(part, names, aus, size, seed, test)
 
 
@@ -127,8 +121,7 @@ def drawable(stats):
         return RAFCE
     rows = read_stats(stats)
     aus = sorted({au for row in rows.values() for au in row})
-    odd = [au for au in aus if au not in DRAWN]
-    if odd:
+    if odd := [au for au in aus if au not in DRAWN]:
         raise InputError(f"{stats}: AU {', '.join(map(str, odd))}: synth draws AUs "
                          f"{', '.join(map(str, DRAWN))}; leave out the others")
     return Vocabulary(tuple(rows), tuple(aus))

@@ -174,13 +174,6 @@ def resumed_config(out, given):
 
 
 
-def has_state(out):
-    """Whether a run's folder has a last.pt to go on from; InputError if only results are there."""
-    if (out / "last.pt").exists():
-        return True
-    if (out / "best.pt").exists() or (out / "log.csv").exists():
-        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts again")
-    return False
 
 
 def digest_of_images(images):
@@ -191,14 +184,6 @@ def digest_of_images(images):
     return digest.hexdigest()
 
 
-def check_same(state, cfg, faces, out):
-    """Refuse to go on with other options or images than those of last.pt's content."""
-    kept = {name: getattr(cfg, name) for name in MOVABLE}
-    if {**state["config"], **kept} != vars(cfg):
-        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
-    if state["images_sha256"] != digest_of_images(faces.images):
-        raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
-                         "are the same, pixels differ; a resumed run keeps its data")
 
 
 def read_faces(cfg, out, state=None, decoded=decode_all):
@@ -313,12 +298,17 @@ def read_state(out):
 
 
 def continue_run(cfg, steps, table, faces, out, world):
-    """The run in a folder, as its last.pt has it."""
+    """The run in a folder, as its last.pt has it. InputError for other options or images."""
     state = read_state(out)
     if state["processes"] != world.size:
         raise InputError(f"{out}: its run shares each batch among {state['processes']} processes, "
                          f"not {world.size}; a resumed run keeps their number")
-    check_same(state, cfg, faces, out)
+    kept = {name: getattr(cfg, name) for name in MOVABLE}
+    if {**state["config"], **kept} != vars(cfg):
+        raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    if state["images_sha256"] != digest_of_images(faces.images):
+        raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
+                         "are the same, pixels differ; a resumed run keeps its data")
     net = make_base_net(cfg.arch, vocabulary=faces.vocabulary, size=cfg.size)
     run = share_run(Run(cfg, steps, net, table, state), world)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
@@ -330,7 +320,9 @@ def fit(cfg, out, resumed=False, scratch=None):
     world = join_world(cfg.device)
     world.check_batch(cfg.batch_size)
     tell_if_slower(cfg.precision, world.device)
-    goes_on = resumed and has_state(out)
+    goes_on = resumed and (out / "last.pt").exists()
+    if resumed and not goes_on and ((out / "best.pt").exists() or (out / "log.csv").exists()):
+        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts again")
     faces, table = read_faces(cfg, out, read_state(out) if goes_on else None,
                               functools.partial(decode_shared, world, scratch))
     batches = Batches(faces, cfg, world.device, scratch and torch.device("cpu"), world.share)
