@@ -108,8 +108,6 @@ def read_backbone(path, own=None):
     return in_own_names(found), [key for key in left if key not in norm], norm, is_adaface(found)
 
 
-
-
 def named_tensors(state, path, own=None):
     """{name in its net: (key, tensor)} of a state dict's backbone, and the keys of the rest. Of a
     net of timm `own` are the names; tensors of a part that it has, but of another name, stay in:
@@ -213,5 +211,3 @@ def load_imagenet(arch, norm, vocabulary):
     net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm], vocabulary)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})
     return net, "ImageNet's, from torchvision"
-
-

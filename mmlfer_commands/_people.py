@@ -69,16 +69,13 @@ def read_people(folder, skip=False):
         raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
                          "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
                          "draws people")
-    if (folder / "train.rec").exists():
-        source, notes = read_records(folder / "train.rec", skip)
-    else:
-        source, notes = read_folders(folder)
+    records = folder / "train.rec"
+    source, notes = read_records(records, skip) if records.exists() else read_folders(folder)
     counts = np.bincount(source.labels)
     if len(counts) < 2:
         raise InputError(f"{folder}: {len(counts)} people with images; expected a folder of "
                          "images for each of two or more, or train.rec and train.idx")
-    single = [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]
-    if single:
+    if single := [source.name(i) for i in np.flatnonzero(counts[source.labels] == 1)]:
         notes.append(f"people with one image, never held out: {some(single)}")
     return source, notes
 
@@ -295,6 +292,3 @@ def read_pairs(path, root):
     same = np.array([len(row) == 3 for row in rows[1 : len(pairs) + 1]])
     fold = np.arange(len(pairs)) // (2 * n)
     return Files(root, names, range(len(names))), np.array(pairs), same, fold
-
-
-

@@ -46,20 +46,12 @@ def shared_array(world, folder, shape):
             finally:
                 if first:
                     os.unlink(name)
-            if first:
-                reserve(file, size, folder)
+            if first:  # take the space now: a full disk would kill a process that writes to it
+                free = shutil.disk_usage(folder).free
+                with refused(f"--scratch {folder}", f"the images take {size / 1e9:.2f} GB, and "
+                             f"{free / 1e9:.2f} GB are free ({{}}); name another folder"):
+                    if size > free:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    if hasattr(os, "posix_fallocate"):
+                        os.posix_fallocate(file.fileno(), 0, size)
     return array
-
-
-def reserve(file, size, folder):
-    """Take the file's space now: a full disk would kill a process that writes to a mapped file."""
-    free = shutil.disk_usage(folder).free
-    with refused(f"--scratch {folder}", f"the images take {size / 1e9:.2f} GB, and "
-                 f"{free / 1e9:.2f} GB are free ({{}}); name another folder"):
-        if size > free:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-

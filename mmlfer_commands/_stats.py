@@ -132,8 +132,7 @@ class StatsLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
-        twice = [str(key) for key in keys if keys.count(key) > 1]
-        if twice:
+        if twice := [str(key) for key in keys if keys.count(key) > 1]:
             raise yaml.YAMLError(f"{twice[0]} is there twice; keep one")
         return super().construct_mapping(node, deep)
 

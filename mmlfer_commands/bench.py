@@ -22,8 +22,7 @@ BENCH = [*STEPS, *(f"{step} bf16" for step in STEPS)]
 
 
 def bench_call(name, arch, batch_size, size, device):
-    """A function that does one of BENCH's steps on random faces, and waits for the device.
-    InputError if a layer has no rule for it."""
+    """A function that does one of BENCH's steps and waits; InputError if a layer has no rule."""
     step, _, precision = name.partition(" ")
     cfg = Config(method=STEPS[step], arch=arch, weights="none", size=size, device=device,
                  hypergrad=step if step in FORMS else "create_graph",

@@ -93,16 +93,14 @@ def find_partition(names, y_emo, seed, *folders):
     if not official:
         return split_faces(y_emo, seed), f"drawn, seed {seed}"
     rows = read_labels(official, parse_code(2))
-    missing = [name for name in names if name not in rows]
-    if missing:
+    if missing := [name for name in names if name not in rows]:
         raise InputError(f"{official}: {len(missing)} of the {len(names)} compound images have no "
                          f"row, {missing[0]} the first; take the published file, or none")
     return [rows[name][1] for name in names], str(official)
 
 
 def place_of(key, index):
-    """Where an image is placed: crops, and what is missing, in aligned/, originals beside it, so
-    that they are not taken for crops."""
+    """Where an image is placed: crops, and what is missing, in aligned/, originals beside it."""
     if key not in index:
         return f"aligned/{key}_aligned.jpg"
     name = f"aligned/{key}_aligned" if is_aligned(index[key]) else key

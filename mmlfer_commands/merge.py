@@ -40,8 +40,6 @@ def read_set(folder):
     return faces, [""] * len(places), places
 
 
-
-
 def columns_of(read, emotions):
     """The columns of the merged labels.csv: AUs and shares are those that some row has."""
     aus, voted = set(), set()

@@ -202,8 +202,7 @@ def epoch_batches(run, images):
 
 
 def pretrain_step(run, x, y, flip):
-    """One step of SGD. -> (3,): mean loss and accuracy on this process's share of the batch, and
-    the norm of the whole batch's gradient."""
+    """One step of SGD. -> (3,): this share's mean loss and accuracy, the whole gradient's norm."""
     opt, device = run.opt, run.world.device
     x, y, flip = (t.to(device, non_blocking=True) for t in (x, y, flip))
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
@@ -216,8 +215,6 @@ def pretrain_step(run, x, y, flip):
     run.sgd.step()
     norm = torch.nn.utils.get_total_norm([p.grad for p in run.net.parameters()])
     return torch.stack([loss.detach(), (cosines.argmax(1) == y).float().mean(), norm])
-
-
 
 
 def check_numbers(run, what, *tensors):
@@ -258,8 +255,6 @@ def pretrain_epoch(run, images, caught):
     if bar is not None:
         bar.close()
     return stop
-
-
 
 
 def end_pretraining_epoch(run, tests, paths, source_digest):
@@ -419,8 +414,6 @@ def pretrain(opt, paths, state, world):
                 "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}, out)
             click.echo(f"{out}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
                        f"{shlex.quote(str(out))}")
-
-
 
 
 @click.command("pretrain")

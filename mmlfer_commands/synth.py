@@ -62,8 +62,6 @@ def draw_all(jobs):
         pass
 
 
-
-
 def mislabel(folder, share, seed):
     """Give a share of the training rows the AU string of another of them, and say in a line what
     changed; InputError if nothing did. All else stays."""

@@ -74,8 +74,6 @@ def train_epoch(run, batches, caught, out):
         save_checkpoint(run.state(), out / "last.pt")
 
 
-
-
 def end_epoch(run, val, out):
     """Validate; write best.pt if this epoch is better than all before, log.csv and last.pt."""
     numbers = evaluate(run.net, val, run.trained_aus, run.world.predict)
@@ -145,8 +143,6 @@ def holds_run(out):
     return any((out / name).exists() for name in RUN_FILES)
 
 
-
-
 def resumed_config(out, given):
     """The options in a run's config.yaml, with those given that may differ."""
     with refused(out / "config.yaml", "not the options of a run", OSError, ValueError, TypeError,
@@ -172,18 +168,12 @@ def resumed_config(out, given):
     return dataclasses.replace(cfg, **{name: given[name] for name in MOVABLE if name in given})
 
 
-
-
-
-
 def digest_of_images(images):
     """A digest of decoded images (N, 3, S, S): their shape and every pixel."""
     digest = hashlib.sha256(repr(tuple(images.shape)).encode())
     for part in images.split(256):
         digest.update(part.contiguous().numpy())
     return digest.hexdigest()
-
-
 
 
 def read_faces(cfg, out, state=None, decoded=decode_all):
@@ -236,8 +226,6 @@ def kept_table(cfg, faces, state, out):
             raise InputError(f"{cfg.stats}: changed since the run in {out} was started with it; a "
                              "resumed run keeps its statistics")
     return faces, table
-
-
 
 
 def new_run(cfg, steps, table, vocabulary, world=ALONE):
