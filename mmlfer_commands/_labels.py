@@ -72,12 +72,11 @@ def recode(faces, vocabulary, folder):
         has |= shares > 0
         shares = np.zeros((len(y_emo), len(vocabulary.emotions)), np.float32)
         shares[:, places[:-1][known]] = faces.shares[:, known]
-    if (odd := has[:, ~known]).any():
+    if (odd := has & ~known).any():
         i, k = np.argwhere(odd)[0]
-        name = [name for name in own.emotions if name not in numbers][k]
-        raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: {name!r} is not among the "
-                         f"expressions to tell apart: {', '.join(vocabulary.emotions)}; rename it "
-                         "or remove its rows")
+        raise InputError(f"{folder}/{faces.files[0]}: {faces.names[i]}: {own.emotions[k]!r} is not "
+                         f"among the expressions to tell apart: {', '.join(vocabulary.emotions)}; "
+                         "rename it or remove its rows")
     if dropped := [str(au) for au in own.aus if au not in vocabulary.aus]:
         tell_once(f"{folder}/{faces.files[2]}: AU {', '.join(dropped)}: not among the AUs to tell "
                   "apart, left out")

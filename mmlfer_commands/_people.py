@@ -149,8 +149,8 @@ def read_index(path):
                                  "that came with train.rec")
             yield int(row[1]), int(row[2])
 
-    with refused(path, "{}; it belongs beside train.rec"), \
-            open(path, encoding="utf-8", errors="replace") as file:
+    with (refused(path, "{}; it belongs beside train.rec"),
+          open(path, encoding="utf-8", errors="replace") as file):
         index = np.fromiter(rows(file), np.dtype((np.int64, 2)))[::-1]
     keys, last = np.unique(index[:, 0], return_index=True)
     return keys, index[last, 1]

@@ -108,8 +108,7 @@ def left_out(name, least, faces, table):
         enough = (frequencies(faces.of("train"))[1] >= least).any(1)
     for why, rows in ((f"with fewer than {least} coded training images", ~enough),
                       ("without AUs of 20 % or more", enough)):
-        names = [faces.vocabulary.emotions[k] for k in np.flatnonzero(rows & ~table.any(1))]
-        if names:
+        if names := [faces.vocabulary.emotions[k] for k in np.flatnonzero(rows & ~table.any(1))]:
             yield f"{why}, left out of L^AM: {', '.join(names)}"
 
 

@@ -20,9 +20,8 @@ def au_sums(p):
 
 def cell(p):
     """A cell of Table 1: percent if the AU is observed, in bold if it is prototypical."""
-    if not p >= OBSERVED:
-        return ""
-    return f"**{100 * p:.0f}**" if p >= PROTOTYPICAL else f"{100 * p:.0f}"
+    bold = "**" if p >= PROTOTYPICAL else ""
+    return f"{bold}{100 * p:.0f}{bold}" if p >= OBSERVED else ""
 
 
 def table_1(p, n, reference, vocabulary):

@@ -99,10 +99,9 @@ def synthesize(out, n, stats, labels, size, seed, au_noise=0.0, test=0):
     """Write stand-in faces in RAF-CE's own layout, for drawn labels or for those of a folder."""
     with new_folder(out) as part:
         if labels:
-            load_labels(labels)  # raises InputError unless all three files fit together
+            names = load_labels(labels).names  # InputError unless all three files fit together
             for file in LABEL_FILES:
                 shutil.copyfile(Path(labels) / file, part / file)
-            names = list(read_labels(part / LABEL_FILES[0], str))
             rows = read_labels(part / LABEL_FILES[2], str)
             aus = [rows[name][1] for name in names]
         else:

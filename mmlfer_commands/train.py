@@ -40,8 +40,7 @@ MOVABLE = ("data", "device", "stats")  # options that a run has others of where 
 
 def check_finite(run, upto):
     """InputError at the first step with a loss or gradient that is not finite, before any write."""
-    bad = ~torch.isfinite(run.trace[:upto].cpu())
-    if bad.any():
+    if (bad := ~torch.isfinite(run.trace[:upto].cpu())).any():
         step, column = map(int, bad.nonzero()[0])
         where = f"epoch {run.epoch + 1}, step {step + 1}"
         raise InputError(f"{where}: {STEP_LABELS[column]} is not finite. The checkpoint from "
