@@ -173,8 +173,7 @@ def read_label(file, offset, size):
 
 
 def read_end(file, offset):
-    """The key after the last image, the first label of insightface's record 0, which has no image;
-    None if record 0, at this offset, is an image."""
+    """The key after the last image, by insightface's record 0; None if that one is an image."""
     with refused(file.name, "record 0: {}; fetch the file again", ValueError):
         labels, image = parse_record(read_record(file, offset))
         if image:

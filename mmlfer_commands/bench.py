@@ -49,8 +49,7 @@ def bench_call(name, arch, batch_size, size, device):
 
 
 def bench_peak(job):
-    """Peak memory in MB, of process or GPU, after two steps of (name, arch, batch, size, device);
-    None if the net cannot do this step."""
+    """Peak memory in MB, of process or GPU, after two of a bench_call; None if it cannot."""
     try:
         call = bench_call(*job)
         for _ in range(2):

@@ -58,8 +58,7 @@ Joined = collections.namedtuple("Joined", "names y_emo aus shares notes")  # N o
 
 
 def compound_shares(p):
-    """The shares of the 14 compounds, from six basic emotions' probabilities: of {a, b} in
-    proportion to p_a p_b. -> (14,), sum 1"""
+    """The compounds' shares: of {a, b} in proportion to the basic p_a p_b. -> (14,), sum 1"""
     q = np.zeros(len(EMOTIONS))
     for pair, k in COMPOUNDS.items():
         q[k] = np.prod([p[i] for i in pair])
