@@ -133,7 +133,7 @@ def command(ckpt, out):
     metadata.
     """
     check_output(out, ckpt)
-    if out.suffix != ".onnx":
+    if out.suffix.lower() != ".onnx":
         size = export_folder(ckpt, out)
         return click.echo(f"{out}: {size / 2**20:.1f} MB; fill in the licence in {CARD}, then "
                           f"share it, for instance by: hf upload USER/NAME {out}")

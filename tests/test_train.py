@@ -407,8 +407,9 @@ def test_form_follows_the_statistics_unless_given(stats, form, expected):
 
 
 def own_predictions(path, x):
-    net = Net("resnet18").double()
-    net.load_state_dict({k: v for k, v in load(path)["net"].items() if k not in ("mean", "std")})
+    net = Net("resnet18")
+    net.backbone = mmlfer.make_backbone("resnet18")  # thin, as the run's
+    net.double().load_state_dict({k: v for k, v in load(path)["net"].items() if k not in ("mean", "std")})
     with torch.no_grad():
         return net.eval()(x)[1].argmax(1).tolist()
 
