@@ -818,11 +818,9 @@ def read_image(path, size=None):
 
 def to_8_bits(pixels):
     """Grey values (H, W) of more than 8 bits as uint8 (H, W). Their range is taken to be the
-    smallest of 0..1 (fractions), 0..255 and 0..65535 that holds all of them.
-
-    ValueError for other values, and if the brightest is below 1/16 of white: 12-bit values
-    (0..4095) look like a nearly black 16-bit image. 14-bit values are read as a dark 16-bit image.
-    """
+    smallest of 0..1 (fractions), 0..255 and 0..65535 that holds all of them. ValueError for other
+    values, and if the brightest is below 1/16 of white: 12-bit values (0..4095) look like a nearly
+    black 16-bit image. 14-bit values are read as a dark 16-bit image."""
     pixels = np.asarray(pixels, np.float64)
     low, high = pixels.min(), pixels.max()
     top = 255 if high <= 255 else 65535
@@ -1212,8 +1210,7 @@ class Batches:
         return self.take(index, flip, moves), self.take(val_index, val_flip, val_moves)
 
     def take(self, index, flip, moves=None):
-        """x (B, 3, S, S), y_emo (B,) or (B, K), y_au (B, J) of an index; flips and moves keep
-        labels."""
+        """x (B, 3, S, S), y_emo (B,) or (B, K), y_au (B, J) of an index; moves keep labels."""
         x = self.images[index]
         x = torch.where(flip[:, None, None, None], x.flip(3), x).to(self.device)
         x = x if moves is None else moved(x, moves.to(self.device))
@@ -1237,10 +1234,8 @@ def moved(x, moves):
 
 
 def write_whole(path, content):
-    """Write bytes under a temporary name and rename it: there is never half a file.
-
-    Links are followed, modes kept; devices, pipes and "-" (standard output) are written directly.
-    """
+    """Write bytes under a temporary name and rename it: there is never half a file. Links are
+    followed, modes kept; devices, pipes and "-" (standard output) are written directly."""
     if str(path) == "-":
         return click.echo(bytes(content), nl=False)
     target = Path(os.path.realpath(path))

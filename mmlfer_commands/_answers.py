@@ -15,24 +15,19 @@ from mmlfer import ACTIVE, AU_NAMES, InputError
 def answer(state, p_emo, p_au, top):
     """The answer for one face as --json prints it, with the `top` most probable expressions. None
     stands for the probability of an AU that is not trained, and for both lists if none is."""
-    names, p_aus = state["emotions"], trained_only(state, p_au)
+    names = state["emotions"]
+    p_aus = {au: float(p) if au in state["trained_aus"] else None
+             for au, p in zip(state["aus"], p_au)}
     result = {
         "expressions": [{"name": names[k], "p": float(p_emo[k])}
                         for k in np.argsort(-p_emo, kind="stable")[:top]],
         "aus": [{"au": au, "name": AU_NAMES[au], "p": float(p)}
                 for au, p in p_aus.items() if p is not None and p > ACTIVE],
         "p_expressions": dict(zip(names, map(float, p_emo))),
-        "p_aus": {str(au): p for au, p in p_aus.items()},
-    }
+        "p_aus": {str(au): p for au, p in p_aus.items()}}
     if not state["trained_aus"]:
         result |= {"aus": None, "p_aus": None}
     return result
-
-
-def trained_only(state, p_au):
-    """{AU: probability} from p_au (J,), None for AUs that are not trained."""
-    return {au: float(p) if au in state["trained_aus"] else None
-            for au, p in zip(state["aus"], p_au)}
 
 
 def active_aus(result, text, between):

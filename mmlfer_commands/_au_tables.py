@@ -13,9 +13,6 @@ from mmlfer_commands._labels import NONE, read_columns, read_rows
 
 CKPLUS = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 
-# ---------------------------------------------------------------- AUs by coders
-
-
 def frames_of(folder, rows, person):
     """Faces of a clip's frames, which lie in a folder, by {frame: (place, {AU: seen})}."""
     frames = frames_in(folder)
@@ -106,9 +103,6 @@ def numbers_in(path, fields):
             raise InputError(f"{path}:{number}: expected {plural(fields, 'whole number')}, got "
                              f"{line[:30]!r}; fix this row")
     return list(filter(None, rows))
-
-
-# ---------------------------------------------------------------- AUs by tools
 
 
 def opengraphau(path, aus):

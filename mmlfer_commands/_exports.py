@@ -72,12 +72,6 @@ def read_export(path):
                    {"config.yaml": config, "log.csv": "\n".join(logs.get(name, ()))})
 
 
-def without_place(value, words):
-    """The name of an option's path; ./NAME where NAME alone is one of the option's words."""
-    name = Path(str(value)).name
-    return f"./{name}" if name in words and value not in words else name
-
-
 def row_of_run(run, config, names_sha256):
     """A run's row of runs.csv: of every path its name, of the images' names the digest."""
     run = {**run, "names_sha256": names_sha256, "options": {**run["options"]}}
@@ -88,7 +82,9 @@ def row_of_run(run, config, names_sha256):
     for content in (run, run["options"]):
         for name, words in WORDS.items():
             if name in content:
-                content[name] = without_place(content[name], words)
+                file = Path(str(content[name])).name
+                own = file in words and content[name] not in words  # a file called as a word is
+                content[name] = f"./{file}" if own else file
     return flat({name: run[name] for name in run if name not in ("names", "truth")})
 
 

@@ -50,11 +50,9 @@ class Labelled(NamedTuple):
 
 def read_list(path):
     """The lines of a text file, without spaces around them."""
-    try:
+    with (refused(path, "cannot be read ({})"),
+          refused(path, "cannot be read (not a text file in UTF-8)", UnicodeError)):
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file in UTF-8"
-        raise InputError(f"{path}: cannot be read ({reason})") from None
     return [line.strip() for line in text.rstrip().split("\n")]
 
 
@@ -107,11 +105,9 @@ def is_seen(value, au, where, coding=ONE):
 
 
 def code_aus(columns, values, where, coding=ONE):
-    """{AU: True, False or None} of the values of columns [(AU, side)].
-
-    An AU is seen if its own column or a side's says so; else its own column decides, or, where that
-    is not coded, the sides, if all are coded.
-    """
+    """{AU: True, False or None} of the values of columns [(AU, side)]. An AU is seen if its own
+    column or a side's says so; else its own column decides, or, where that is not coded, the sides,
+    if all are coded."""
     if len(values) != len(columns):
         raise InputError(f"{where}: {plural(len(values), 'AU value')}, expected {len(columns)}; "
                          "fix this row, or see --help for the columns")
@@ -153,8 +149,7 @@ def rafdb(folder, expressions):
                          "basic part: name the classes, from 1, with --expressions "
                          f"{','.join(BASIC)}")
     for where, name, code, image in rows:
-        part = part_of(name.split("_")[0])
-        if not part:
+        if not (part := part_of(name.split("_")[0])):
             raise InputError(f"{where}: expected train_ or test_ in the name; fix this row")
         names = expressions or (RAFDB if compound else BASIC)
         expression = class_name(code, names, where, first=1)
@@ -299,8 +294,8 @@ def jaffe(folder):
         match = re.fullmatch(f"([A-Z]{{2}})[.]({'|'.join(JAFFE)})[0-9]+[.][0-9]+", path.stem)
         if not match:
             raise InputError(f"{path}: expected a name like KA.AN1.39.tiff; move it away")
-        person = {"person": match[1]}
-        yield Labelled(path, JAFFE[match[2]], labels=NOT_CODED | person, code=match[2])
+        person, face = match.groups()
+        yield Labelled(path, JAFFE[face], labels=NOT_CODED | {"person": person}, code=face)
 
 
 def mafw(folder, images, fold):

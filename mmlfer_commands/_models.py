@@ -23,9 +23,9 @@ WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 KEPT = ("emotions", "aus", "trained_aus", "epoch", "template")  # of a checkpoint, as they are
 HUB = "hf:"
 CONFIG_BYTES = 2**20  # most of a config.json, and of the header of a model.safetensors
-ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL",
-                           help="best.pt of a run, a folder of `export`, or "
-                           "hf:USER/NAME[@REVISION] on the Hugging Face Hub.")
+ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL", help="best.pt of a "
+                           "run, a folder of `export`, or hf:USER/NAME[@REVISION] on the Hugging "
+                           "Face Hub.")
 
 
 def load_model(source, device="auto", precision="float32"):
@@ -39,9 +39,6 @@ def load_model(source, device="auto", precision="float32"):
     net = base_net_of(state, name, device, precision)
     tell_if_slower(precision, net.mean.device)
     return net, {**state, "source": name}
-
-
-# ---------------------------------------------------------------- reading a folder
 
 
 def size_of_net(state):
@@ -86,9 +83,6 @@ def read_folder(folder):
     return state
 
 
-# ---------------------------------------------------------------- the Hugging Face Hub
-
-
 def fetch(name):
     """Fetch hf:USER/NAME[@REVISION] into the Hub's own cache. -> folder, name with revision"""
     with refused(name, "fetching it takes: pip install -e '.[hub]'", ImportError):
@@ -102,10 +96,8 @@ def fetch(name):
         config = Path(fetch_file(hub, repository, CONFIG, revision or None, CONFIG_BYTES))
         most = size_of_net(read_config(config)) + CONFIG_BYTES
         fetch_file(hub, repository, WEIGHTS, config.parent.name, most)
-    except errors.HFValidationError:
-        raise InputError(f"{name}: not a name on the Hub; write hf:USER/NAME or "
-                         "hf:USER/NAME@REVISION") from None
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as error:
+    except (errors.HFValidationError, errors.HfHubHTTPError, errors.EntryNotFoundError,
+            OSError) as error:
         raise InputError(f"{name}: {why_not(errors, error)}") from None
     return config.parent, f"{HUB}{repository}@{config.parent.name}"
 
@@ -119,6 +111,8 @@ def fetch_file(hub, repository, file, revision, most):
 
 def why_not(errors, error):
     """What is wrong with a repository on the Hub, and what to do, by the kind of error."""
+    if isinstance(error, errors.HFValidationError):
+        return "not a name on the Hub; write hf:USER/NAME or hf:USER/NAME@REVISION"
     if isinstance(error, errors.RepositoryNotFoundError):
         return ("no such repository on the Hub, or a private one; check the name, or log in with: "
                 "hf auth login")
@@ -132,24 +126,18 @@ def why_not(errors, error):
     return f"cannot be fetched ({brief(error)}); try again"
 
 
-# ---------------------------------------------------------------- writing a folder
-
-
-def shared_options(options):
-    """A run's options without paths: nothing in them names a person or a machine."""
-    names = {name: Path(options[name]).name for name in ("stats", "weights")}
-    return {**options, **names, "data": "", "device": "auto"}
-
-
 def shared_config(state, test, versions):
-    """The content of config.json for a checkpoint's dict and the numbers of its test, or None."""
+    """The content of config.json for a checkpoint's dict and the numbers of its test, or None.
+    Options have no paths: nothing in them names a person or a machine."""
     cfg, net = state["config"], state["net"]
+    options = {**cfg, "data": "", "device": "auto",
+               **{name: Path(cfg[name]).name for name in ("stats", "weights")}}
     return {"format": MODEL_FORMAT, "architecture": cfg["arch"], "size": cfg["size"],
             "colour_order": "RGB", "mean": net["mean"].flatten().tolist(),
             "std": net["std"].flatten().tolist(), **{name: state[name] for name in KEPT},
-            "statistics": {"name": Path(cfg["stats"]).name, "table": state["table"].tolist()},
+            "statistics": {"name": options["stats"], "table": state["table"].tolist()},
             "trained_on": {"images": state["images"]}, "backbone": state["backbone"],
-            "options": shared_options(cfg), "test": test, "versions": versions}
+            "options": options, "test": test, "versions": versions}
 
 
 def write_folder(folder, state, test, versions):
@@ -162,9 +150,6 @@ def write_folder(folder, state, test, versions):
     write_whole(folder / WEIGHTS, save(net, {"format": "pt"}))
     write_whole(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     write_whole(folder / CARD, card(state, test).encode())
-
-
-# ---------------------------------------------------------------- the model card
 
 
 def result_of(source, state):
@@ -217,12 +202,11 @@ def test_tables(test):
         return "Not tested."
     means = ", ".join(f"{name} {percent(test[key]).strip()} %" for key, name in (
         ("accuracy", "Acc."), ("diag", "Diag."), ("macro_f1", "macro F1")))
-    expressions = [[name, n, percent(test["per_class"][name]).strip()]
-                   for name, n in test["images"].items()]
-    aus = [[au, AU_NAMES[int(au)], percent(f1).strip()] for au, f1 in test["au_f1"].items()
-           if f1 is not None]
-    tables = [markdown(["expression", "test images", "right, %"], expressions)]
-    tables += [markdown(["AU", "", "F1, %"], aus)] if aus else []
+    tables = [markdown(["expression", "test images", "right, %"], [
+        [name, n, percent(test["per_class"][name]).strip()] for name, n in test["images"].items()])]
+    if aus := [[au, AU_NAMES[int(au)], percent(f1).strip()] for au, f1 in test["au_f1"].items()
+               if f1 is not None]:
+        tables.append(markdown(["AU", "", "F1, %"], aus))
     return "\n\n".join([f"{test['n']} images: {means}.", *tables])
 
 

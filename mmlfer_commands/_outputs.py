@@ -28,15 +28,13 @@ def locked(out, lock):
     import filelock
 
     hold = filelock.FileLock(lock, timeout=0, preserve_lock_file=True, on_acquired=sign)
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        hold.acquire()
-    except filelock.Timeout:
-        raise InputError(f"{out}: in use by {holder(lock)}; wait for its end or name another "
-                         "output") from None
-    except OSError as error:
-        raise InputError(f"{lock}: cannot be written ({error.strerror}); free some space or name "
-                         "another output") from None
+    with refused(lock, "cannot be written ({}); free some space or name another output"):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            hold.acquire()
+        except filelock.Timeout:
+            raise InputError(f"{out}: in use by {holder(lock)}; wait for its end or name another "
+                             "output") from None
     try:
         yield
     finally:
@@ -251,10 +249,20 @@ def write_jpeg(picture, path):
     write_whole(path, buffer.getvalue())
 
 
+def csv_table(file, columns):
+    """A csv.DictWriter to a file, its header written."""
+    table = csv.DictWriter(file, columns, lineterminator="\n")
+    table.writeheader()
+    return table
+
+
+def csv_text(rows, columns):
+    """Rows, as dicts, as the text of a CSV file."""
+    text = io.StringIO()
+    csv_table(text, columns).writerows(rows)
+    return text.getvalue()
+
+
 def write_rows(rows, columns, path):
     """Rows, as dicts, as a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    write_whole(path, csv_text(rows, columns).encode())

@@ -87,8 +87,7 @@ def load_labels(folder):
 def is_rafce(faces):
     """Whether the numbers of faces by expression and by partition are RAF-CE's own."""
     splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
-    of_all, of_test = faces.y_emo, faces.y_emo[faces.split == TEST]
-    total, test = (counts(y_emo, len(EMOTIONS)) for y_emo in (of_all, of_test))
+    total, test = (counts(faces.y_emo[part], len(EMOTIONS)) for part in (..., faces.split == TEST))
     own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
     return own and faces.vocabulary == RAFCE
 

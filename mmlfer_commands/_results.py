@@ -50,11 +50,6 @@ class Tested:
         return self.method, frozenset((name, value) for name, (value, _) in self.traits.items())
 
 
-def digest_of_names(names):
-    """A digest of the test images' names, in order, which tells test sets apart."""
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
-
-
 def stats_name(run):
     """The name of a test.json's statistics; a file of the user is never called wild or lab."""
     if not loss_sources(run)[2]:
@@ -103,7 +98,8 @@ def read_run(path, content=None, texts=()):
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are not of these expressions")
         own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
-        names = run["names_sha256"] if "names_sha256" in run else digest_of_names(run["names"])
+        names = (run["names_sha256"] if "names_sha256" in run else
+                 hashlib.sha256(json.dumps(run["names"]).encode()).hexdigest())
         whole = (best.get("confusion", own["confusion"]) == own["confusion"]
                  and best["n"] == len(truth)
                  and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
@@ -121,8 +117,7 @@ def read_run(path, content=None, texts=()):
 
 
 def read_part(path, parse, texts=(), command="train", wanted="the folder of a run of `train`"):
-    """The result of `parse` for the text of a file that a command wrote, or of an export's `texts`;
-    any error becomes one line that names the file."""
+    """`parse` of the text of a file, or of an export's; InputError if that is not as expected."""
     with (refused(path, f"not as `{command}` writes it ({{}})", *READING),
           refused(path, f"not there; give {wanted}", FileNotFoundError)):
         return parse(texts[path.name] if texts else path.read_text(encoding="utf-8"))
@@ -143,9 +138,6 @@ def read_runs(folder):
             raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
                              "one data set, name the folder of its runs alone")
     return runs
-
-
-# ---------------------------------------------------------------- rows: the runs of one method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,10 +171,8 @@ def gather(runs):
 
 def tells_apart(trait, row, rows):
     """Whether another row, if the two are to be compared in a trait, has another value of it.
-
     Rows of one name are compared in every trait: two of mtl in rho. Others are compared in what
-    both have, except OWN: stl and mtl in epochs, but not mtl and am in rho, searched for each.
-    """
+    both have, except OWN: stl and mtl in epochs, but not mtl and am in rho, searched for each."""
     value, _ = row.traits[trait]
     return any(other.traits.get(trait, (None,))[0] != value for other in rows
                if other.name == row.name or (trait in other.traits and trait not in OWN))

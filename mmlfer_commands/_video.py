@@ -1,5 +1,6 @@
 """Reading videos frame by frame, following faces from frame to frame, and writing a drawn copy."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -24,13 +25,8 @@ DRAWN = 640  # the longer side of a drawn copy, pixels: OpenCV's VP9 is slow
 # ---------------------------------------------------------------- reading
 
 
-@dataclasses.dataclass(frozen=True)
-class Frame:
-    """One frame: its number, from 0; its time in seconds, as its file has it; RGB (H, W, 3)."""
-
-    number: int
-    time: float
-    image: np.ndarray
+# A frame's number, from 0; its time in seconds, as its file has it; RGB (H, W, 3).
+Frame = collections.namedtuple("Frame", "number time image")
 
 
 @contextlib.contextmanager
@@ -133,8 +129,7 @@ class Clip:
         if path.is_dir():
             raise ClipError(f"{path}: a folder; give its videos, as {path}/*.mp4")
         if path.is_file() and is_picture(path):
-            raise ClipError(f"{path}: one picture, not a video; `mmlfer predict --photos` takes "
-                            "it")
+            raise ClipError(f"{path}: one picture, not a video; `mmlfer predict --photos` takes it")
 
     def grab(self):
         """Go to the next frame that can be read. -> whether there is one"""
@@ -329,8 +324,7 @@ class Drawing:
             self.writer.release()
 
     def check(self):
-        """InputError if the last frame of the closed file cannot be read, because OpenCV does not
-        say whether it could be written."""
+        """InputError if the closed file's last frame cannot be read: OpenCV reports no failure."""
         import cv2
 
         with no_remarks():

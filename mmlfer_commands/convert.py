@@ -21,9 +21,6 @@ from mmlfer_commands._labels import (
     LABELS, NONE, Rows, check_names, describe, read_rows, split_people)
 from mmlfer_commands._outputs import new_folder, write_rows
 
-# ---------------------------------------------------------------- labels.csv
-
-
 def labels_file(out):
     """The path of labels.csv for OUT, which is a folder or that file itself."""
     if out.is_dir():
@@ -46,16 +43,11 @@ def below(images, out):
     return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
 
 
-def is_labelled(face):
-    """Whether a face has an expression, or an AU that is coded."""
-    coded = face.aus is None or not {*face.aus.values()} <= {None}
-    return face.expression != "" and (coded or face.expression != NONE)
-
-
 def usable(faces, skip_missing):
     """The faces that have labels and an image, and lines that say what was left out."""
     faces = list(faces)
-    known = [face for face in faces if is_labelled(face)]
+    known = [face for face in faces if face.expression != "" and (
+        face.expression != NONE or face.aus is None or {*face.aus.values()} - {None})]
     there = [face for face in known if face.pixels is not None or face.image.is_file()]
     if not known:
         raise InputError("no images found; see `mmlfer convert --help` for the layouts")
@@ -168,8 +160,7 @@ def add_aus(faces, found, out):
 
 
 def add_lists(paths, out, as_published, seed, images, aus):
-    """Put the AUs of OpenGraphAU's lists into labels.csv, and their parts, if it has none. ->
-    lines that say what was done"""
+    """Put OpenGraphAU's AUs into labels.csv, and parts, if it has none. -> what was done, lines"""
     found, parts, notes = {}, {}, []
     for path in paths:
         for name, coded in opengraphau(path, aus):
@@ -221,9 +212,6 @@ def match_by_name(paths, images):
                 raise InputError(f"{path}: {image} has the file {matched[image]} too; give one")
             matched[image] = path
     return matched
-
-
-# ---------------------------------------------------------------- command line
 
 
 def parse_names(ctx, parameter, value):

@@ -1,7 +1,6 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
 import contextlib
-import csv
 import sys
 
 import click
@@ -11,7 +10,8 @@ from mmlfer import COUNT, PATH, RATE, SIZE, is_image, plural, progress, try_read
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
 from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (
-    Lines, check_empty, check_pictures_folder, filling, output_names, png, say, shown, write_jpeg)
+    Lines, check_empty, check_pictures_folder, csv_table, filling, output_names, png, say, shown,
+    write_jpeg)
 from mmlfer_commands._runs import check_installed
 from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker
 
@@ -35,8 +35,7 @@ class Crops:
 
     def __init__(self, files, template, size, out):
         columns = ["image", "timestamp", "face", "file", *FACE_COLUMNS[1:]]
-        self.table = csv.DictWriter(Lines(files, out / "faces.csv"), columns, lineterminator="\n")
-        self.table.writeheader()
+        self.table = csv_table(Lines(files, out / "faces.csv"), columns)
         self.template, self.size, self.out, self.count = template, size, out, 0
 
     def add(self, path, image, faces, timestamp=""):
@@ -47,9 +46,8 @@ class Crops:
                 write_whole(self.out / file, png(crop))
             else:
                 write_jpeg(Image.fromarray(crop), self.out / file)
-            row = face_row({"face": i, **face.described(image)})
-            self.table.writerow({"image": shown(path), "timestamp": timestamp, "file": shown(file),
-                                 **row})
+            row = {"image": shown(path), "timestamp": timestamp, "file": shown(file)}
+            self.table.writerow(row | face_row({"face": i, **face.described(image)}))
             self.count += 1
 
 
@@ -60,11 +58,11 @@ def crop_photos(photos, names, crops):
         if faces is None:
             bad += 1
             say(f"Warning: skipped {image}")
-            continue
-        if not faces:
+        elif not faces:
             without += 1
             say(f"no face: {shown(path)}")
-        crops.add(path, image, [(i, f"{name}_{i}.png", face) for i, face in enumerate(faces)])
+        else:
+            crops.add(path, image, [(i, f"{name}_{i}.png", face) for i, face in enumerate(faces)])
     return without, bad
 
 

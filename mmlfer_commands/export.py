@@ -47,8 +47,7 @@ def metadata(ckpt, state):
         "parts of the side; null: not measured",
         "method": cfg["method"], "stats": Path(cfg["stats"]).name, "epoch": state["epoch"],
         "test_accuracy": accuracy_on_test(ckpt, state),
-        "versions": {**versions(), "onnx": onnx.__version__},
-    }
+        "versions": {**versions(), "onnx": onnx.__version__}}
     return {name: json.dumps(value) for name, value in facts.items()}
 
 
@@ -93,8 +92,7 @@ def check_onnx(content, model, size):
 
 
 def export_onnx(ckpt, out):
-    """Write a model as an ONNX file, once it is checked; returns the largest difference of a
-    probability from torch's, and the file's size in bytes."""
+    """Write a model as an ONNX file, once checked. -> largest difference from torch's, bytes"""
     check_installed("export", ("onnx", "onnxscript", "onnxruntime"), "onnx")
     net, state = load_model(ckpt, "cpu")
     model, size = deployable(net), state["config"]["size"]
@@ -106,15 +104,6 @@ def export_onnx(ckpt, out):
         largest = check_onnx(content, model, size)
     write_whole(out, content)
     return largest, len(content)
-
-
-def export_folder(ckpt, out):
-    """Write a model as a folder that others can use by its name; returns its size in bytes."""
-    check_installed("export", ("safetensors",), "hub")
-    _, state = load_model(ckpt, "cpu")
-    with new_folder(out) as part:
-        write_folder(part, state, tested(ckpt, state), versions())
-    return sum(path.stat().st_size for path in out.iterdir())
 
 
 @click.command("export")
@@ -134,7 +123,11 @@ def command(ckpt, out):
     """
     check_output(out, ckpt)
     if out.suffix.lower() != ".onnx":
-        size = export_folder(ckpt, out)
+        check_installed("export", ("safetensors",), "hub")
+        _, state = load_model(ckpt, "cpu")
+        with new_folder(out) as part:
+            write_folder(part, state, tested(ckpt, state), versions())
+        size = sum(path.stat().st_size for path in out.iterdir())
         return click.echo(f"{out}: {size / 2**20:.1f} MB; fill in the licence in {CARD}, then "
                           f"share it, for instance by: hf upload USER/NAME {out}")
     largest, size = export_onnx(ckpt, out)

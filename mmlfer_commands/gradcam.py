@@ -138,11 +138,9 @@ def draw_columns(columns, paths, out):
     for row, path in enumerate(paths):
         truths = {column["truths"][row] for column in columns} - {None}
         own = len(truths) > 1  # the data sets have different labels: each checkpoint shows its own
-        lines = [path.name]
-        if not own:
-            lines.append(f"true: {''.join(truths) or 'unknown'}")
+        truth = [] if own else [f"true: {''.join(truths) or 'unknown'}"]
         axes[row, 0].imshow(columns[0]["images"][row])
-        set_title(axes[row, 0], lines)
+        set_title(axes[row, 0], [path.name, *truth])
         for axis, column in zip(axes[row, 1:], columns):
             axis.imshow(column["images"][row])
             axis.imshow(column["maps"][row], cmap="jet", alpha=0.45, vmin=0, vmax=1)

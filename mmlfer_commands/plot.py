@@ -200,9 +200,9 @@ def plot_table(times, names, faces, table, path):
              for is_au in (False, True)]
     parts = [part for part in parts if not np.isnan(faces[chosen[0]][1][:, part]).all()]
     heights = [len(part) for part in parts] * len(chosen)
+    size = 9, 0.6 * len(chosen) + 0.15 * sum(heights)
     figure, axes = plt.subplots(len(heights), squeeze=False, sharex=True, layout="constrained",
-                                figsize=(9, 0.6 * len(chosen) + 0.15 * sum(heights)),
-                                height_ratios=heights)
+                                figsize=size, height_ratios=heights)
     places = iter(axes[:, 0])
     for i in chosen:
         values = column_means(*faces[i], n, wide)
@@ -222,9 +222,6 @@ def plot_table(times, names, faces, table, path):
     if len(faces) > len(chosen):
         figure.suptitle(f"{len(chosen)} of {len(faces)} faces, those seen longest", fontsize=9)
     save_figure(plt, figure, path)
-
-
-# ---------------------------------------------------------------- the command
 
 
 @click.command("plot")

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import csv
 import dataclasses
 import itertools
 import json
@@ -29,7 +28,7 @@ from mmlfer_commands._inputs import ahead, list_images
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import (
-    Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, filling,
+    Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, csv_table, filling,
     output_names, say, shown, write_jpeg, writing)
 from mmlfer_commands.crop import like_option, photo_faces
 
@@ -50,12 +49,9 @@ class Item:
 def items_of_photos(paths, size, template):
     """Yield the Items of each photograph's faces, or its one Item without a face."""
     for i, (_, image, faces) in enumerate(photo_faces(paths)):
-        if faces is None:
-            yield Item(i, image)
-        elif not faces:
-            yield Item(i, None)
-        else:
-            yield from items_of_photo(i, image, faces, template, size)
+        if not faces:
+            yield Item(i, image if faces is None else None)
+        yield from items_of_photo(i, image, faces or (), template, size)
 
 
 def items_of_photo(i, image, faces, template, size):
@@ -65,16 +61,10 @@ def items_of_photo(i, image, faces, template, size):
         yield Item(i, align(image, face, template, size), details)
 
 
-def chunks(items, n):
-    """Yield the items in lists of n; the last list may be shorter."""
-    items = iter(items)
-    while chunk := list(itertools.islice(items, n)):
-        yield chunk
-
-
 def predict_crops(net, items, batch=64):
     """Yield the same Items; those with a crop now have their answers."""
-    for chunk in ahead(chunks(items, batch)):
+    items = iter(items)
+    for chunk in ahead(iter(lambda: list(itertools.islice(items, batch)), [])):
         crops = [item.crop for item in chunk if isinstance(item.crop, np.ndarray)]
         answers = zip(*predict_faces(net, as_batch(crops))) if crops else iter(())
         for item in chunk:
@@ -163,9 +153,7 @@ def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
         writers.append(lambda result: jsonl.write(json.dumps(result) + "\n"))
     if csv_path:
         columns = table_columns(state, top, photos, draw)
-        table = csv.DictWriter(files.enter_context(lines_to(csv_path)), columns,
-                               lineterminator="\n")
-        table.writeheader()
+        table = csv_table(files.enter_context(lines_to(csv_path)), columns)
         writers.append(lambda result: table.writerow(csv_row(result)))
     return writers
 
@@ -176,8 +164,7 @@ def open_writers(files, csv_path, jsonl_path, state, top, photos, draw):
 def label_of(result, wide):
     """The first expression with its probability, and the AUs, in lines of up to `wide` letters."""
     first = result["expressions"][0]
-    aus = active_aus(result, "{au}", " ")
-    texts = (f"{first['name']} {100 * first['p']:.0f} %", f"AUs: {aus}")
+    texts = (f"{first['name']} {100 * first['p']:.0f} %", f"AUs: {active_aus(result, '{au}', ' ')}")
     return "\n".join(line for text in texts for line in textwrap.wrap(text, wide))
 
 
@@ -274,8 +261,7 @@ def with_legend(picture, labels):
 
 
 def draw_photo(path, results, drawing):
-    """Write the drawing of a photograph, and its path in the predictions. -> whether the
-    photograph, which is not kept in memory, can still be read"""
+    """Draw a photograph, and note where in its predictions. -> whether it can still be read"""
     image = try_read(path, None)
     if isinstance(image, str):
         say(f"Warning: no drawing: {image}")
@@ -284,9 +270,6 @@ def draw_photo(path, results, drawing):
     for result in results:
         result["drawing"] = shown(drawing)
     return True
-
-
-# ---------------------------------------------------------------- the command
 
 
 def check_outputs(images, inputs, draw, **files):
@@ -300,14 +283,6 @@ def check_outputs(images, inputs, draw, **files):
     if draw:  # links may lead to images elsewhere, which must not be overwritten either
         check_pictures_folder(draw, *inputs, *(image.resolve() for image in images))
         check_empty(draw)
-
-
-def items_of(images, state, photos, like):
-    """The Items of all faces that a checkpoint is asked for."""
-    size = state["config"]["size"]
-    if photos:
-        return items_of_photos(images, size, choose_template(like, state))
-    return (Item(i, crop) for i, crop in enumerate(decode(images, size, "predicting")))
 
 
 @contextlib.contextmanager
@@ -362,15 +337,13 @@ def write_all(results, images, draw, writers, counts):
 @click.option("--jsonl", "jsonl_path", type=PATH, help="One JSON line per face, in the same way.")
 @device_option
 @precision_option
-def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device,
-            precision):
+def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device, precision):
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
     Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
     are often missed; those found, also upside down, are turned upright.
 
-    Images that cannot be read are named and skipped, and the exit
-    code is then 1.
+    Images that cannot be read are named and skipped, and the exit code is then 1.
     """
     if not photos and (like or draw):
         raise click.UsageError("--like and --draw go with --photos.")
@@ -381,7 +354,9 @@ def command(ckpt, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
     check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
     net, state = load_model(ckpt, device, precision)
     net = folded(net)
-    top, items = min(top, len(state["emotions"])), items_of(images, state, photos, like)
+    top, size = min(top, len(state["emotions"])), state["config"]["size"]
+    items = (items_of_photos(images, size, choose_template(like, state)) if photos else
+             itertools.starmap(Item, enumerate(decode(images, size, "predicting"))))
     everything, counts = [], collections.Counter()
     with contextlib.ExitStack() as files:
         if draw:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
 import errno
 import hashlib
@@ -29,7 +28,7 @@ from mmlfer_commands._alignment import choose_template, find_again, find_faces, 
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model
 from mmlfer_commands._nets import folded
-from mmlfer_commands._outputs import png
+from mmlfer_commands._outputs import csv_text, png
 from mmlfer_commands._runs import check_installed
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
@@ -81,12 +80,6 @@ def read_picture(content, name, size=None):
 # ---------------------------------------------------------------- what a checkpoint answers
 
 
-def heat_picture(image, heat):
-    """A face (S, S, 3) under its Grad-CAM (S, S) from 0, blue, to 1, red. -> (S, S, 3) uint8"""
-    colour = 1.5 - abs(4 * heat[..., None] - (3, 2, 1))
-    return (0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8)
-
-
 def draw_sample(aus, seed):
     """A drawn face, as JPEG, to try the page without a picture."""
     rng, buffer = np.random.default_rng([22, seed]), io.BytesIO()
@@ -113,8 +106,7 @@ class Model:
         if not faces or None in faces:
             faces = find_faces(image, [face for face in faces if face])
         items = list(items_of_photo(0, image, faces, self.template, self.size))
-        answers = dict(predict_images(self.fast, self.state, items, [name], top))
-        results = answers.get(0, [])  # a picture without a face has no answer
+        results = dict(predict_images(self.fast, self.state, items, [name], top)).get(0, [])
         for item, result in zip(items if crops else (), results):
             coded = base64.b64encode(png(item.crop)).decode()
             result["csv"] = as_csv([result], self.state, top)
@@ -127,7 +119,8 @@ class Model:
         maps, *probabilities = explain(self.net, [image])
         if not all(np.isfinite(array).all() for array in (maps, *probabilities)):
             raise InputError("the net's outputs are not finite: take another checkpoint")
-        return png(heat_picture(image, maps[0]))
+        colour = 1.5 - abs(4 * maps[0][..., None] - (3, 2, 1))  # (S, S, 3), from blue to red
+        return png((0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8))
 
     def facts(self):
         """What the page says of the checkpoint; it holds no path of this machine."""
@@ -139,17 +132,12 @@ class Model:
             "test_accuracy": self.accuracy, "expressions": self.state["emotions"],
             "aus": [{"au": au, "name": AU_NAMES[au]} for au in self.state["aus"]],
             "aus_trained": self.state["trained_aus"], "table": self.table,
-            "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES),
-        }
+            "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES)}
 
 
 def as_csv(results, state, top):
     """What `predict --photos --csv` writes of these faces."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, table_columns(state, top, photos=True), lineterminator="\n")
-    table.writeheader()
-    table.writerows(map(csv_row, results))
-    return text.getvalue()
+    return csv_text(map(csv_row, results), table_columns(state, top, photos=True))
 
 
 # ---------------------------------------------------------------- requests
@@ -198,8 +186,7 @@ class Service:
             await before(WAIT, self.turn.acquire(), 503, f"other pictures took {WAIT} seconds; "
                          "try again in a few seconds")
             try:
-                job = self.pool.submit(function, content, *args)
-                return await asyncio.wrap_future(job)
+                return await asyncio.wrap_future(self.pool.submit(function, content, *args))
             finally:
                 self.turn.release()
         finally:
@@ -249,13 +236,11 @@ def read_parameters(given, expressions):
 
 def parse_points(text):
     """The five points of faces, as the answers have them: [[[x, y], ...], ...] -> (n, 5, 2)"""
-    try:
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
         points = np.array(json.loads(text), float).reshape(-1, 5, 2)
         if (len(points) <= NEAR and (abs(points) < 1e5).all()
                 and (np.linalg.norm(points[:, 0] - points[:, 1], axis=1) > 1).all()):  # the eyes
             return points
-    except (ValueError, TypeError, RecursionError):
-        pass
     raise refused(400, f"near: expected the five points of at most {NEAR} faces, as an answer has "
                   "them")
 

@@ -16,9 +16,6 @@ from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
 from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs
 
-# ---------------------------------------------------------------- Tables 2 and 3
-
-
 def spread(values):
     """Mean and standard deviation over seeds, in percent, as text."""
     values = [100 * v for v in values]
@@ -47,9 +44,6 @@ def table_3(rows, rafce):
         if rafce:
             body[-1].append("{} / {}".format(*PRINTED[row.name]) if row.name in PRINTED else "")
     return markdown([*header, "paper's Acc. / Diag."] if rafce else header, body)
-
-
-# ---------------------------------------------------------------- pairs of methods
 
 
 def mcnemar(b, c):
@@ -158,17 +152,10 @@ def results(folder):
     runs = [run for row in rows for run in row.seeds.values()]
     rafce, truth = all(run.rafce for run in runs), runs[0].truth
     text = Path(__file__).with_name("results.md").read_text("utf-8")
+    data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
     return string.Template(text).substitute(
-        data="RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns",
-        images=len(truth), table_2=table_2(rows, truth, runs[0].emotions),
+        data=data, images=len(truth), table_2=table_2(rows, truth, runs[0].emotions),
         table_3=table_3(rows, rafce), comparisons=comparisons(rows))
-
-
-# ---------------------------------------------------------------- raw results
-
-
-def parse_config(text):
-    return {**yaml.safe_load(text)}
 
 
 def export_results(runs, folder, out):
@@ -178,7 +165,8 @@ def export_results(runs, folder, out):
     rows, logs = [], []
     for run in runs:
         name = run.path.parent.relative_to(folder).as_posix()
-        config = read_part(run.path.with_name("config.yaml"), parse_config, run.texts)
+        config = read_part(run.path.with_name("config.yaml"), lambda text: {**yaml.safe_load(text)},
+                           run.texts)
         rows.append({"run": name, **row_of_run(run.content, config, run.names)})
         log = read_part(run.path.with_name("log.csv"), str.splitlines, run.texts)
         logs += [{"run": name, **row} for row in csv.DictReader(log)]

@@ -2,8 +2,6 @@
 
 import collections
 import contextlib
-import csv
-import dataclasses
 import functools
 import itertools
 import math
@@ -22,7 +20,7 @@ from mmlfer_commands._answers import (
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._nets import folded
-from mmlfer_commands._outputs import Lines, output_names, say, shown
+from mmlfer_commands._outputs import Lines, csv_table, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, check_installed
 from mmlfer_commands._video import AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, fit
 from mmlfer_commands.crop import every_option, fps_option, like_option
@@ -31,9 +29,6 @@ from mmlfer_commands.predict import Item, predict_crops
 BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead
 FACE = ("confidence", "success", "x", "y", "width", "height",
         *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
-
-
-# ---------------------------------------------------------------- rows
 
 
 def columns_of(state, smooth):
@@ -76,8 +71,7 @@ def smoothed(frames, seconds, state):
             now, rows = waiting.popleft()
             while near[0][0] < now - seconds / 2:
                 near.popleft()
-            around = [pair for time, pairs in near for pair in pairs
-                      if time <= now + seconds / 2]
+            around = [pair for time, pairs in near for pair in pairs if time <= now + seconds / 2]
             yield now, [(row | mean_columns(row, around, state), p) for row, p in rows]
 
 
@@ -92,25 +86,19 @@ def mean_columns(row, around, state):
             **{name: value for name, value in values if not np.isnan(value)}}
 
 
-# ---------------------------------------------------------------- drawing
-
-
-@functools.cache
-def font(size):
-    """Pillow's own font, loaded once for each size."""
-    return ImageFont.load_default(size)
+font = functools.cache(ImageFont.load_default)  # loaded once for each size
 
 
 def strip_of(result, width):
     """A strip (H, width, 3) with the first expressions on bars of their probabilities' length."""
-    line, size = 15, 11
+    line = 15
     picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
     for i, expression in enumerate(result["expressions"]):
         top = line * i
         pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
         text = f"{expression['name']} {100 * expression['p']:.0f} %"
-        pen.text((4, top + 1), text, "#ffffff", font=font(size))
+        pen.text((4, top + 1), text, "#ffffff", font=font(11))
     return np.asarray(picture)
 
 
@@ -131,9 +119,6 @@ def draw_frame(image, faces):
     return np.asarray(canvas)
 
 
-# ---------------------------------------------------------------- a clip
-
-
 def items_of_frames(frames, tracker, template, size, keep):
     """Yield the Items of each frame's faces, or one without a face; `keep` keeps the image."""
     for frame in frames:
@@ -146,16 +131,9 @@ def items_of_frames(frames, tracker, template, size, keep):
             yield Item(frame.number, None, details)
 
 
-def until(caught, groups):
-    """The same groups of Items, as lists, until a signal is caught."""
-    for _, items in groups:
-        yield list(items)
-        if caught:
-            return
-
-
-def rows_of_frames(groups, state, drawing):
-    """Yield (time, [(row, probabilities (K + J,))]) of each frame, a list of Items, and draw it."""
+def rows_of_frames(groups, state, drawing, caught=()):
+    """Yield (time, [(row, probabilities (K + J,))]) of each frame, a list of Items, and draw it,
+    until a signal is caught."""
     for items in groups:
         faces = [(item, answer(state, *item.answer, 3)) for item in items if item.answer]
         if drawing:
@@ -164,24 +142,13 @@ def rows_of_frames(groups, state, drawing):
                                                  *(result["p_aus"] or {}).values()], float))
                 for item, result in faces]
         yield items[0].details["time"], rows or [(row_of(items[0], None), None)]
+        if caught:
+            return
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is done with each clip: the options of the command, and what it predicts with."""
-
-    net: object
-    state: dict  # of the checkpoint
-    template: np.ndarray
-    out: Path
-    every: int
-    fps: float | None
-    start: float
-    end: float
-    search: float
-    smooth: float | None
-    draw: bool
-    caught: list  # the signals that came
+# What is done with each clip: what it is predicted with, the command's options, the signals caught.
+Job = collections.namedtuple(
+    "Job", "net state template out every fps start end search smooth draw caught")
 
 
 def predict_clip(job, clip, table, drawing):
@@ -195,11 +162,11 @@ def predict_clip(job, clip, table, drawing):
     count, without = 0, 0
     with contextlib.closing(decoded), contextlib.closing(answered):  # no thread outlives this
         groups = itertools.groupby(answered, lambda item: item.number)
-        rows = rows_of_frames(until(job.caught, groups), job.state, drawing)
+        rows = rows_of_frames((list(items) for _, items in groups), job.state, drawing, job.caught)
         if job.smooth:
             rows = smoothed(rows, job.smooth, job.state)
-        bar = progress(rows, shown(clip.name), clip.count // job.every or None, unit=" frames")
-        for _, faces in bar:
+        total = clip.count // job.every or None
+        for _, faces in progress(rows, shown(clip.name), total, unit=" frames"):
             table.writerows(row for row, _ in faces)
             count += 1
             without += not faces[0][0]["success"]
@@ -214,9 +181,7 @@ def run_clip(job, name, stem):
     with contextlib.ExitStack() as files:
         clip = Clip(name)
         files.callback(clip.close)
-        table = csv.DictWriter(Lines(files, path), columns_of(job.state, job.smooth),
-                               lineterminator="\n")
-        table.writeheader()
+        table = csv_table(Lines(files, path), columns_of(job.state, job.smooth))
         if job.draw:
             drawing = Drawing(job.out / f"{stem}.webm", clip.rate)
             files.callback(drawing.close)
@@ -225,8 +190,7 @@ def run_clip(job, name, stem):
         drawing.check()
     say(f"{shown(name)}: {count} frames, {faces} faces, {without} frames without one: "
         f"{shown(path)}", err=False)
-    remarks = list(clip.remarks())
-    for remark in remarks:
+    for remark in (remarks := list(clip.remarks())):
         say(f"Warning: {remark}")
     return not remarks
 
@@ -300,10 +264,8 @@ def command(clips, ckpt, out, every, fps, start, end, search, smooth, draw, like
     check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision)
     net = folded(net)
-    template = choose_template(like, state)
     with caught_signals() as caught:
-        job = Job(net, state, template, out, every or 1, fps, start,
+        job = Job(net, state, choose_template(like, state), out, every or 1, fps, start,
                   math.inf if end is None else end, search, smooth, draw, caught)
-        bad = not run_clips(job, clips, stems)
-    if bad:
-        sys.exit(1)
+        if not run_clips(job, clips, stems):
+            sys.exit(1)
