@@ -29,6 +29,9 @@ results = functools.cache(table.results)  # text of a folder of runs
 BLOCKS = re.findall(r"```sh\n(.*?)```", "\n".join(PAGES.values()), re.S)
 
 
+TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"}  # its own options
+
+
 def lines():
     return [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 
@@ -74,7 +77,7 @@ def test_every_command_and_option_of_the_pages_exists():
         options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", line.split("#")[0].replace('"', " ")))
         if match := re.search(rf"(?:^|&& ){program} (\w+)|^({'|'.join(mmlfer.COMMANDS)}) --", line):
             command = match[1] or match[2]
-            assert command in mmlfer.COMMANDS and options - {"--nproc-per-node"} <= options_of(command), line
+            assert command in mmlfer.COMMANDS and options - TORCHRUN <= options_of(command), line
             seen.add(command)
         elif line.startswith("curl "):
             assert options <= {"--data-binary"}, line
