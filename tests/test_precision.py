@@ -125,7 +125,7 @@ def test_a_run_in_bf16_resumes_to_the_same_end_and_says_what_it_is(faces_folder,
     assert json.loads((tmp_path / "whole/test.json").read_text())["options"]["precision"] == "bf16"
     loaded, load_net = [], mmlfer.load_net
     end_at_the_third_step(monkeypatch)
-    monkeypatch.setattr(train, "load_net", lambda *args: (loaded.append(args[1:]), load_net(*args))[1])
+    monkeypatch.setattr(train, "load_net", lambda *args: (loaded.append(args[1:3]), load_net(*args))[1])
     assert invoke("train", "--out", tmp_path / "cut", *options).exit_code == 143
     assert load(tmp_path / "cut/last.pt")["step"] == 3
     refused = invoke("train", "--out", tmp_path / "cut", "--resume", "--precision", "float32")
@@ -157,10 +157,10 @@ SLOWER = "--precision bf16: slower here than float32, because this CPU has no bf
 
 
 def test_video_gives_precision_to_the_net(tmp_path, monkeypatch):
-    def load_net(*args):
+    def load_model(*args):
         raise mmlfer.InputError(f"asked for {args[1:]}")
 
-    monkeypatch.setattr(video, "load_net", load_net)
+    monkeypatch.setattr(video, "load_model", load_model)
     for options, precision in ((), "float32"), (("--precision", "bf16"), "bf16"):
         result = invoke("video", tmp_path / "a.mp4", "--ckpt", "x.pt", "--out", tmp_path, *options)
         assert result.stderr == f"Error: asked for ('auto', '{precision}')\n"

@@ -69,9 +69,9 @@ def test_bench_does_what_its_options_say(monkeypatch):
     monkeypatch.setattr(bench, "bench_call", recorder(calls, "call"))
     monkeypatch.setattr(bench, "time_calls", recorder(rounds, {name: [1.0, 2.0, 9.0] for name in bench.BENCH}))
     monkeypatch.setattr(bench, "pick_device", lambda name: torch.device("cpu"))
-    result = invoke("bench", "--batch-size", 3, "--size", 40, "--rounds", 7, "--json", "--device", "cuda:3")
+    result = invoke("bench", "--arch", "resnet50", "--batch-size", 3, "--size", 40, "--rounds", 7, "--json", "--device", "cuda:3")
     rows = json.loads(result.stdout)
-    assert jobs == calls == [(name, 3, 40, "cuda:3") for name in bench.BENCH]
+    assert jobs == calls == [(name, "resnet50", 3, 40, "cuda:3") for name in bench.BENCH]
     assert rounds == [(dict.fromkeys(bench.BENCH, "call"), 7)]
     assert processes == [(1, {"max_tasks_per_child": 1})]  # one after the other, each of its own peak
     assert {row["seconds"] for row in rows.values()} == {2.0}  # the median
