@@ -13,6 +13,7 @@ from mmlfer_commands._labels import NONE, read_columns, read_rows
 
 CKPLUS = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")
 
+
 def frames_of(folder, rows, person):
     """Faces of a clip's frames, which lie in a folder, by {frame: (place, {AU: seen})}."""
     frames = frames_in(folder)

@@ -200,8 +200,8 @@ def find_columns(header, path, aus_needed):
             raise InputError(f"{path}:1: column {name}: expected AU and a number, such as AU12; "
                              "rename it, or remove it")
         group, key = (aus, int(match[1])) if match else (places, None)
-        if name[:2].lower() == "p_" and folded(name[2:]):
-            group, key = shares, folded(name[2:])
+        if name[:2].lower() == "p_" and spelling_of(name[2:]):
+            group, key = shares, spelling_of(name[2:])
         for what, spellings in COLUMNS.items():
             if name.lower() in spellings:
                 key = what
@@ -286,7 +286,7 @@ def named(row):
     return f"row {row}" if isinstance(row, int) else row
 
 
-def folded(name):
+def spelling_of(name):
     """What two spellings of one name have in common: capitals, blanks and dashes do not count, but
     for a minus sign (-1 is not 1) and between digits (1-2 is not 12)."""
     name = unicodedata.normalize("NFC", name).casefold()
@@ -303,7 +303,7 @@ class Rows:
         self.places, self.aus, self.voted = find_columns(header, path, aus_needed)
         self.shares = array.array("d")  # of the columns in `voted`, row by row
         self.names = {}  # {name: row number}
-        self.expressions, self.spellings = [], {}  # {folded name: (name, row number)}
+        self.expressions, self.spellings = [], {}  # {spelling_of a name: (name, row number)}
         self.splits, self.people, self.texts = [], [], []
         self.parts = {}  # {person: (split, row number)}
         self.known = {}  # parsed AUs by their text: most rows repeat another one's
@@ -358,7 +358,7 @@ class Rows:
             return self.expressions.append(NONE)
         if not name or not name.isprintable():
             raise ValueError("no expression; name it, write ? where nobody did, or remove this row")
-        first, where = self.spellings.setdefault(folded(name), (name, row))
+        first, where = self.spellings.setdefault(spelling_of(name), (name, row))
         if first != name:
             raise ValueError(f"{name!r} is {first!r} of {named(where)} in another spelling; choose "
                              "one")
@@ -389,7 +389,7 @@ class Rows:
 
     def spelling(self, name):
         """A name in a column's title, as the rows spell it."""
-        return self.spellings.get(folded(name), (name, 0))[0]
+        return self.spellings.get(spelling_of(name), (name, 0))[0]
 
     def vocabulary(self):
         """RAF-CE's names in RAF-CE's order, others sorted; the AUs that have columns, or that any

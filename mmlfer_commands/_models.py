@@ -196,7 +196,7 @@ def front_matter(state, test):
     return yaml.safe_dump(facts, sort_keys=False)
 
 
-def test_tables(test):
+def tables_of(test):
     """The test's figures by expression and by AU, as Markdown, in percent."""
     if not test:
         return "Not tested."
@@ -214,6 +214,6 @@ def card(state, test):
     """A model card, as the Hugging Face Hub reads it."""
     cfg, template = state["config"], Path(__file__).with_name("card.md").read_text("utf-8")
     return string.Template(template).substitute(
-        front=front_matter(state, test), test=test_tables(test), aus=len(state["aus"]),
+        front=front_matter(state, test), test=tables_of(test), aus=len(state["aus"]),
         emotions=", ".join(state["emotions"]), images=plural(state["images"], "image"),
         epoch=state["epoch"], **{name: cfg[name] for name in ("method", "arch", "size")})

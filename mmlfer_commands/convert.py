@@ -21,6 +21,7 @@ from mmlfer_commands._labels import (
     LABELS, NONE, Rows, check_names, describe, read_rows, split_people)
 from mmlfer_commands._outputs import new_folder, write_rows
 
+
 def labels_file(out):
     """The path of labels.csv for OUT, which is a folder or that file itself."""
     if out.is_dir():

@@ -10,7 +10,7 @@ import numpy as np
 from mmlfer import (
     NOT_CODED, NOT_NAMED, PATH, SPLITS, InputError, image_paths, plural, progress, stem)
 from mmlfer_commands._labels import (
-    LABELS, NONE, describe, folded, load_faces, read_labels_csv, share_column)
+    LABELS, NONE, describe, load_faces, read_labels_csv, share_column, spelling_of)
 from mmlfer_commands._outputs import name_of, new_folder, write_rows
 
 PARTS = {code: part for part, code in SPLITS.items()}
@@ -111,7 +111,7 @@ def merge(folders, out, names):
         raise InputError(f"--rename {odd[0]}: no set has it; they have {', '.join(sorted(known))}")
     seen = {}
     for source, name in ((source, name) for source, own in zip(sources, emotions) for name in own):
-        first, where = seen.setdefault(folded(name), (name, source))
+        first, where = seen.setdefault(spelling_of(name), (name, source))
         if first != name:
             raise InputError(f"{source}: {name!r} is {first!r} of {where} in another spelling; "
                              f"--rename '{name}={first}'")

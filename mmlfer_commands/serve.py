@@ -44,7 +44,7 @@ SAMPLES = (("1+2+5+12+25+26", 16), ("1+4+15+17", 9), ("4+9+10+17", 5))  # AUs an
 PAGE = Path(__file__).parent / "page.html"
 
 
-def refused(status, sentence):
+def http_error(status, sentence):
     """The error with which a request is answered: its status, and a sentence that says why."""
     from starlette.exceptions import HTTPException
 
@@ -71,10 +71,10 @@ def read_picture(content, name, size=None):
             return read_image(Upload(content, name), size)
     except Exception as error:  # Pillow's plugins raise every kind
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
-        raise refused(413 if bomb else 415, f"{name}: not an image that can be read "
-                      f"({brief(error)})") from None
-    raise refused(413, f"{name}: {n / 1e6:.0f} megapixels, and at most {MAX_PIXELS / 1e6:.0f} are "
-                  "read; make it smaller")
+        raise http_error(413 if bomb else 415, f"{name}: not an image that can be read "
+                         f"({brief(error)})") from None
+    raise http_error(413, f"{name}: {n / 1e6:.0f} megapixels, and at most {MAX_PIXELS / 1e6:.0f} "
+                     "are read; make it smaller")
 
 
 # ---------------------------------------------------------------- what a checkpoint answers
@@ -163,7 +163,7 @@ class Service:
     async def sample(self, request):
         if sample := self.samples.get(request.path_params["number"]):
             return sample, "image/jpeg"
-        raise refused(404, f"there are {len(self.samples)} samples, from 0 on")
+        raise http_error(404, f"there are {len(self.samples)} samples, from 0 on")
 
     async def predict(self, request):
         name, top, kind, *how = read_parameters(request.query_params, self.facts["expressions"])
@@ -178,7 +178,7 @@ class Service:
     async def of_picture(self, request, function, *args):
         """function(bytes of the request's body, *args), called when it is this request's turn."""
         if self.taken >= PLACES:
-            raise refused(503, f"{PLACES} pictures are waiting; try again in a few seconds")
+            raise http_error(503, f"{PLACES} pictures are waiting; try again in a few seconds")
         self.taken += 1
         try:
             content = await before(RECEIVE, receive(request), 408, "the picture did not arrive "
@@ -198,7 +198,7 @@ async def before(seconds, awaited, status, sentence):
     try:
         return await asyncio.wait_for(awaited, seconds)
     except asyncio.TimeoutError:
-        raise refused(status, sentence) from None
+        raise http_error(status, sentence) from None
 
 
 async def receive(request):
@@ -214,9 +214,9 @@ async def receive(request):
         if size > 5 * MAX_BYTES:
             break
     if size > MAX_BYTES:
-        raise refused(413, f"more than {MAX_BYTES / 1e6:.0f} MB; make the picture smaller")
+        raise http_error(413, f"more than {MAX_BYTES / 1e6:.0f} MB; make the picture smaller")
     if not content:
-        raise refused(400, "no picture; send an image's bytes as the request's body")
+        raise http_error(400, "no picture; send an image's bytes as the request's body")
     return content
 
 
@@ -225,12 +225,12 @@ def read_parameters(given, expressions):
     known = {"name": "image", "top": "3", "format": "json", "crops": "0", "near": "[]"}
     for key in given:
         if key not in known:
-            raise refused(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
+            raise http_error(400, f"unknown parameter {key!r:.40}; known: {', '.join(known)}")
     name, top, kind, crops, near = (given.get(key, default) for key, default in known.items())
     if not re.fullmatch("0*[1-9][0-9]{0,8}", top):
-        raise refused(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
+        raise http_error(400, f"top: expected a whole number from 1 on, got {top!r:.20}")
     if kind not in ("json", "csv") or crops not in ("0", "1"):
-        raise refused(400, "format is json or csv, crops is 0 or 1")
+        raise http_error(400, "format is json or csv, crops is 0 or 1")
     return name, min(int(top), len(expressions)), kind, crops == "1", parse_points(near)
 
 
@@ -241,8 +241,8 @@ def parse_points(text):
         if (len(points) <= NEAR and (abs(points) < 1e5).all()
                 and (np.linalg.norm(points[:, 0] - points[:, 1], axis=1) > 1).all()):  # the eyes
             return points
-    raise refused(400, f"near: expected the five points of at most {NEAR} faces, as an answer has "
-                  "them")
+    raise http_error(400, f"near: expected the five points of at most {NEAR} faces, as an answer "
+                     "has them")
 
 
 # ---------------------------------------------------------------- the server

@@ -16,6 +16,7 @@ from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
 from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs
 
+
 def spread(values):
     """Mean and standard deviation over seeds, in percent, as text."""
     values = [100 * v for v in values]

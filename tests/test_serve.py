@@ -262,7 +262,7 @@ def test_the_points_of_twenty_faces_are_taken_and_of_no_more():
     """As the page sends those of the first twenty."""
     face = [[10, 10], [30, 10], [20, 20], [12, 30], [28, 30]]
     assert serve.parse_points(json.dumps([face] * 20)).shape == (20, 5, 2)
-    with pytest.raises(serve.refused(400, NEAR).__class__):
+    with pytest.raises(serve.http_error(400, NEAR).__class__):
         serve.parse_points(json.dumps([face] * 21))
 
 
