@@ -701,6 +701,7 @@ class Faces:
     vocabulary: Vocabulary = RAFCE
     files: tuple = LABEL_FILES  # names of the files with expressions, partition and AUs
     shares: object = None  # (N, K) float32, sums 1, NaN in rows without; None if no row has any
+    columns: dict = dataclasses.field(default_factory=dict)  # {one asked for: (N,) texts}
 
     def select(self, keep):
         """The faces at an index or mask. Images are not copied before they are used."""
@@ -710,7 +711,8 @@ class Faces:
         return dataclasses.replace(
             self, names=[self.names[i] for i in keep], y_emo=self.y_emo[keep],
             split=self.split[keep], y_au=self.y_au[keep], images=images,
-            shares=None if self.shares is None else self.shares[keep])
+            shares=None if self.shares is None else self.shares[keep],
+            columns={name: texts[keep] for name, texts in self.columns.items()})
 
     def named(self):
         """The faces whose expression is named."""

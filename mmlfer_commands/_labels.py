@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import math
 import re
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -28,15 +29,16 @@ AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
 
 
-def load_faces(folder, vocabulary=None):
+def load_faces(folder, vocabulary=None, keep=()):
     """The labels in a data set's folder, as Faces without images: from labels.csv if it is there,
-    else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it."""
+    else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it.
+    Faces.columns has those of the columns `keep` that labels.csv has."""
     if Path(folder).is_file():
         raise InputError(f"{folder}: a file; give the folder that it lies in")
     path = Path(folder) / LABELS
     if path.is_file() and (path.parent / LABEL_FILES[0]).is_file():
         tell_once(f"{folder}: read from {LABELS}, not from {LABEL_FILES[0]}")
-    faces = read_labels_csv(path).faces() if path.is_file() else load_labels(folder)
+    faces = read_labels_csv(path, keep).faces() if path.is_file() else load_labels(folder)
     return recode(faces, vocabulary, folder) if vocabulary else faces
 
 
@@ -188,10 +190,13 @@ def check_names(images, expressions, path):
                              "at its ends, or has characters that cannot be printed; rename it")
 
 
-def find_columns(header, path, aus_needed):
-    """The header's columns, {name in COLUMNS: index}, its AUs' columns, {AU number: index}, and
-    those of the expressions' shares, {name as its column has it: index}."""
+def find_columns(header, path, aus_needed, keep=()):
+    """The header's columns, {name in COLUMNS: index}, its AUs' columns, {AU number: index}, those
+    of the expressions' shares, {name as its column has it: index}, and those to keep, {name in
+    `keep`: index}, whatever its capitals."""
     places, aus, shares, unread = {}, {}, {}, []
+    lower = [name.lower() for name in header]
+    kept = {name: lower.index(name.lower()) for name in keep if name.lower() in lower}
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
         if match and int(match[1]) not in AU_NAMES:
@@ -210,7 +215,7 @@ def find_columns(header, path, aus_needed):
                              "keep one of the two")
         if key is not None:
             group[key] = i
-        elif name:
+        elif name and i not in kept.values():
             unread.append(name)
     if unread:
         tell_once(f"{path}: not read: {plural(len(unread), 'column')}, {', '.join(unread):.200}")
@@ -224,7 +229,7 @@ def find_columns(header, path, aus_needed):
     if aus_needed and "aus" not in places and not aus:
         raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
                          "where nobody coded the AUs")
-    return places, aus, {header[i][2:].replace("_", " "): i for i in shares.values()}
+    return places, aus, {header[i][2:].replace("_", " "): i for i in shares.values()}, kept
 
 
 def parse_place(text, folder):
@@ -297,10 +302,12 @@ def spelling_of(name):
 class Rows:
     """The rows of a labels.csv as they are read, each checked against those before it."""
 
-    def __init__(self, path, header, aus_needed=True):
+    def __init__(self, path, header, aus_needed=True, keep=()):
         self.path, self.width = path, width_of(header)
         self.folder = f"{path.parent.resolve()}/"
-        self.places, self.aus, self.voted = find_columns(header, path, aus_needed)
+        found = find_columns(header, path, aus_needed, keep)
+        self.places, self.aus, self.voted, self.kept = found
+        self.columns = {name: [] for name in self.kept}
         self.shares = array.array("d")  # of the columns in `voted`, row by row
         self.names = {}  # {name: row number}
         self.expressions, self.spellings = [], {}  # {spelling_of a name: (name, row number)}
@@ -335,6 +342,8 @@ class Rows:
             self.splits.append(PARTS[get["split"].lower()])
         if "person" in get:
             self.add_person(row, get["person"])
+        for column, i in self.kept.items():
+            self.columns[column].append(sys.intern(cells[i]))  # of equal texts, one is held
         text = get["aus"] if "aus" in get else tuple(cells[i] for i in self.aus.values())
         if text not in self.known:
             self.known[text] = (parse_au_text(text) if "aus" in get else
@@ -384,8 +393,10 @@ class Rows:
             shares[np.isnan(given).any(1)] = np.nan
             shares[:, [numbers[self.spelling(name)] for name in self.voted]] = given
         split = np.array(self.splits) if self.splits else self.drawn_split(y_emo)
+        columns = {name: np.array(self.people if name.lower() == "person" else texts, object)
+                   for name, texts in self.columns.items()}
         return Faces(list(self.names), y_emo, split, self.y_au(vocabulary.aus),
-                     vocabulary=vocabulary, files=(LABELS,) * 3, shares=shares)
+                     vocabulary=vocabulary, files=(LABELS,) * 3, shares=shares, columns=columns)
 
     def spelling(self, name):
         """A name in a column's title, as the rows spell it."""
@@ -417,14 +428,14 @@ class Rows:
         return split_people(y_emo, self.people, 0) if self.people else split_faces(y_emo, 0)
 
 
-def read_labels_csv(path):
+def read_labels_csv(path, keep=()):
     """The Rows of a labels.csv, read one by one to save memory."""
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty; its first row names the columns, as in "
                          "image,expression,split,aus")
-    table = Rows(path, header)
+    table = Rows(path, header, keep=keep)
     for number, cells in rows:
         table.add(number, cells)
     if not table.names:

@@ -328,3 +328,19 @@ def test_labels_in_another_vocabulary(tmp_path):
         _labels.load_faces(tmp_path, mmlfer.Vocabulary(("contempt", "sadly, angry"), (1,)))
     assert str(caught.value) == (f"{tmp_path}/labels.csv: a/0001.jpg: 'happily surprised' is not among the expressions to tell apart: "
                                  "contempt, sadly, angry; rename it or remove its rows")
+
+
+def test_further_columns_are_kept_where_they_are_asked_for(tmp_path, capsys):
+    """Whatever the capitals; a row without a person is a person of its own; they go with the rows that are chosen."""
+    rows = "image,expression,Age,aus,person,note\n1.png,a,30-39,,p,x\n2.png,b,,,,y\n3.png,a,0-9,,,z\n4.png,b,0-9,,p,\n"
+    (tmp_path / "labels.csv").write_text(rows)
+    asked = _labels.load_faces(tmp_path, keep=("age", "person", "expression", "fold"))
+    assert "not read: 1 column, note" in capsys.readouterr().err
+    assert {name: list(texts) for name, texts in asked.columns.items() if name != "person"} == {
+        "age": ["30-39", "", "0-9", "0-9"], "expression": ["a", "b", "a", "b"]}
+    first, second, third, last = asked.columns["person"]
+    assert first == last == "p" and len({first, second, third}) == 3
+    assert asked.select([3, 1]).columns["age"].tolist() == ["0-9", ""]
+    other = _labels.load_faces(tmp_path, mmlfer.Vocabulary(("b", "a"), ()), ("age",))
+    assert other.columns["age"].tolist() == ["30-39", "", "0-9", "0-9"]
+    assert _labels.load_faces(tmp_path).columns == {} and "2 columns, Age, note" in capsys.readouterr().err
