@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    METHODS, InputError, Vocabulary, confusion_matrix, expression_metrics, loss_sources, refused)
+    METHODS, Config, InputError, Vocabulary, confusion_matrix, expression_metrics, loss_sources,
+    refused)
 from mmlfer_commands._exports import READING, read_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import name_of
@@ -60,8 +61,10 @@ def stats_name(run):
 
 
 def find_traits(run):
-    """The traits of a test.json's run: what it reads, by content, and its method's options."""
-    sources, options, traits = METHODS[run["method"]], run["options"], {}
+    """The traits of a test.json's run: what it reads, by content, and its method's options; of
+    those that the version which wrote it lacked, the defaults."""
+    sources, traits = METHODS[run["method"]], {}
+    options = {**vars(Config()), **run["options"]}
     if sources[2]:
         content = run["table_sha256"]
         traits["form"] = (run["form"], run["form"])

@@ -99,6 +99,8 @@ SAME["one table of two names"] = (("mml", "/a/copy.yaml", {}, {"table_sha256": "
 SAME["one backbone of two names"] = (("stl", "wild", {"weights": "/a/x.pth"}, {"backbone": "0" * 64}),
                                      ("stl", "wild", {"weights": "/b/y.pth", "weights_norm": "half", "weights_bgr": True}, {"backbone": "0" * 64}),
                                      ["stl"])
+SAME["an option that an older version lacked"] = (("stl", "wild", {}, {}), ("stl", "wild", {}, {"options": {
+    name: value for name, value in vars(mmlfer.Config(data="x")).items() if name != "augment"}}), ["stl"])
 APART["a search"] = (("mtl", "wild", {"rho": 0.01, "size": 32, "epochs": 1}, {}),
                      ("mtl", "wild", {"rho": 5.0, "size": 48, "epochs": 2}, {}),
                      ["mtl, epochs 1, rho 0.01, size 32", "mtl, epochs 2, rho 5.0, size 48"])
