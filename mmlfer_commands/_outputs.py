@@ -11,13 +11,13 @@ import shutil
 from pathlib import Path
 
 import click
-from PIL import Image
 from tqdm import tqdm
 
 from mmlfer import LABEL_FILES, InputError, is_image, refused, write_whole
 from mmlfer_commands._figures import is_figure
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
+PART = ".part"  # in a new folder: what is not complete yet
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that begins so
 
@@ -113,41 +113,34 @@ class Lines:
 def new_folder(out):
     """A folder to fill, inside the new folder `out`; its content moves up to `out` when it is
     complete, so that a call that was stopped can be repeated. One process at a time fills it."""
-    out = Path(out)
-    part = out / ".part"
-    check_new(out, part.name)
-    with held(out), writing(out):
-        check_new(out, part.name)  # another process may have filled it meanwhile
+    part = Path(out) / PART
+    with filling(part.parent):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         try:
             yield part
             for path in list(part.iterdir()):
-                path.rename(out / path.name)
+                path.rename(part.parent / path.name)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def check_new(out, part):
-    """Refuse an output that is not a new folder; what a stopped call left there is allowed."""
-    if out.exists() and not (out.is_dir() and set(os.listdir(out)) <= {part, LOCK}):
-        raise InputError(f"{out}: not empty; name a new folder")
-
-
-def check_empty(folder):
-    """Refuse to write to a folder that is not empty, so that nothing is overwritten."""
+def check_new(folder):
+    """Refuse to write to what is not a new or empty folder, so that nothing is overwritten; what a
+    stopped call of new_folder left there is allowed."""
     if (folder / "faces.csv").is_file():
         raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
                          "and start again, or name a new folder")
-    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {LOCK}):
+    if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {PART, LOCK}):
         raise InputError(f"{folder}: not an empty folder; name a new one")
 
 
 @contextlib.contextmanager
 def filling(folder):
-    """Write to an empty folder, one process at a time."""
+    """Write to a new folder, one process at a time."""
+    check_new(folder)
     with held(folder), writing(folder):
-        check_empty(folder)  # another process may have filled it meanwhile
+        check_new(folder)  # another process may have filled it meanwhile
         yield
 
 
@@ -174,8 +167,6 @@ def check_pictures_folder(folder, *inputs):
         own = (source if source.is_dir() else source.parent).resolve()
         if place == own or (source.is_dir() and own in place.parents):
             raise InputError(f"{folder}: is an input or lies among the inputs; name another output")
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: not a folder; name another output")
 
 
 def check_two_outputs(**options):
@@ -234,19 +225,12 @@ def markdown(header, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def png(image):
-    """An image (H, W, 3) as the bytes of a PNG file."""
+def encoded(picture, kind):
+    """An image of Pillow as the bytes of a PNG or JPEG file, made smaller than a JPEG can be."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_jpeg(picture, path):
-    """Write an image of Pillow as a JPEG file, made smaller if it is larger than these can be."""
     picture.thumbnail((65500, 65500))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    write_whole(path, buffer.getvalue())
+    picture.save(buffer, kind, quality=90)
+    return buffer.getvalue()
 
 
 def csv_table(file, columns):

@@ -1,6 +1,7 @@
 """mmlfer crop: the faces of photographs, aligned as the training faces are."""
 
 import contextlib
+import itertools
 import sys
 
 import click
@@ -10,8 +11,7 @@ from mmlfer import COUNT, PATH, RATE, SIZE, is_image, plural, progress, try_read
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row, find_faces
 from mmlfer_commands._inputs import ahead, is_clip, list_images
 from mmlfer_commands._outputs import (
-    Lines, check_empty, check_pictures_folder, csv_table, filling, output_names, png, say, shown,
-    write_jpeg)
+    Lines, check_new, check_pictures_folder, csv_table, encoded, filling, output_names, say, shown)
 from mmlfer_commands._runs import check_installed
 from mmlfer_commands._video import AGAIN, Clip, ClipError, Tracker
 
@@ -42,48 +42,32 @@ class Crops:
         """Write the faces of an image, [(number, name of the crop, Face)]."""
         for i, name, face in faces:
             crop, file = align(image, face, self.template, self.size), f"aligned/{name}"
-            if file.endswith("png"):
-                write_whole(self.out / file, png(crop))
-            else:
-                write_jpeg(Image.fromarray(crop), self.out / file)
+            kind = "PNG" if name.endswith(".png") else "JPEG"
+            write_whole(self.out / file, encoded(Image.fromarray(crop), kind))
             row = {"image": shown(path), "timestamp": timestamp, "file": shown(file)}
             self.table.writerow(row | face_row({"face": i, **face.described(image)}))
             self.count += 1
 
 
 def crop_photos(photos, names, crops):
-    """Write the crops of photographs. -> how many have no face, how many cannot be read"""
-    without, bad = 0, 0
+    """Write the crops of photographs. Yields (path, [why it cannot be read]) of each one."""
     for name, (path, image, faces) in zip(names, photo_faces(photos)):
-        if faces is None:
-            bad += 1
-            say(f"Warning: skipped {image}")
-        elif not faces:
-            without += 1
-            say(f"no face: {shown(path)}")
-        else:
-            crops.add(path, image, [(i, f"{name}_{i}.png", face) for i, face in enumerate(faces)])
-    return without, bad
+        found = enumerate(faces or ())
+        crops.add(path, image, [(i, f"{name}_{i}.png", face) for i, face in found])
+        yield path, [f"skipped {image}"] if faces is None else []
 
 
 def crop_clips(clips, names, crops, every, fps):
-    """The same of clips, of which those that are broken or cut off count as bad, too."""
-    without, bad = 0, 0
+    """The same of clips, with all that is wrong with them: they may be broken or cut off."""
     for name, path in zip(names, progress(clips, "finding faces", unit=" clips")):
-        before, remarks = crops.count, []
+        remarks = []
         try:
             with contextlib.closing(Clip(str(path))) as clip:
                 crop_frames(clip, name, crops, every, fps)
                 remarks += clip.remarks()
         except ClipError as error:
             remarks.append(f"skipped {error}")
-        for remark in remarks:
-            say(f"Warning: {remark}")
-        if crops.count == before and not remarks:
-            without += 1
-            say(f"no face: {shown(path)}")
-        bad += bool(remarks)
-    return without, bad
+        yield path, remarks
 
 
 def crop_frames(clip, name, crops, every, fps):
@@ -121,7 +105,7 @@ def command(paths, out, like, size, every, fps):
     if every and fps:
         raise click.UsageError("--every and --fps: give one of them.")
     check_pictures_folder(out / "aligned", *paths)
-    check_empty(out)
+    check_new(out)
     found = list_images(paths, lambda path: is_image(path) or is_clip(path))
     photos = [path for path in found if not is_clip(path)]
     if clips := list(filter(is_clip, found)):
@@ -129,9 +113,16 @@ def command(paths, out, like, size, every, fps):
     names, template = output_names([*photos, *clips]), choose_template(like)
     with filling(out), contextlib.ExitStack() as files:
         crops = Crops(files, template, size, out)
-        done = (crop_photos(photos, names, crops),
-                crop_clips(clips, names[len(photos) :], crops, every, fps))
-    without, bad = map(sum, zip(*done))
+        done = itertools.chain(crop_photos(photos, names, crops),
+                               crop_clips(clips, names[len(photos) :], crops, every, fps))
+        before, without, bad = 0, 0, 0
+        for path, remarks in done:
+            for remark in remarks:
+                say(f"Warning: {remark}")
+            if crops.count == before and not remarks:
+                without += 1
+                say(f"no face: {shown(path)}")
+            before, bad = crops.count, bad + bool(remarks)
     videos = f" and {plural(len(clips), 'video')}" if clips else ""
     click.echo(f"{crops.count} faces of {len(photos)} images{videos}, {without} without a face, "
                f"{bad} that cannot be read: {out}")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mmlfer import (
     COUNT, PATH, InputError, as_batch, decode, device_option, json_option, precision_option,
-    predict_faces, try_read)
+    predict_faces, try_read, write_whole)
 from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, face_row
 from mmlfer_commands._answers import (
     active_aus, answer, check_columns, probability_columns, probability_row)
@@ -28,8 +28,8 @@ from mmlfer_commands._inputs import ahead, list_images
 from mmlfer_commands._models import ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import (
-    Lines, check_empty, check_output, check_pictures_folder, check_two_outputs, csv_table, filling,
-    output_names, say, shown, write_jpeg, writing)
+    Lines, check_new, check_output, check_pictures_folder, check_two_outputs, csv_table, encoded,
+    filling, output_names, say, shown, writing)
 from mmlfer_commands.crop import like_option, photo_faces
 
 # ---------------------------------------------------------------- predicting
@@ -266,7 +266,7 @@ def draw_photo(path, results, drawing):
     if isinstance(image, str):
         say(f"Warning: no drawing: {image}")
         return False
-    write_jpeg(draw_predictions(image, results), drawing)
+    write_whole(drawing, encoded(draw_predictions(image, results), "JPEG"))
     for result in results:
         result["drawing"] = shown(drawing)
     return True
@@ -282,7 +282,7 @@ def check_outputs(images, inputs, draw, **files):
     check_two_outputs(**files)
     if draw:  # links may lead to images elsewhere, which must not be overwritten either
         check_pictures_folder(draw, *inputs, *(image.resolve() for image in images))
-        check_empty(draw)
+        check_new(draw)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from mmlfer_commands._alignment import choose_template, find_again, find_faces, 
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model
 from mmlfer_commands._nets import folded
-from mmlfer_commands._outputs import csv_text, png
+from mmlfer_commands._outputs import csv_text, encoded
 from mmlfer_commands._runs import check_installed
 from mmlfer_commands.crop import like_option
 from mmlfer_commands.gradcam import explain
@@ -82,9 +82,8 @@ def read_picture(content, name, size=None):
 
 def draw_sample(aus, seed):
     """A drawn face, as JPEG, to try the page without a picture."""
-    rng, buffer = np.random.default_rng([22, seed]), io.BytesIO()
-    draw_face(strengths(parse_aus(aus), rng), rng, 256).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    rng = np.random.default_rng([22, seed])
+    return encoded(draw_face(strengths(parse_aus(aus), rng), rng, 256), "JPEG")
 
 
 class Model:
@@ -108,7 +107,7 @@ class Model:
         items = list(items_of_photo(0, image, faces, self.template, self.size))
         results = dict(predict_images(self.fast, self.state, items, [name], top)).get(0, [])
         for item, result in zip(items if crops else (), results):
-            coded = base64.b64encode(png(item.crop)).decode()
+            coded = base64.b64encode(encoded(Image.fromarray(item.crop), "PNG")).decode()
             result["csv"] = as_csv([result], self.state, top)
             result["crop"] = f"data:image/png;base64,{coded}"
         return results
@@ -120,7 +119,8 @@ class Model:
         if not all(np.isfinite(array).all() for array in (maps, *probabilities)):
             raise InputError("the net's outputs are not finite: take another checkpoint")
         colour = 1.5 - abs(4 * maps[0][..., None] - (3, 2, 1))  # (S, S, 3), from blue to red
-        return png((0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8))
+        shown = (0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8)
+        return encoded(Image.fromarray(shown), "PNG")
 
     def facts(self):
         """What the page says of the checkpoint; it holds no path of this machine."""

@@ -125,7 +125,7 @@ partition: drawn, seed 0
     assert image.is_symlink() != copy and Image.open(image).size == (20, 20)
     assert sorted(p.name for p in out.iterdir()) == sorted(["aligned", *mmlfer.LABEL_FILES])
     again = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", out)
-    assert again.exit_code == 1 and again.stderr == f"Error: {out}: not empty; name a new folder\n"
+    assert again.exit_code == 1 and again.stderr == f"Error: {out}: not an empty folder; name a new one\n"
 
 
 @pytest.mark.parametrize("inner", ["", "RAF-AU"])
@@ -250,7 +250,7 @@ def test_build_beside_or_within_its_sources(sources):
     for out in (ml / "rafce", au / "rafce", au):
         result = invoke("build", "--raf-ml", ml, "--raf-au", au, "--out", out)
         assert result.exit_code == (out == au), result.output
-    assert result.stderr == f"Error: {au}: not empty; name a new folder\n"
+    assert result.stderr == f"Error: {au}: not an empty folder; name a new one\n"
 
 
 def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
@@ -264,7 +264,7 @@ def test_a_new_folder_is_filled_at_once_or_not_at_all(tmp_path):
         assert not list(part.iterdir())
     (tmp_path / "file").touch()
     for taken in (out, tmp_path / "file"):
-        with pytest.raises(mmlfer.InputError, match="not empty; name a new folder"), _outputs.new_folder(taken):
+        with pytest.raises(mmlfer.InputError, match="not an empty folder; name a new one"), _outputs.new_folder(taken):
             pass
 
 

@@ -278,7 +278,7 @@ def test_one_expression_in_two_spellings_is_to_be_renamed(tmp_path):
         result = invoke("merge", *args, "--out", tmp_path / "d")
         assert result.exit_code == 2 and said in result.stderr
     result = invoke("merge", one, two, "--out", tmp_path / "c", "--rename", "joy=Joy")
-    assert result.exit_code == 1 and "not empty; name a new folder" in result.stderr and not (tmp_path / "d").exists()
+    assert result.exit_code == 1 and "not an empty folder; name a new one" in result.stderr and not (tmp_path / "d").exists()
 
 
 def test_pictures_that_two_sets_hold_in_different_parts_are_counted(tmp_path):

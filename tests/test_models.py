@@ -219,7 +219,7 @@ def test_a_folder_without_a_model_is_told(tmp_path):
 
 def test_export_overwrites_nothing(folder, trained):
     result = invoke("export", "--ckpt", trained[0] / "best.pt", "--out", folder)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {folder}: not empty; name a new folder\n")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {folder}: not an empty folder; name a new one\n")
 
 
 def test_an_untested_model_has_a_card_without_figures(sketch, tmp_path):

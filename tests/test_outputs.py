@@ -50,7 +50,7 @@ def filled_before(folder):
 def test_a_folder_that_was_filled_meanwhile_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(_outputs, "held", filled_before)
     result = invoke("synth", tmp_path / "a", "--n", 3, "--size", 32)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a: not empty; name a new folder\n")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a: not an empty folder; name a new one\n")
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
     result = invoke("crop", tmp_path / "photo.png", "--out", tmp_path / "b")
     assert result.exit_code == 1

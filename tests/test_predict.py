@@ -521,7 +521,7 @@ def test_drawings_go_to_a_new_folder(ckpt, photos, tmp_path):
     for place in (tmp_path, tmp_path / "0.jpg"):
         result = invoke(*command, place)
         assert result.exit_code == 1 and result.stdout == ""
-    assert result.stderr == f"Error: {tmp_path}/0.jpg: not a folder; name another output\n"
+    assert result.stderr == f"Error: {tmp_path}/0.jpg: not an empty folder; name a new one\n"
     assert invoke(*command, tmp_path).stderr == f"Error: {tmp_path}: not an empty folder; name a new one\n"
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("0.jpg", b"mine")]
     (tmp_path / "empty").mkdir()

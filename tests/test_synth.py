@@ -228,7 +228,7 @@ def test_stopped_drawing_can_be_repeated_and_leaves_no_process(tmp_path, number)
 
 def test_synth_refuses_a_folder_in_use_and_bad_labels(tmp_path, faces_folder):
     result = invoke("synth", faces_folder, "--n", 3)
-    assert result.exit_code == 1 and result.stderr == f"Error: {faces_folder}: not empty; name a new folder\n"
+    assert result.exit_code == 1 and result.stderr == f"Error: {faces_folder}: not an empty folder; name a new one\n"
     result = invoke("synth", tmp_path / "new", "--labels", tmp_path)
     assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/RAFCE_emolabel.txt: No such file")
 
