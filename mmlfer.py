@@ -104,6 +104,7 @@ METHODS = {  # weights of (L^emo, L^AU, L^AM): a number, an option's name, or "m
     "am": (1.0, "rho", "rho_am"),  # Eq. 10
     "mml": (1.0, "meta", "meta"),  # Eq. 11
 }
+SELECT = {"acc": "accuracy", "diag": "diag", "macro-f1": "macro_f1"}  # validation figures
 LOWER_RATES = "lower --lr-backbone, --lr-heads or --lr-meta"
 DIVERGED = f"diverged; train again with {LOWER_RATES}"
 
@@ -194,6 +195,8 @@ class Config:
                         "L^AM by Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab only.")
     rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
     rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    logit_adjust: float = setting(METHOD, 0.0, SHARE, "tau: L^emo of z + tau log p(expression), p "
+                                  "of the training rows; 1 aims at Diag. Ours, not the paper's.")
     weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
                                 "sigmoid; the paper's W is 1.")
     hypergrad: str = setting(METHOD, "auto", click.Choice(
@@ -212,6 +215,8 @@ class Config:
     epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
     batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
                               "B, faces in a training or validation batch.")
+    select: str = setting(OPTIMISATION, "acc", click.Choice([*SELECT]),
+                          "Validation figure that chooses the epoch.")
     augment: bool = setting(OPTIMISATION, False, bool, "Shift (4 %), scale (5 %) and turn (5 "
                             "degrees) each training and validation image at random.")
     lr_backbone: float = setting(OPTIMISATION, 0.001, RATE,
@@ -239,12 +244,13 @@ def loss_au(z_au, y_au):
     return each.masked_fill(y_au == NOT_CODED, 0).sum(1)
 
 
-def loss_emo(z_emo, y_emo):
+def loss_emo(z_emo, y_emo, shift=0.0):
     """Eq. 2, cross-entropy over the expressions, 0 where none is named. z_emo (B, K), y_emo (B,)
-    -> (B,). Soft: with shares q (B, K) for y_emo it is -sum_k q_k log p_k; no share, no loss."""
+    -> (B,). Soft: with shares q (B, K) for y_emo it is -sum_k q_k log p_k; no share, no loss.
+    shift (K,): tau log p(expression), by which --logit-adjust moves z (Menon et al., 2007.07314)."""
     if y_emo.ndim == 2:
         y_emo = y_emo.to(z_emo.dtype)
-    return torch.nn.functional.cross_entropy(z_emo, y_emo, reduction="none",
+    return torch.nn.functional.cross_entropy(z_emo + shift, y_emo, reduction="none",
                                              ignore_index=NOT_NAMED)
 
 
@@ -306,10 +312,10 @@ def loss_am(z_emo, z_au, statistics):
     return weight * (loss_dm1(z_emo, z_au, s.table, s.form) + loss_dm2(z_emo, z_au, s.table))
 
 
-def all_losses(z_emo, z_au, y_emo, y_au, statistics):
+def all_losses(z_emo, z_au, y_emo, y_au, statistics, shift=0.0):
     """L^emo, L^AU and L^AM of each sample. z_emo (B, K), z_au (B, J) -> (B, 3)."""
     l_am = loss_am(z_emo, z_au, statistics)
-    return torch.stack([loss_emo(z_emo, y_emo), loss_au(z_au, y_au), l_am], 1)
+    return torch.stack([loss_emo(z_emo, y_emo, shift), loss_au(z_au, y_au), l_am], 1)
 
 
 # ---------------------------------------------------------------- the bilevel step (Sec. 4.2)
@@ -349,10 +355,10 @@ def hypergradient(taped, omega, val, alpha, psi, mean=tuple):
     """Eqs. 12-15: d L^val(theta*) / d psi, through theta* = theta - alpha grad_theta L^MTL.
 
     This is the definition. taped.losses, omega (B, 3) with their graphs to theta and psi; val =
-    (x, y_emo), the meta-test batch; alpha {parameter name: learning rate}; psi a list of tensors.
-    Returns a gradient for each tensor of psi and changes nothing in place. Of processes that share
-    the batches, `mean` takes tensors to their means (of one: to themselves) and is differentiable:
-    exact, because losses are sums over samples.
+    (x, y_emo), the meta-test batch, or with L^emo's shift; alpha {parameter name: learning rate};
+    psi a list of tensors. Returns a gradient for each tensor of psi and changes nothing in place.
+    Of processes that share the batches, `mean` takes tensors to their means (of one: to themselves)
+    and is differentiable: exact, because losses are sums over samples.
     """
     theta = dict(taped.net.named_parameters())
     l_mtl = (omega * taped.losses).sum(1).mean()  # Eq. 12
@@ -363,9 +369,9 @@ def hypergradient(taped, omega, val, alpha, psi, mean=tuple):
 
 def loss_val(net, theta_star, val):
     """L^val, the mean L^emo at theta*, with batch statistics; running statistics do not change."""
-    x, y_emo = val
+    x, *labels = val
     outputs = torch.func.functional_call(net, (theta_star, spare_buffers(net)), (x,))
-    return loss_emo(outputs[1], y_emo).mean()
+    return loss_emo(outputs[1], *labels).mean()
 
 
 def hypergradient_jvp(taped, omega, val, alpha, psi, mean=tuple, along=None):
@@ -533,7 +539,9 @@ def meta_train(run, batch):
     """Taped losses (B, 3) of a batch x (B, 3, S, S), y_emo (B,), y_au (B, J), and omega (B, 3)."""
     x, y_emo, y_au = batch
     seed = np.random.default_rng([run.cfg.seed, Stream.MASKS, run.epoch, run.step]).integers(2**62)
-    taped = Taped(run.net, x, lambda *z: all_losses(*z, y_emo, y_au, run.statistics), int(seed))
+    losses_of = functools.partial(all_losses, y_emo=y_emo, y_au=y_au, statistics=run.statistics,
+                                  shift=run.shift)
+    taped = Taped(run.net, x, losses_of, int(seed))
     return taped, loss_weights(run.meta, taped.f, run.cfg)
 
 
@@ -545,7 +553,7 @@ FORMS = {  # by the words of --hypergrad
 def meta_test(run, taped, omega, val, form):
     """The gradient of L^val at theta* by psi, a list of tensors, in one of FORMS."""
     torch.manual_seed(taped.seed + 1)  # the validation batch's random masks: the same in each form
-    return FORMS[form](taped, omega, val[:2], learning_rates(run.net, run.opt),
+    return FORMS[form](taped, omega, (*val[:2], run.shift), learning_rates(run.net, run.opt),
                        list(run.meta.parameters()), run.mean)
 
 
@@ -723,6 +731,12 @@ class Faces:
         hard = self.y_emo[:, None] == np.arange(len(self.vocabulary.emotions))
         return np.where(np.isnan(self.shares), hard, self.shares).astype(np.float32)
 
+    def prior(self, labels):
+        """p(expression), K numbers, of the training rows, by hard or soft labels."""
+        train, k = self.of("train"), len(self.vocabulary.emotions)
+        n = np.nansum(train.soft(), 0) if labels == "soft" else np.array(counts(train.y_emo, k))
+        return (n / n.sum()).tolist()
+
     def of(self, split):
         """The faces of "train", "test" or "val"."""
         return self.select(self.split == SPLITS[split])
@@ -738,22 +752,6 @@ class Faces:
         own = [] if own == RAFCE else [own]
         own += [] if self.shares is None else [self.shares.tolist()]
         return hashlib.sha256(repr([*rows, *own]).encode()).hexdigest()
-
-
-def parse_aus(text, known=AUS):
-    """'4+L12+25' -> ((4, ''), (12, 'L'), (25, '')): number and side; 'null' -> ()."""
-    if text.lower() == "null":
-        return ()
-    aus = []
-    for token in text.split("+"):
-        match = re.fullmatch(r"([A-Za-z]*)([0-9]{1,3})([A-Za-z]*)", token)
-        if not match:
-            raise ValueError(f"expected AUs like 4+L12+25 or null, got {token!r} in {text!r}")
-        if int(match[2]) not in known:
-            all_ = "32 AUs of RAF-CE" if known == AUS else "AUs of FACS, 1 to 46"
-            raise ValueError(f"AU {int(match[2])} is not one of the {all_}")
-        aus.append((int(match[2]), (match[1] + match[3]).upper()))
-    return tuple(aus)
 
 
 def plural(n, noun):
@@ -1052,6 +1050,7 @@ class Run:
     """The state of training: the nets, theta's optimiser, the schedule, and how far it is."""
 
     processes, mean = 1, tuple  # how many share a batch, and the mean over them
+    prior, shift = None, 0.0  # p(expression), and tau log p, (K,)
     ORIGIN = ("data_sha256", "images_sha256", "table_sha256", "backbone", "train_names",
               "trained_aus", "template")
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "processes", *ORIGIN)  # as they are
@@ -1110,7 +1109,7 @@ def inference_state(run):
             "table": run.table.cpu(), "epoch": run.epoch, "data_sha256": run.data_sha256,
             "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
             "backbone": run.backbone, "train_names": run.train_names,
-            "trained_aus": run.trained_aus,
+            "trained_aus": run.trained_aus, "prior": run.prior,
             "template": run.template,  # where eyes and mouth are in its faces, for --photos
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
@@ -1136,7 +1135,7 @@ def check_state(state, where):
         known = False
     if not known:
         raise InputError(f"{where}: of another version of mmlfer, or damaged")
-    return {**state, "config": dataclasses.asdict(cfg)}
+    return {"prior": None, **state, "config": dataclasses.asdict(cfg)}
 
 
 def load_net(path, device="auto", precision="float32", read=read_checkpoint):

@@ -8,7 +8,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-from mmlfer import AUS, parse_aus
+from mmlfer import AUS
+from mmlfer_commands._rafce import parse_aus
 
 # Face coordinates: u, v in -1..1, u > 0 the subject's left, v > 0 downwards. In the functions that
 # draw a part, c is the FaceCanvas, a {AU: strength}, look {proportion of the person: -1..1}.

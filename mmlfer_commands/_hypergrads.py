@@ -76,7 +76,7 @@ def difference_to_differences(run, batch, val):
         kept.append(direction), Taped.along_in_general(taped, direction))[1])
     (x, y_emo, y_au), net = batch, copy.deepcopy(run.net).double()
     statistics = dataclasses.replace(run.statistics, table=run.statistics.table.double())
-    exact = Taped(net, x, lambda *z: all_losses(*z, y_emo, y_au, statistics), taped.seed)
+    exact = Taped(net, x, lambda *z: all_losses(*z, y_emo, y_au, statistics, run.shift), taped.seed)
     direction = {name: d.double() for name, d in kept[0].items()}
     along, theta = exact.along_in_general(direction), dict(net.named_parameters())
     length, unit = (torch.nn.utils.get_total_norm(part.values()) for part in (theta, direction))

@@ -13,10 +13,9 @@ import numpy as np
 
 from mmlfer import (
     AUS, AU_NAMES, EMOTIONS, LABEL_FILES, NOT_CODED, NOT_NAMED, RAFCE, SPLITS, TEST, TRAIN, VAL,
-    Faces, InputError, Stream, Vocabulary, counts, image_index, image_paths, parse_aus, plural,
-    tell_once)
+    Faces, InputError, Stream, Vocabulary, counts, image_index, image_paths, plural, tell_once)
 from mmlfer_commands._outputs import in_utf8, write_rows
-from mmlfer_commands._rafce import is_rafce, load_labels
+from mmlfer_commands._rafce import is_rafce, load_labels, parse_aus
 
 LABELS = "labels.csv"
 NONE = "?"  # the expression of rows in which nobody named it

@@ -1,16 +1,33 @@
 """RAF-CE as it is distributed: its three label files, and its counts."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 from mmlfer import (
-    AUS, EMOTIONS, LABEL_FILES, RAFCE, SPLITS, TEST, Faces, InputError, counts, parse_aus, plural,
-    refused, stem, write_whole)
+    AUS, EMOTIONS, LABEL_FILES, RAFCE, SPLITS, TEST, Faces, InputError, counts, plural, refused,
+    stem, write_whole)
 
 RAFCE_TOTALS = (676, 279, 171, 230, 120, 835, 195, 603, 36, 210, 977, 177, 11, 29)
 RAFCE_TEST = (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8)
 RAFCE_SPLITS = {"train": 2709, "test": 909, "val": 931}
+
+
+def parse_aus(text, known=AUS):
+    """'4+L12+25' -> ((4, ''), (12, 'L'), (25, '')): number and side; 'null' -> ()."""
+    if text.lower() == "null":
+        return ()
+    aus = []
+    for token in text.split("+"):
+        match = re.fullmatch(r"([A-Za-z]*)([0-9]{1,3})([A-Za-z]*)", token)
+        if not match:
+            raise ValueError(f"expected AUs like 4+L12+25 or null, got {token!r} in {text!r}")
+        if int(match[2]) not in known:
+            all_ = "32 AUs of RAF-CE" if known == AUS else "AUs of FACS, 1 to 46"
+            raise ValueError(f"AU {int(match[2])} is not one of the {all_}")
+        aus.append((int(match[2]), (match[1] + match[3]).upper()))
+    return tuple(aus)
 
 
 def parse_code(top):

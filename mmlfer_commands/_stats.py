@@ -1,6 +1,7 @@
 """AU statistics (Sec. 3.2): p(AU | expression), the paper's Table 1 or your own, as an array."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import yaml
 
 from mmlfer import (
     AUS, AU_NAMES, HERE, NOT_CODED, OBSERVED, RAFCE, InputError, Vocabulary, brief, plural,
-    tell_once)
+    tell_once, torch)
 from mmlfer_commands._labels import recode
 
 PAPERS = ("wild", "lab")
@@ -159,3 +160,8 @@ def read_stats(path):
             expect(type(p) in (int, float) and 0 <= p <= 1,
                    f"{emotion}: AU {au}: expected a fraction 0..1, got {str(p)[:20]!r}")
     return rows
+
+
+def log_prior(prior):
+    """log p(expression), (K,), of K probabilities; 0 for expressions without a training row."""
+    return torch.tensor([math.log(p) if p else 0.0 for p in prior])

@@ -8,11 +8,10 @@ import click
 import numpy as np
 
 from mmlfer import (
-    EMOTIONS, LABEL_FILES, PATH, SEED, InputError, image_index, is_aligned, parse_aus, progress,
-    refused, stem)
+    EMOTIONS, LABEL_FILES, PATH, SEED, InputError, image_index, is_aligned, progress, refused, stem)
 from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
 from mmlfer_commands._outputs import new_folder
-from mmlfer_commands._rafce import one_image_a_row, parse_code, read_labels, write_labels
+from mmlfer_commands._rafce import one_image_a_row, parse_aus, parse_code, read_labels, write_labels
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
 ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",

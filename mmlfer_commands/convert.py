@@ -10,8 +10,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from mmlfer import (
-    AU_NAMES, PATH, SEED, TRAIN, VAL, InputError, Program, parse_aus, plural, progress)
+from mmlfer import AU_NAMES, PATH, SEED, TRAIN, VAL, InputError, Program, plural, progress
+from mmlfer_commands._rafce import parse_aus
 from mmlfer_commands._au_tables import TOOLS, bp4d, ckplus, disfa, emotionet, opengraphau, tool_aus
 from mmlfer_commands._formats import (
     ABAW, ABAW_AUS, Labelled, abaw, affectnet, au_labels, fer2013, folders, huggingface, jaffe,

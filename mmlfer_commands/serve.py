@@ -23,7 +23,8 @@ import click
 import numpy as np
 from PIL import Image
 
-from mmlfer import AU_NAMES, InputError, __version__, brief, device_option, parse_aus, read_image
+from mmlfer import AU_NAMES, InputError, __version__, brief, device_option, read_image
+from mmlfer_commands._rafce import parse_aus
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._models import accuracy_on_test, ckpt_option, load_model

@@ -9,12 +9,13 @@ import numpy as np
 
 from mmlfer import (
     AU_NAMES, COUNT, LABEL_FILES, PATH, RAFCE, SEED, SIZE, TEST, TRAIN, FiniteRange, InputError,
-    Stream, Vocabulary, counts, parse_aus, progress, stem, write_whole)
+    Stream, Vocabulary, counts, progress, stem, write_whole)
 from mmlfer_commands._drawing import DRAWN, write_face
 from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
 from mmlfer_commands._outputs import new_folder
 from mmlfer_commands._processes import in_processes
-from mmlfer_commands._rafce import RAFCE_TOTALS, load_labels, parse_code, read_labels, write_labels
+from mmlfer_commands._rafce import (
+    RAFCE_TOTALS, load_labels, parse_aus, parse_code, read_labels, write_labels)
 from mmlfer_commands._stats import PAPERS, load_stats, read_stats
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    LOWER_RATES, PATH, RUN, RUN_FILES, STEP_LABELS, Batches, Config, InputError, Run, Step,
+    LOWER_RATES, PATH, RUN, RUN_FILES, SELECT, STEP_LABELS, Batches, Config, InputError, Run, Step,
     Vocabulary, check_weights, decode_all, evaluate, find_trained, inference_state, load_images,
     load_net, loss_sources, make_base_net, percent, progress, read_checkpoint, refused,
     save_checkpoint, torch, train_step, write_whole)
@@ -33,7 +33,7 @@ from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._runs import (
     WORDS, caught_signals, check_kept, given_options, stopped_line, tell_if_slower, versions)
 from mmlfer_commands._scratch import decode_shared
-from mmlfer_commands._stats import find_table, left_out, load_stats, without_statistics
+from mmlfer_commands._stats import find_table, left_out, load_stats, log_prior, without_statistics
 
 MOVABLE = ("data", "device", "stats")  # options that a run has others of where it goes on
 
@@ -77,19 +77,21 @@ def end_epoch(run, val, out):
     """Validate; write best.pt if this epoch is better than all before, log.csv and last.pt."""
     numbers = evaluate(run.net, val, run.trained_aus, run.world.predict)
     check_weights(run.net, f"epoch {run.epoch + 1}")
-    best = max((row["val_acc"] for row in run.log), default=-1.0)
+    chosen, key = run.cfg.select.replace("-", "_"), SELECT[run.cfg.select]
+    best = max((row[f"val_{chosen}"] for row in run.log), default=-1.0)
     means = Step(*run.trace.mean(0).tolist())
     run.epoch += 1
     run.log.append({
         "epoch": run.epoch, "train_loss_emo": means.l_emo, "train_loss_au": means.l_au,
         "train_loss_am": means.l_am, "w_au": means.w_au, "w_am": means.w_am,
         "val_acc": numbers["accuracy"], "val_diag": numbers["diag"],
+        "val_macro_f1": numbers["macro_f1"],
         "lr": run.opt.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
         "images_per_second": round(run.steps * run.cfg.batch_size / run.elapsed, 2)})
     run.step, run.elapsed = 0, 0.0
     if run.world.rank:
         return
-    if numbers["accuracy"] > best:
+    if numbers[key] > best:
         save_checkpoint(inference_state(run), out / "best.pt")
     write_rows(run.log, run.log[0], out / "log.csv")
     save_checkpoint(run.state(), out / "last.pt")
@@ -321,6 +323,8 @@ def fit(cfg, out, resumed=False, scratch=None):
             remove_parts(*(out / name for name in RUN_FILES))
         if goes_on:
             run = continue_run(cfg, batches.steps, table, faces, out, world)
+        run.prior = faces.prior(cfg.labels)
+        run.shift = cfg.logit_adjust * log_prior(run.prior).to(run.device)
         if world.size > 1:
             check_everywhere(run, out)
         if not goes_on and world.rank == 0:

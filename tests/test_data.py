@@ -40,8 +40,8 @@ def test_label_files_as_people_have_them(tmp_path):
 
 
 def test_au_tokens_keep_their_sides_for_drawing():
-    assert mmlfer.parse_aus("4+l12+24T") == ((4, ""), (12, "L"), (24, "T"))
-    moved = _drawing.strengths(mmlfer.parse_aus("L12+R4+T24"), np.random.default_rng(0))
+    assert _rafce.parse_aus("4+l12+24T") == ((4, ""), (12, "L"), (24, "T"))
+    moved = _drawing.strengths(_rafce.parse_aus("L12+R4+T24"), np.random.default_rng(0))
     assert moved[12][0] == 0 < moved[12][1] and moved[4][1] == 0 < moved[4][0] and min(moved[24]) > 0
 
 
@@ -379,7 +379,7 @@ def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
     end = data.draw(st.sampled_from(["\n", "\r\n", "  \n"]))
     lines = [f"{n} {'+'.join(f'{side}{au}' for au, side in row) or 'null'}" for n, row in zip(names, rows)]
     (folder / AU).write_text(end.join(lines), newline="")
-    parsed = _rafce.read_labels(folder / AU, mmlfer.parse_aus)
+    parsed = _rafce.read_labels(folder / AU, _rafce.parse_aus)
     assert {n: value for n, (_, value) in parsed.items()} == {
         n: tuple(row) for n, row in zip(names, rows)
     }
@@ -390,7 +390,7 @@ def test_parsing_gives_back_what_was_written(tmp_path_factory, names, data):
 def test_any_text_gives_data_or_a_clean_error(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / AU
     path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
-    for parse in (mmlfer.parse_aus, _rafce.parse_code(13)):
+    for parse in (_rafce.parse_aus, _rafce.parse_code(13)):
         try:
             assert _rafce.read_labels(path, parse)
         except mmlfer.InputError as error:
@@ -410,7 +410,7 @@ AU_TEXTS = {"null": [], "NULL": [], "4": [4], "L12+r4": [12, 4], "12L+lr25+T24":
 
 @pytest.mark.parametrize("text", AU_TEXTS)
 def test_au_tokens_in_every_spelling(text):
-    assert [number for number, _ in mmlfer.parse_aus(text)] == AU_TEXTS[text]
+    assert [number for number, _ in _rafce.parse_aus(text)] == AU_TEXTS[text]
 
 
 def test_least_numbers_of_images():

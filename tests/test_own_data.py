@@ -10,7 +10,7 @@ from conftest import SMALL, invoke
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _drawing, _labels, synth
+from mmlfer_commands import _drawing, _labels, _rafce, synth
 
 MINE = {  # 6 expressions, not in the order of the alphabet, and 12 AUs
     "joy": {6: 0.8, 12: 0.95, 25: 0.6},
@@ -54,7 +54,7 @@ def test_synth_writes_labels_csv_of_ones_own(mine, rows):
     for row in rows:
         assert Image.open(mine / "faces" / row["image"]).size == (32, 32)
         if row["aus"] not in ("", "?"):
-            assert {number for number, _ in mmlfer.parse_aus(row["aus"])} <= set(MINE[row["expression"]])
+            assert {number for number, _ in _rafce.parse_aus(row["aus"])} <= set(MINE[row["expression"]])
 
 
 def test_rows_are_uncoded_by_the_seed_and_faces_stay(mine, tmp_path):
@@ -122,7 +122,7 @@ def test_stats_counts_the_coded_rows(mine, rows):
     assert list(counted) == sorted(MINE)
     for name, row in counted.items():
         aus = [row["aus"] for row in rows if (row["expression"], row["split"]) == (name, "train") and row["aus"] != "?"]
-        seen = {au: np.mean([au in [n for n, _ in mmlfer.parse_aus(text or "null")] for text in aus]) for au in AUS}
+        seen = {au: np.mean([au in [n for n, _ in _rafce.parse_aus(text or "null")] for text in aus]) for au in AUS}
         assert row == pytest.approx({au: p for au, p in seen.items() if p >= 0.2}, abs=1e-4), name
 
 

@@ -60,11 +60,11 @@ def test_drawn_labels_follow_proportions_and_statistics():
     table = _stats.load_stats("wild")
     y_emo, aus = synth.draw_labels(20000, table, 0)
     assert np.abs(np.bincount(y_emo, minlength=14) / 20000 - np.array(_rafce.RAFCE_TOTALS) / 4549).max() < 0.01
-    rows = [{number for number, _ in mmlfer.parse_aus(text)} for text in aus]
+    rows = [{number for number, _ in _rafce.parse_aus(text)} for text in aus]
     surprised = [r for r, k in zip(rows, y_emo) if k == 0]
     assert np.mean([12 in r for r in surprised]) == pytest.approx(0.58 * 0.99, abs=0.03)
     assert sum(not r for r in rows) > 100
-    sides = [letters for text in aus for _, letters in mmlfer.parse_aus(text)]
+    sides = [letters for text in aus for _, letters in _rafce.parse_aus(text)]
     assert [sides.count(side) / len(sides) for side in ("", "L", "R")] == pytest.approx([0.9, 0.05, 0.05], abs=0.004)
 
 
@@ -134,7 +134,7 @@ def test_names_that_say_aligned_already(tmp_path):
 @pytest.mark.parametrize("text,right,left", [("12", 1, 1), ("L12", 0, 1), ("12R", 1, 0), ("LT12", 0, 1), ("T12", 1, 1)])
 def test_a_side_moves_alone(text, right, left):
     a = np.random.default_rng(0).uniform(0.6, 1.15)
-    assert _drawing.strengths(mmlfer.parse_aus(text), np.random.default_rng(0)) == {12: (a * right, a * left)}
+    assert _drawing.strengths(_rafce.parse_aus(text), np.random.default_rng(0)) == {12: (a * right, a * left)}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -142,7 +142,7 @@ def test_of_an_au_named_twice_the_stronger_moves_each_side(seed):
     a, b, c = np.random.default_rng(seed).uniform(0.6, 1.15, 3)  # the draws of the tokens, in their order
     for text, right, left in (("L12+R12", b, a), ("R12+L12", a, b), ("12+L12", a, max(a, b)), ("L12+12", b, max(a, b)),
                               ("L12+L12+12", c, max(a, b, c)), ("4+L12+R12", c, b)):
-        moved = _drawing.strengths(mmlfer.parse_aus(text), np.random.default_rng(seed))
+        moved = _drawing.strengths(_rafce.parse_aus(text), np.random.default_rng(seed))
         assert moved[12] == (right, left), text
     assert moved[4] == (a, a)
 
