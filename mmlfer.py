@@ -247,7 +247,7 @@ def loss_au(z_au, y_au):
 def loss_emo(z_emo, y_emo, shift=0.0):
     """Eq. 2, cross-entropy over the expressions, 0 where none is named. z_emo (B, K), y_emo (B,)
     -> (B,). Soft: with shares q (B, K) for y_emo it is -sum_k q_k log p_k; no share, no loss.
-    shift (K,): tau log p(expression), by which --logit-adjust moves z (Menon et al., 2007.07314)."""
+    shift (K,): tau log p(expression), by which --logit-adjust moves z (arXiv 2007.07314)."""
     if y_emo.ndim == 2:
         y_emo = y_emo.to(z_emo.dtype)
     return torch.nn.functional.cross_entropy(z_emo + shift, y_emo, reduction="none",
@@ -1129,6 +1129,8 @@ def check_state(state, where):
         known = (cfg.method in METHODS and (cfg.arch in ARCHS or TIMM.fullmatch(cfg.arch))
                  and cfg.size in range(32, 513) and isinstance(cfg.data, str)
                  and isinstance(state["net"], dict) and {*Run.ORIGIN} <= {*state}
+                 and all(isinstance(p, float) and 0 <= p <= 1 for p in state.get("prior") or ())
+                 and len(state.get("prior") or vocabulary.emotions) == len(vocabulary.emotions)
                  and all(isinstance(name, str) for name in vocabulary.emotions)
                  and {*state["trained_aus"]} <= {*vocabulary.aus} <= {*AU_NAMES})
     except (KeyError, TypeError):

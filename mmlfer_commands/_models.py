@@ -13,32 +13,52 @@ import click
 import yaml
 
 from mmlfer import (
-    AU_NAMES, FORMAT, PATH, InputError, Run, Vocabulary, base_net_of, brief, check_state,
+    AU_NAMES, FORMAT, PATH, SHARE, InputError, Run, Vocabulary, base_net_of, brief, check_state,
     make_base_net, percent, plural, read_checkpoint, refused, torch, write_whole)
 from mmlfer_commands._outputs import markdown
 from mmlfer_commands._runs import tell_if_slower
+from mmlfer_commands._stats import log_prior
 
 MODEL_FORMAT = "mmlfer model 1"
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-KEPT = ("emotions", "aus", "trained_aus", "epoch", "template")  # of a checkpoint, as they are
+KEPT = ("emotions", "aus", "trained_aus", "prior", "epoch", "template")  # of a checkpoint
 HUB = "hf:"
 CONFIG_BYTES = 2**20  # most of a config.json, and of the header of a model.safetensors
 ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL", help="best.pt of a "
                            "run, a folder of `export`, or hf:USER/NAME[@REVISION] on the Hugging "
                            "Face Hub.")
 
+adjust_option = click.option("--logit-adjust", "tau", default=0.0, type=SHARE, help="tau: lower "
+                             "each expression's z by tau log p(expression), p of the training "
+                             "rows; 1 aims at Diag.")
 
-def load_model(source, device="auto", precision="float32"):
+
+def load_model(source, device="auto", precision="float32", tau=0.0):
     """The net of a checkpoint, a folder or a name hf:USER/NAME[@REVISION], in test mode, and its
-    checkpoint's dict. Its "source" names it for people, with the revision that was fetched."""
+    checkpoint's dict, adjusted by --logit-adjust. The dict's "source" names it for people, with the
+    revision that was fetched."""
     name, folder = str(source), Path(source)
     if name.startswith(HUB):
         folder, name = fetch(name)
         click.echo(f"model: {name}", err=True)
     state = read_folder(folder) if folder.is_dir() else read_checkpoint(folder)
+    state = adjusted(state, tau, name) if tau else state
     net = base_net_of(state, name, device, precision)
     tell_if_slower(precision, net.mean.device)
     return net, {**state, "source": name}
+
+
+def adjusted(state, tau, name):
+    """A checkpoint's dict whose z_emo is lower by tau log p(expression). Its figures on the test
+    set are no longer known."""
+    if state["prior"] is None:
+        raise InputError(f"{name}: does not hold p(expression), which --logit-adjust needs; train "
+                         "it again")
+    if own := state["config"]["logit_adjust"]:
+        raise InputError(f"{name}: was made with --logit-adjust {own:g} already; leave it out here")
+    bias = state["net"]["fe.bias"] - tau * log_prior(state["prior"])
+    return {**state, "net": {**state["net"], "fe.bias": bias}, "test": None,
+            "config": {**state["config"], "logit_adjust": tau}}
 
 
 def size_of_net(state):

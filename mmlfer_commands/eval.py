@@ -9,7 +9,7 @@ from mmlfer import (
     AU_NAMES, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1, json_option,
     load_images, percent, plural, precision_option)
 from mmlfer_commands._labels import describe, load_faces, recorded_folder
-from mmlfer_commands._models import ckpt_option, load_model
+from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 
 
@@ -41,6 +41,7 @@ def report(numbers, untrained=()):
 
 @click.command("eval")
 @ckpt_option
+@adjust_option
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
               "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),
@@ -50,9 +51,9 @@ def report(numbers, untrained=()):
 @precision_option
 @click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
               "cannot be read.")
-def command(ckpt, data, split, as_json, device, precision, skip_bad):
+def command(ckpt, tau, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    net, state = load_model(ckpt, device, precision)
+    net, state = load_model(ckpt, device, precision, tau)
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_faces(data, Vocabulary.of(state))

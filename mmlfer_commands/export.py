@@ -9,7 +9,7 @@ import numpy as np
 
 from mmlfer import AU_NAMES, PATH, refused, torch, write_whole
 from mmlfer_commands._models import (
-    CARD, accuracy_on_test, ckpt_option, load_model, tested, write_folder)
+    CARD, accuracy_on_test, adjust_option, ckpt_option, load_model, tested, write_folder)
 from mmlfer_commands._outputs import check_output, new_folder
 from mmlfer_commands._runs import check_installed, versions
 
@@ -46,6 +46,7 @@ def metadata(ckpt, state):
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "
         "parts of the side; null: not measured",
         "method": cfg["method"], "stats": Path(cfg["stats"]).name, "epoch": state["epoch"],
+        "logit_adjust": cfg["logit_adjust"],
         "test_accuracy": accuracy_on_test(ckpt, state),
         "versions": {**versions(), "onnx": onnx.__version__}}
     return {name: json.dumps(value) for name, value in facts.items()}
@@ -91,10 +92,10 @@ def check_onnx(content, model, size):
     return largest
 
 
-def export_onnx(ckpt, out):
+def export_onnx(ckpt, tau, out):
     """Write a model as an ONNX file, once checked. -> largest difference from torch's, bytes"""
     check_installed("export", ("onnx", "onnxscript", "onnxruntime"), "onnx")
-    net, state = load_model(ckpt, "cpu")
+    net, state = load_model(ckpt, "cpu", tau=tau)
     model, size = deployable(net), state["config"]["size"]
     proto = to_onnx(model, size)
     for name, value in metadata(ckpt, state).items():
@@ -108,9 +109,10 @@ def export_onnx(ckpt, out):
 
 @click.command("export")
 @ckpt_option
+@adjust_option
 @click.option("--out", required=True, type=PATH,
               help="New folder, or an ONNX file: a name that ends in .onnx.")
-def command(ckpt, out):
+def command(ckpt, tau, out):
     """Write a model to share, as a folder, or as one ONNX file (needs the extra `onnx`).
 
     The folder has model.safetensors (the net alone), config.json and a model card, README.md, and
@@ -124,12 +126,12 @@ def command(ckpt, out):
     check_output(out, ckpt)
     if out.suffix.lower() != ".onnx":
         check_installed("export", ("safetensors",), "hub")
-        _, state = load_model(ckpt, "cpu")
+        _, state = load_model(ckpt, "cpu", tau=tau)
         with new_folder(out) as part:
             write_folder(part, state, tested(ckpt, state), versions())
         size = sum(path.stat().st_size for path in out.iterdir())
         return click.echo(f"{out}: {size / 2**20:.1f} MB; fill in the licence in {CARD}, then "
                           f"share it, for instance by: hf upload USER/NAME {out}")
-    largest, size = export_onnx(ckpt, out)
+    largest, size = export_onnx(ckpt, tau, out)
     click.echo(f"{out}: {size / 2**20:.1f} MB, opset {OPSET}; onnxruntime's probabilities are "
                f"within {largest:.1e} of torch's")

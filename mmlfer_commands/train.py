@@ -247,6 +247,12 @@ def share_run(run, world):
     return run
 
 
+def take_prior(run, faces):
+    """Give a run p(expression) of its training rows, and what L^emo's z is moved by, (K,)."""
+    run.prior = faces.prior(run.cfg.labels)
+    run.shift = run.cfg.logit_adjust * log_prior(run.prior).to(run.device)
+
+
 def check_everywhere(run, out):
     """InputError unless a run's processes, on several machines perhaps, start from the same."""
     digest = hashlib.sha256()
@@ -323,8 +329,7 @@ def fit(cfg, out, resumed=False, scratch=None):
             remove_parts(*(out / name for name in RUN_FILES))
         if goes_on:
             run = continue_run(cfg, batches.steps, table, faces, out, world)
-        run.prior = faces.prior(cfg.labels)
-        run.shift = cfg.logit_adjust * log_prior(run.prior).to(run.device)
+        take_prior(run, faces)
         if world.size > 1:
             check_everywhere(run, out)
         if not goes_on and world.rank == 0:

@@ -40,6 +40,9 @@ CASES = {  # psi: the spread of the meta net's parameters at the start
     "mml-gaps": {"method": "mml", "labels": "hard", "gaps": True, "epochs": 1},
     "mal2-gaps": {"method": "mal2", "labels": "hard", "gaps": True, "epochs": 1, "weight_max": 4.0, "hypergrad": "create_graph"},
     "mml-soft": {"method": "mml", "labels": "soft", "gaps": True, "schedule": "onecycle"},
+    "mml-adjust": {"method": "mml", "logit_adjust": 0.7, "select": "diag", "schedule": "onecycle"},
+    "mal2-soft-adjust": {"method": "mal2", "labels": "soft", "gaps": True, "logit_adjust": 1.0, "epochs": 1,
+                         "hypergrad": "create_graph"},
     "mml-lab": {"method": "mml", "stats": "lab", "schedule": "onecycle", "arch": "resnet34"},
 }
 
@@ -66,6 +69,7 @@ def run_program_loop(options, data, out):
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
         run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
+        train.take_prior(run, faces)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
                 p *= 0.2 if ".bn2." in name else 1
@@ -137,10 +141,12 @@ def take(data, index, flip):
     return x, data[1][index], data[2][index]
 
 
-def losses_of(z_emo, z_au, y_emo, y_au, table, form):
-    """L^emo, L^AU and L^AM by Eqs. 2, 1 and 9 as the paper has them; each (B,)."""
+def losses_of(z_emo, z_au, y_emo, y_au, table, form, prior, tau):
+    """L^emo, L^AU and L^AM by Eqs. 2, 1 and 9 as the paper has them; each (B,). With --logit-adjust p^emo of L^emo, not
+    of L^AM, is exp(z) prior^tau, divided by its sum."""
     p_emo, p_au = z_emo.exp() / z_emo.exp().sum(1, keepdim=True), 1 / (1 + (-z_au).exp())
-    l_emo = -(y_emo * p_emo.log()).sum(1)  # y_emo (B, 14): shares, 1 for a named expression, 0 for none
+    moved = z_emo.exp() * prior**tau
+    l_emo = -(y_emo * (moved / moved.sum(1, keepdim=True)).log()).sum(1)  # y_emo (B, 14): shares, 1 if named, 0 for none
     coded = (y_au >= 0).double()
     l_au = -(coded * (y_au * p_au.log() + (1 - y_au) * (1 - p_au).log())).sum(1)  # Eq. 1
     s = table if form == "wild" else (table > 0).double()
@@ -168,7 +174,7 @@ def weights_of(method, f, psi, o):
 def l_mtl(net, theta, buffers, psi, batch, o):
     """Eq. 12, as a mean; and [mean L^emo, L^AU, L^AM, omega^emo, omega^AU, omega^AM]."""
     f, z_emo, z_au = torch.func.functional_call(net, (theta, buffers), (batch[0],))
-    losses = losses_of(z_emo, z_au, batch[1], batch[2], o.table, o.form)
+    losses = losses_of(z_emo, z_au, batch[1], batch[2], o.table, o.form, o.prior, o.tau)
     omega = weights_of(o.method, f, psi, o)
     total = sum(w * loss for w, loss in zip(omega, losses)).mean()
     return total, [float(v.detach().mean()) for v in (*losses, *omega)]
@@ -186,7 +192,7 @@ def meta_step(net, state, batch, val, alpha, o):
     grad = torch.autograd.grad(total, list(theta.values()), create_graph=True, allow_unused=True)
     star = {n: p - alpha[n] * (0 if g is None else g) for (n, p), g in zip(theta.items(), grad)}
     _, z_emo, _ = torch.func.functional_call(net, (star, copies(state.buffers)), (val[0],))
-    l_val = -(val[1] * z_emo.log_softmax(1)).sum(1).mean()
+    l_val = -(val[1] * (z_emo + o.tau * o.prior.log()).log_softmax(1)).sum(1).mean()
     grad = torch.autograd.grad(l_val, list(psi.values()))
     return {n: (p - o.lr_meta * g).detach() for (n, p), g in zip(psi.items(), grad)}
 
@@ -250,6 +256,9 @@ def reference_loop(options, folder, start):
     if getattr(o, "labels", "hard") == "soft":
         q = np.array([own if min(share) < 0 else share for own, share in zip(q, shares)])
     rows = {TRAIN: np.flatnonzero(data[3] == TRAIN), VAL: np.array([i for i in np.flatnonzero(data[3] == VAL) if truth[i] >= 0])}
+    o.tau, named = getattr(o, "logit_adjust", 0.0), q[data[3] == TRAIN]
+    o.prior = torch.tensor(named.sum(0) / named.sum())
+    o.prior[o.prior == 0] = 1  # an expression that nobody has to train on is not moved
     data = data[0], torch.tensor(q), torch.as_tensor(y_au).double(), data[3]
     buffers = {n: b for n, b in copies(start.buffers).items() if n in dict(net.named_buffers())}
     state = SimpleNamespace(theta=dict(start.theta), buffers=buffers, psi=dict(start.psi),
@@ -270,8 +279,9 @@ def reference_loop(options, folder, start):
         log.append({"epoch": epoch + 1, "train_loss_emo": mean[0], "train_loss_au": mean[1],
                     "train_loss_am": mean[2], "w_au": mean[4], "w_am": mean[5], "val_acc": acc,
                     "val_diag": diag, "lr": rates(done, o.epochs * steps, o)[0]})
-        if acc > best:
-            best, best_epoch, best_theta = acc, epoch + 1, dict(state.theta)
+        chosen = diag if getattr(o, "select", "acc") == "diag" else acc
+        if chosen > best:
+            best, best_epoch, best_theta = chosen, epoch + 1, dict(state.theta)
     return SimpleNamespace(end=state, log=log, best_epoch=best_epoch, best_theta=best_theta)
 
 
