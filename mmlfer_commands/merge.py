@@ -130,8 +130,8 @@ def merge(folders, out, names):
 def parse_renames(ctx, parameter, values):
     """('happy=happiness',) -> {"happy": "happiness"}"""
     pairs = [tuple(name.strip() for name in value.split("=")) for value in values]
-    if not all(len(pair) == 2 and all(pair) for pair in pairs):
-        raise click.BadParameter("expected OLD=NEW, such as happy=happiness")
+    if not all(len(pair) == 2 and all(pair) and pair[1] != NONE for pair in pairs):
+        raise click.BadParameter("expected OLD=NEW, two names, such as happy=happiness")
     return dict(pairs)
 
 

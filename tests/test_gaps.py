@@ -274,7 +274,8 @@ def test_one_expression_in_two_spellings_is_to_be_renamed(tmp_path):
     assert done("merge", one, two, "--out", tmp_path / "c", "--rename", "joy=Joy") and "aus" in (tmp_path / "c/labels.csv").read_text()
     result = invoke("merge", one, two, "--out", tmp_path / "d", "--rename", "happy=Joy")
     assert (result.exit_code, result.stderr) == (1, "Error: --rename happy: no set has it; they have Joy, fear, joy\n")
-    for args, said in (((one,), "Name two data sets or more."), ((one, two, "--rename", "joy"), "expected OLD=NEW, such as happy=happiness")):
+    for args, said in (((one,), "Name two data sets or more."), ((one, two, "--rename", "joy"), "expected OLD=NEW, two names, such as"),
+                       ((one, two, "--rename", "joy=?"), "expected OLD=NEW, two names, such as")):
         result = invoke("merge", *args, "--out", tmp_path / "d")
         assert result.exit_code == 2 and said in result.stderr
     result = invoke("merge", one, two, "--out", tmp_path / "c", "--rename", "joy=Joy")
