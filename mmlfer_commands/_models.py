@@ -15,6 +15,7 @@ import yaml
 from mmlfer import (
     AU_NAMES, FORMAT, PATH, SHARE, InputError, Run, Vocabulary, base_net_of, brief, check_state,
     make_base_net, percent, plural, read_checkpoint, refused, torch, write_whole)
+from mmlfer_commands._compounds import with_compounds
 from mmlfer_commands._outputs import markdown
 from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands._stats import log_prior
@@ -33,10 +34,10 @@ adjust_option = click.option("--logit-adjust", "tau", default=0.0, type=SHARE, h
                              "rows; 1 aims at Diag.")
 
 
-def load_model(source, device="auto", precision="float32", tau=0.0):
+def load_model(source, device="auto", precision="float32", tau=0.0, compounds=None):
     """The net of a checkpoint, a folder or a name hf:USER/NAME[@REVISION], in test mode, and its
-    checkpoint's dict, adjusted by --logit-adjust. The dict's "source" names it for people, with the
-    revision that was fetched."""
+    checkpoint's dict, adjusted by --logit-adjust, then with the expressions of --compounds. The
+    dict's "source" names it for people, with the revision that was fetched."""
     name, folder = str(source), Path(source)
     if name.startswith(HUB):
         folder, name = fetch(name)
@@ -45,7 +46,8 @@ def load_model(source, device="auto", precision="float32", tau=0.0):
     state = adjusted(state, tau, name) if tau else state
     net = base_net_of(state, name, device, precision)
     tell_if_slower(precision, net.mean.device)
-    return net, {**state, "source": name}
+    state = {**state, "source": name}
+    return with_compounds(net, state, compounds) if compounds else (net, state)
 
 
 def adjusted(state, tau, name):

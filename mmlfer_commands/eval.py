@@ -6,11 +6,14 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1, json_option,
-    load_images, percent, plural, precision_option)
-from mmlfer_commands._labels import describe, load_faces, recorded_folder
+    AU_NAMES, EMOTIONS, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1,
+    json_option, load_images, percent, plural, precision_option)
+from mmlfer_commands._labels import describe, load_faces, recode, recorded_folder
+from mmlfer_commands._compounds import compounds_option, only_compounds
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
+from mmlfer_commands._rafce import is_rafce
+from mmlfer_commands._results import PRINTED
 
 
 def report(numbers, untrained=()):
@@ -42,6 +45,7 @@ def report(numbers, untrained=()):
 @click.command("eval")
 @ckpt_option
 @adjust_option
+@compounds_option
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
               "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),
@@ -51,12 +55,19 @@ def report(numbers, untrained=()):
 @precision_option
 @click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
               "cannot be read.")
-def command(ckpt, tau, data, split, as_json, device, precision, skip_bad):
+def command(ckpt, tau, compounds, data, split, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    net, state = load_model(ckpt, device, precision, tau)
+    if compounds and not data:
+        raise click.UsageError("--compounds goes with --data: the checkpoint's own data have the "
+                               "expressions that it was trained on.")
+    net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
-    everything = load_faces(data, Vocabulary.of(state))
+    everything = load_faces(data)
+    papers = split == "test" and state["emotions"] == [*EMOTIONS] and is_rafce(everything)
+    if compounds:
+        everything = only_compounds(everything, state["emotions"], data)
+    everything = recode(everything, Vocabulary.of(state), data)
     part = everything if split == "all" else everything.of(split)
     faces = load_images(part, data, state["config"]["size"], skip_bad)
     if not faces.names:
@@ -71,5 +82,8 @@ def command(ckpt, tau, data, split, as_json, device, precision, skip_bad):
     numbers = evaluate(net, faces, state["trained_aus"])
     del numbers["pred"]
     untrained = [au for au in state["aus"] if au not in state["trained_aus"]]
-    click.echo(json.dumps(numbers) if as_json else
-               f"{describe(everything, data)}\n\n{report(numbers, untrained)}")
+    text = f"{describe(everything, data)}\n\n{report(numbers, untrained)}"
+    if papers and not bad:
+        figures = "; ".join(f"{name} {acc} / {diag}" for name, (acc, diag) in PRINTED.items())
+        text += f"\n\nthe paper's nets, trained on RAF-CE, Acc. / Diag. here: {figures}"
+    click.echo(json.dumps(numbers) if as_json else text)

@@ -25,6 +25,7 @@ from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, fac
 from mmlfer_commands._answers import (
     active_aus, answer, check_columns, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead, list_images
+from mmlfer_commands._compounds import compounds_option
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import (
@@ -325,6 +326,7 @@ def write_all(results, images, draw, writers, counts):
 @click.command("predict")
 @ckpt_option
 @adjust_option
+@compounds_option
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")
@@ -338,8 +340,8 @@ def write_all(results, images, draw, writers, counts):
 @click.option("--jsonl", "jsonl_path", type=PATH, help="One JSON line per face, in the same way.")
 @device_option
 @precision_option
-def command(ckpt, tau, paths, photos, like, draw, top, as_json, csv_path, jsonl_path, device,
-            precision):
+def command(ckpt, tau, compounds, paths, photos, like, draw, top, as_json, csv_path, jsonl_path,
+            device, precision):
     """Predict expressions and active AUs of aligned face crops: images, or folders of them.
 
     Whole photographs need --photos, and should be upright: faces turned by more than 45 degrees
@@ -354,7 +356,7 @@ def command(ckpt, tau, paths, photos, like, draw, top, as_json, csv_path, jsonl_
         raise click.UsageError("standard output takes one of --json, --csv - and --jsonl -.")
     images = list_images(paths)
     check_outputs(images, (ckpt, *paths), draw, csv=csv_path, jsonl=jsonl_path)
-    net, state = load_model(ckpt, device, precision, tau)
+    net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     top, size = min(top, len(state["emotions"])), state["config"]["size"]
     items = (items_of_photos(images, size, choose_template(like, state)) if photos else

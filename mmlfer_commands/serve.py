@@ -27,6 +27,7 @@ from mmlfer import AU_NAMES, InputError, __version__, brief, device_option, read
 from mmlfer_commands._rafce import parse_aus
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
+from mmlfer_commands._compounds import compounds_option
 from mmlfer_commands._models import accuracy_on_test, adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import csv_text, encoded
@@ -90,8 +91,8 @@ def draw_sample(aus, seed):
 class Model:
     """A checkpoint and what it answers; for one thread at a time."""
 
-    def __init__(self, ckpt, like, device, tau):
-        self.net, self.state = load_model(ckpt, device, tau=tau)
+    def __init__(self, ckpt, like, device, tau=0.0, compounds=None):
+        self.net, self.state = load_model(ckpt, device, tau=tau, compounds=compounds)
         self.fast = folded(self.net)  # Grad-CAM is of the net itself
         self.size, self.table = self.state["config"]["size"], self.state["table"].tolist()
         self.template = choose_template(like, self.state)
@@ -131,6 +132,7 @@ class Model:
             "arch": config["arch"], "size": self.size, "data": Path(config["data"]).name,
             "stats": Path(config["stats"]).name, "epoch": self.state["epoch"],
             "test_accuracy": self.accuracy, "expressions": self.state["emotions"],
+            "compounds": self.state.get("compounds"),
             "aus": [{"au": au, "name": AU_NAMES[au]} for au in self.state["aus"]],
             "aus_trained": self.state["trained_aus"], "table": self.table,
             "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES)}
@@ -381,6 +383,7 @@ def run_server(service, listener, place):
 @click.command("serve")
 @ckpt_option
 @adjust_option
+@compounds_option
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), metavar="N",
               help="Port to listen at; 0: any that is free.")
 @click.option("--host", default="127.0.0.1", help="Address to listen at: this machine's own. "
@@ -388,7 +391,7 @@ def run_server(service, listener, place):
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @like_option
 @device_option
-def command(ckpt, tau, port, host, open_page, like, device):
+def command(ckpt, tau, compounds, port, host, open_page, like, device):
     """Open a page on this machine to try a checkpoint: photographs and the camera.
 
     It does what `predict --photos` and `gradcam` do, and has drawn faces of `synth` as samples.
@@ -402,7 +405,7 @@ def command(ckpt, tau, port, host, open_page, like, device):
     with listen(host, port) as listener:
         bound, port = listener.getsockname()[:2]
         place = Place(host, ipaddress.ip_address(bound), port)
-        service = Service(Model(ckpt, like, device, tau))
+        service = Service(Model(ckpt, like, device, tau, compounds))
         if not place.bound.is_loopback:
             click.echo(f"Warning: --host {host} opens this to the network: whoever reaches this "
                        "machine can send pictures and read the answers, without a password and "

@@ -18,6 +18,7 @@ from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
     answer, au_column, check_columns, expression_column, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead
+from mmlfer_commands._compounds import compounds_option
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import Lines, csv_table, output_names, say, shown
@@ -227,6 +228,7 @@ def check_new(out, stems, draw):
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
 @ckpt_option
 @adjust_option
+@compounds_option
 @click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
 @every_option
 @fps_option
@@ -242,8 +244,8 @@ def check_new(out, stems, draw):
 @like_option
 @device_option
 @precision_option
-def command(clips, ckpt, tau, out, every, fps, start, end, search, smooth, draw, like, device,
-            precision):
+def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, smooth, draw, like,
+            device, precision):
     """Predict expressions and AUs of the faces in videos, one row per frame and face.
 
     A CLIP is a video file, or the number of a camera (0, 1, ...), which is read until Ctrl-C or
@@ -263,7 +265,7 @@ def command(clips, ckpt, tau, out, every, fps, start, end, search, smooth, draw,
                           for clip in clips])
     check_new(out, stems, draw)
     check_installed("video", ("av", "scipy"), "photos")
-    net, state = load_model(ckpt, device, precision, tau)
+    net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     with caught_signals() as caught:
         job = Job(net, state, choose_template(like, state), out, every or 1, fps, start,
