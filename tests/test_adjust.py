@@ -155,7 +155,7 @@ def test_tau_reaches_the_net(sketch, tmp_path, monkeypatch, command, room):
 
 @pytest.mark.parametrize("select,best", [("acc", 2), ("diag", 3), ("macro-f1", 1)])
 def test_the_chosen_figure_chooses_the_epoch(faces_folder, tmp_path, monkeypatch, select, best):
-    """Also where the run is stopped and goes on; each figure is best in another epoch, and then as good once more."""
+    """Each figure is best in another epoch, and then as good once more."""
     figures = {"accuracy": [0.1, 0.5, 0.2, 0.5], "diag": [0.2, 0.1, 0.4, 0.4], "macro_f1": [0.6, 0.5, 0.1, 0.6]}
     evaluate, validated = train.evaluate, []
 
