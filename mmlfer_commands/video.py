@@ -18,6 +18,7 @@ from mmlfer_commands._alignment import POINTS, align, choose_template
 from mmlfer_commands._answers import (
     answer, au_column, check_columns, expression_column, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead
+from mmlfer_commands._challenge import HANDED_IN, hand_in, listed_frames
 from mmlfer_commands._compounds import compounds_option
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
@@ -214,12 +215,13 @@ def run_clips(job, clips, stems):
     return good
 
 
-def check_new(out, stems, draw):
+def check_new(out, stems, draw, listed):
     """Refuse outputs that exist already, so that nothing is overwritten."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: not a folder; name another output")
     kinds = (".csv", ".webm") if draw else (".csv",)
-    for path in (out / f"{stem}{kind}" for stem in stems for kind in kinds):
+    names = [f"{stem}{kind}" for stem in stems for kind in kinds] + [HANDED_IN] * bool(listed)
+    for path in (out / name for name in names):
         if path.exists():
             raise InputError(f"{path}: exists; remove it, or name another --out")
 
@@ -241,11 +243,14 @@ def check_new(out, stems, draw):
               "probabilities over so many seconds around each frame.")
 @click.option("--draw", is_flag=True, help="Write NAME.webm too: the clip without its sound, 640 "
               "pixels long, with each face's three most probable expressions.")
+@click.option("--list", "listed", type=PATH, metavar="FILE", help="Also write "
+              "OUT/predictions.txt, to hand in to C-EXPR-DB's challenge: an answer for each frame "
+              "of the organisers' list. Takes --compounds c-expr where none are named.")
 @like_option
 @device_option
 @precision_option
-def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, smooth, draw, like,
-            device, precision):
+def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, smooth, draw,
+            listed, like, device, precision):
     """Predict expressions and AUs of the faces in videos, one row per frame and face.
 
     A CLIP is a video file, or the number of a camera (0, 1, ...), which is read until Ctrl-C or
@@ -261,14 +266,21 @@ def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, sm
         raise click.UsageError("--every and --fps: give one of them.")
     if end is not None and end <= start:
         raise click.UsageError("--end is not after --start.")
+    if listed and (every or fps or start or end is not None):
+        raise click.UsageError("--list needs every frame: no --every, --fps, --start and --end.")
     stems = output_names([Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
                           for clip in clips])
-    check_new(out, stems, draw)
+    check_new(out, stems, draw, listed)
+    if listed:
+        listed, compounds = listed_frames(listed, clips, stems), compounds or "c-expr"
     check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     with caught_signals() as caught:
         job = Job(net, state, choose_template(like, state), out, every or 1, fps, start,
                   math.inf if end is None else end, search, smooth, draw, caught)
-        if not run_clips(job, clips, stems):
-            sys.exit(1)
+        good = run_clips(job, clips, stems)
+    if listed:
+        hand_in(*listed, state["emotions"], out)
+    if not good:
+        sys.exit(1)
