@@ -182,6 +182,8 @@ class Config:
                         "a labels.csv; required without --resume.")
     size: int = setting(DATA, 112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
     skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
+    folds: str = setting(DATA, None, str, "Cross-validation: K parts, or persons: one each.")
+    fold: int = setting(DATA, None, COUNT, "I, 1 to K: the part to test; the next is to validate.")
     method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
                           "Losses and how they are weighted (Tables 2, 3).")
     labels: str = setting(METHOD, "hard", click.Choice(["hard", "soft"]),
@@ -709,6 +711,7 @@ class Faces:
     vocabulary: Vocabulary = RAFCE
     files: tuple = LABEL_FILES  # names of the files with expressions, partition and AUs
     shares: object = None  # (N, K) float32, sums 1, NaN in rows without; None if no row has any
+    fold: object = None  # (N,) 1..K, of cross-validation; 0 in none: every fold trains on it
     columns: dict = dataclasses.field(default_factory=dict)  # {one asked for: (N,) texts}
 
     def select(self, keep):
@@ -716,10 +719,9 @@ class Faces:
         keep, images = np.arange(len(self.names))[keep], self.images
         if images is not None:
             images = torch.utils.data.Subset(images, torch.from_numpy(keep))
+        own = {name: rows[keep] for name, rows in vars(self).items() if type(rows) is np.ndarray}
         return dataclasses.replace(
-            self, names=[self.names[i] for i in keep], y_emo=self.y_emo[keep],
-            split=self.split[keep], y_au=self.y_au[keep], images=images,
-            shares=None if self.shares is None else self.shares[keep],
+            self, names=[self.names[i] for i in keep], images=images, **own,
             columns={name: texts[keep] for name, texts in self.columns.items()})
 
     def named(self):
@@ -742,12 +744,12 @@ class Faces:
         return self.select(self.split == SPLITS[split])
 
     def sha256(self):
-        """A digest of names, labels and partition, which identifies the data set. AUs that no row
-        codes do not count: the statistics of a run may have brought them."""
+        """A digest of names, labels and partition, or folds, which identifies the data set. AUs
+        that no row codes do not count: the statistics of a run may have brought them."""
         coded = np.flatnonzero((self.y_au != NOT_CODED).any(0))
         aus = tuple(self.vocabulary.aus[j] for j in coded)
-        rows = zip(self.names, self.y_emo.tolist(), self.split.tolist(),
-                   self.y_au[:, coded].tolist())
+        parts = (self.split if self.fold is None else self.fold).tolist()
+        rows = zip(self.names, self.y_emo.tolist(), parts, self.y_au[:, coded].tolist())
         own = Vocabulary(self.vocabulary.emotions, aus)
         own = [] if own == RAFCE else [own]
         own += [] if self.shares is None else [self.shares.tolist()]
@@ -973,12 +975,13 @@ def expression_metrics(confusion, emotions):
 
 def au_metrics(y_au, active, aus):
     """F1 of each of these AUs, from y_au and predictions `active`, both (N, J), over the coded
-    faces; None if an AU is neither present nor predicted."""
+    faces; None if an AU is neither present nor predicted. F1 is 2 both / total of its counts."""
     present, active = y_au == 1, active & (y_au != NOT_CODED)
     both, total = (present & active).sum(0), present.sum(0) + active.sum(0)
-    f1 = {str(au): ratio(2 * b, t) for au, b, t in zip(aus, both, total)}
+    pairs = dict(zip(map(str, aus), np.stack([both, total], 1).tolist()))
+    f1 = {au: ratio(2 * b, t) for au, (b, t) in pairs.items()}
     return {"au_n": int((y_au != NOT_CODED).any(1).sum()), "au_f1": f1,
-            "au_f1_macro": mean_defined(f1.values())}
+            "au_f1_macro": mean_defined(f1.values()), "au_counts": pairs}
 
 
 def share_metrics(p_emo, q):

@@ -1,6 +1,7 @@
 """Many runs' results in three files: runs.csv, a row for each test.json and what config.yaml has
 beyond the options; logs.csv, their log.csv; predictions.npz, truth (N,) and the best epochs' pred
-(runs, N) in the order of the rows."""
+(runs, N) in the order of the rows; fold (N,), of whose images alone a row has predictions, and
+people (N,), as numbers, where the runs have them."""
 
 import csv
 import io
@@ -16,6 +17,7 @@ from mmlfer import refused, write_whole
 from mmlfer_commands._outputs import write_rows
 from mmlfer_commands._runs import WORDS
 
+LABELS = ("truth", "people")  # of each test image
 FILES = ("runs.csv", "logs.csv", "predictions.npz")
 READING = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError,
            RecursionError, yaml.YAMLError, csv.Error, zipfile.BadZipFile, zlib.error)
@@ -63,11 +65,13 @@ def read_export(path):
             name = row.pop("run")
             logs.setdefault(name, [",".join(row)]).append(",".join(row.values()))
         with np.load(path.with_name("predictions.npz")) as labels:
-            truth, preds = labels["truth"].tolist(), labels["pred"].tolist()
-        for row, pred in zip(read_csv(path), preds, strict=True):
+            labels = dict(labels)
+        for row, pred in zip(read_csv(path), labels.pop("pred"), strict=True):
             name, run = row.pop("run"), unflat(row)
             config = yaml.safe_dump({**run["options"], **run.pop("config", {})})
-            run["truth"], run["best"]["pred"] = truth, pred
+            here = labels["fold"] == run["fold"] if "fold" in labels else ...
+            run["best"]["pred"] = pred[here].tolist()
+            run |= {name: labels[name][here].tolist() for name in LABELS if name in labels}
             yield (path.parent / name / "test.json", run,
                    {"config.yaml": config, "log.csv": "\n".join(logs.get(name, ()))})
 
@@ -85,13 +89,14 @@ def row_of_run(run, config, names_sha256):
                 file = Path(str(content[name])).name
                 own = file in words and content[name] not in words  # a file called as a word is
                 content[name] = f"./{file}" if own else file
-    return flat({name: run[name] for name in run if name not in ("names", "truth")})
+    return flat({name: run[name] for name in run if name not in ("names", *LABELS)})
 
 
-def write_export(out, rows, logs, truth, pred):
-    """Write the three files: the runs' rows, their logs' rows, and labels, (N,) and (runs, N)."""
-    kind, labels = np.min_scalar_type(max(map(max, [truth, *pred]))), io.BytesIO()
-    np.savez_compressed(labels, truth=np.array(truth, kind), pred=np.array(pred, kind))
+def write_export(out, rows, logs, **labels):
+    """Write the three files: the runs' rows, their logs' rows, and labels, arrays by name."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: values.astype(np.min_scalar_type(values.max()))
+                                    for name, values in labels.items()})
     for name, lines in zip(FILES, (rows, logs)):
         write_rows(lines, dict.fromkeys(name for line in lines for name in line), out / name)
-    write_whole(out / FILES[2], labels.getvalue())
+    write_whole(out / FILES[2], content.getvalue())

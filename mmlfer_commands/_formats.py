@@ -308,7 +308,7 @@ def mafw(folder, images, fold):
     for part in ("train", "test"):
         for name, (number, expression) in lists[fold, part].items():
             place = f"{folder}/set_{fold}/{part}.txt:{number}"
-            labels = NOT_CODED | {"person": Path(name).stem, "fold": tested.get(name, "")}
+            labels = NOT_CODED | {"person": Path(name).stem, "fold": tested.get(name, "train")}
             clip = images / Path(name).stem
             for frame in frames_in(clip).values() or [clip / "00001.jpg"]:
                 yield Labelled(frame, expression, part, labels, place)

@@ -1,9 +1,10 @@
-"""Files that commands read: those below a folder, and the images among them; reading ahead."""
+"""Files that commands read: those below a folder, the images among them; sorting; reading ahead."""
 
 import collections
 import concurrent.futures
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -89,6 +90,12 @@ def is_animation(path):
     with contextlib.suppress(Exception), Image.open(path) as image:  # Pillow raises every kind
         return getattr(image, "is_animated", False)
     return False
+
+
+def by_numbers(text):
+    """A key that sorts texts by the size of the numbers in them: rho 3.0, then rho 10.0."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", text)  # text and numbers in turn
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def ahead(items, n=1):

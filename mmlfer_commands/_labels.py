@@ -28,16 +28,17 @@ AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
 
 
-def load_faces(folder, vocabulary=None, keep=()):
+def load_faces(folder, vocabulary=None, keep=(), parts=True):
     """The labels in a data set's folder, as Faces without images: from labels.csv if it is there,
     else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it.
-    Faces.columns has those of the columns `keep` that labels.csv has."""
+    Faces.columns has those of the columns `keep` that labels.csv has. Without `parts` its column
+    split is not read, and all of it is to train on."""
     if Path(folder).is_file():
         raise InputError(f"{folder}: a file; give the folder that it lies in")
     path = Path(folder) / LABELS
     if path.is_file() and (path.parent / LABEL_FILES[0]).is_file():
         tell_once(f"{folder}: read from {LABELS}, not from {LABEL_FILES[0]}")
-    faces = read_labels_csv(path, keep).faces() if path.is_file() else load_labels(folder)
+    faces = read_labels_csv(path, keep, parts).faces() if path.is_file() else load_labels(folder)
     return recode(faces, vocabulary, folder) if vocabulary else faces
 
 
@@ -94,6 +95,9 @@ def describe(faces, folder):
     emotions = faces.vocabulary.emotions
     wide = max(24, *map(len, emotions), 0)
     lines = [f"{folder}: {len(faces.names)} images", f"  {'':{wide}}  train   test    val"]
+    if faces.fold is not None:
+        tested = max(faces.fold[faces.split == TEST], default=0)
+        lines[0] += f", fold {tested} of {max(faces.fold)}; no other partition counts"
     of = [faces.y_emo[faces.split == code] for code in SPLITS.values()]
     rows = [*zip(emotions, *(counts(y_emo, len(emotions)) for y_emo in of)),
             ("no expression", *((y_emo == NOT_NAMED).sum() for y_emo in of)),
@@ -114,15 +118,16 @@ def describe(faces, folder):
 
 def check_trainable(faces, folder, batch_size):
     """InputError if a part has too few images, or if RAF-CE's AUs were lost on the way here."""
-    rafce = faces.files == LABEL_FILES
+    rafce, folds = faces.files == LABEL_FILES, faces.fold is not None
     codes = "0 train, 1 test, 2 validation" if rafce else "column split"
+    see = "see --folds, --fold" if folds else f"see {faces.files[1]} ({codes})"
     for name, code in SPLITS.items():
         part, least = faces.y_emo[faces.split == code], 1 if code == TEST else batch_size
         n = len(part) if code == TRAIN else int((part != NOT_NAMED).sum())
         if n < least:
             what = "images with an expression" if n < len(part) else "images"
             raise InputError(f"{folder}: {n} {name} {what}, expected at least {least}; "
-                             f"see {faces.files[1]} ({codes}), --batch-size")
+                             f"{see}, --batch-size")
     active = faces.y_au[faces.split == TRAIN].sum(1).mean()
     if rafce and active < 0.1:
         raise InputError(f"{folder}/{faces.files[2]}: {active:.3f} active AUs a training face; "
@@ -301,11 +306,14 @@ def spelling_of(name):
 class Rows:
     """The rows of a labels.csv as they are read, each checked against those before it."""
 
-    def __init__(self, path, header, aus_needed=True, keep=()):
+    def __init__(self, path, header, aus_needed=True, keep=(), parts=True):
         self.path, self.width = path, width_of(header)
         self.folder = f"{path.parent.resolve()}/"
         found = find_columns(header, path, aus_needed, keep)
         self.places, self.aus, self.voted, self.kept = found
+        self.divided = parts
+        if not parts:
+            self.places.pop("split", None)
         self.columns = {name: [] for name in self.kept}
         self.shares = array.array("d")  # of the columns in `voted`, row by row
         self.names = {}  # {name: row number}
@@ -421,20 +429,22 @@ class Rows:
 
     def drawn_split(self, y_emo):
         """A partition where the file has none, and a line that says so."""
+        if not self.divided:
+            return np.full(len(y_emo), TRAIN)
         apart = ", each person in one part" if self.people else ""
         tell_once(f"{self.path}: no column split; drawn by expression{apart}: 60 % train, 20 % "
                   "val, 20 % test")
         return split_people(y_emo, self.people, 0) if self.people else split_faces(y_emo, 0)
 
 
-def read_labels_csv(path, keep=()):
+def read_labels_csv(path, keep=(), parts=True):
     """The Rows of a labels.csv, read one by one to save memory."""
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
         raise InputError(f"{path}: empty; its first row names the columns, as in "
                          "image,expression,split,aus")
-    table = Rows(path, header, keep=keep)
+    table = Rows(path, header, keep=keep, parts=parts)
     for number, cells in rows:
         table.add(number, cells)
     if not table.names:
@@ -468,9 +478,10 @@ def check_learnable(faces, folder):
     for k, emotion in enumerate(emotions):
         rows = np.flatnonzero(faces.y_emo == k)
         if len(rows) and TRAIN not in faces.split[rows]:
-            number = read_labels_csv(path).names[faces.names[rows[0]]]
+            number = read_labels_csv(path, faces.columns, False).names[faces.names[rows[0]]]
+            move = "move some to train" if faces.fold is None else "put some into a third fold"
             raise InputError(f"{path}:{number}: {emotion!r} has {plural(len(rows), 'image')}, none "
-                             "of them to train on; move some to train, or remove its rows")
+                             f"of them to train on; {move}, or remove its rows")
 
 
 # ---------------------------------------------------------------- partitions
@@ -495,20 +506,22 @@ def split_people(y_emo, people, seed, shares=SHARES):
     People are placed one by one, those with the most images first (equal ones in random order).
     Each goes to the part that still lacks most of the expressions in their images. Then, where an
     expression has nobody to train on, the person with the fewest images that has it is moved there.
+    Parts none of which is for training are folds: they are to be equally large, too.
     """
     names, person = np.unique(people, return_inverse=True)
     y_emo = np.where(y_emo == NOT_NAMED, max(y_emo) + 1, y_emo)  # they are shared out as one more
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
     np.add.at(images, (person, y_emo), 1)
+    if TRAIN not in shares:
+        images = np.column_stack([images, images.sum(1)])
     wanted = np.array(list(shares.values()))[:, None] * images.sum(0)  # by part and expression
     missing, part = wanted.copy(), np.empty(len(names), int)
     order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(names))
     for i in sorted(order, key=lambda i: -images[i].sum()):
         part[i] = np.argmax((missing / np.maximum(wanted, 1e-9)) @ images[i])
         missing[part[i]] -= images[i]
-    training = list(shares).index(TRAIN)
-    for k in range(images.shape[1]):
-        having = np.flatnonzero(images[:, k])
+    for k in range(images.shape[1] if TRAIN in shares else 0):
+        having, training = np.flatnonzero(images[:, k]), list(shares).index(TRAIN)
         if len(having) and training not in part[having]:
             part[having[np.argmin(images[having].sum(1))]] = training
     return np.array(list(shares))[part[person]]

@@ -106,7 +106,7 @@ def is_rafce(faces):
     splits = {name: int((faces.split == code).sum()) for name, code in SPLITS.items()}
     total, test = (counts(faces.y_emo[part], len(EMOTIONS)) for part in (..., faces.split == TEST))
     own = (total, test, splits) == (RAFCE_TOTALS, RAFCE_TEST, RAFCE_SPLITS)
-    return own and faces.vocabulary == RAFCE
+    return own and faces.vocabulary == RAFCE and faces.fold is None
 
 
 def write_labels(folder, names, *columns):

@@ -3,16 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 
 from mmlfer import (
-    METHODS, Config, InputError, Vocabulary, confusion_matrix, expression_metrics, loss_sources,
-    refused)
+    METHODS, Config, InputError, Vocabulary, confusion_matrix, expression_f1, expression_metrics,
+    loss_sources, mean_defined, ratio, refused)
 from mmlfer_commands._exports import READING, read_export
-from mmlfer_commands._inputs import find_files
+from mmlfer_commands._inputs import by_numbers, find_files
 from mmlfer_commands._outputs import name_of
 from mmlfer_commands._runs import WORDS
 
@@ -23,8 +22,8 @@ PRINTED = {  # the paper's Acc. / Diag. by method and statistics
 }
 READERS = {"rho": "rho", "rho_am": "rho_am", "lr_meta": "meta", "hypergrad": "meta",
            "weight_max": "meta"}  # {option: the source, in METHODS, of methods that read it}
-NO_TRAITS = ("method", "stats", "stats_least", "form", "seed", "data", "device", "weights",
-             "weights_bgr", "weights_norm")  # options compared by content, or not at all
+NO_TRAITS = ("method", "stats", "stats_least", "form", "seed", "data", "folds", "fold", "device",
+             "weights", "weights_bgr", "weights_norm")  # compared by content, or not at all
 OWN = ("form", "statistics", "rho", "rho_am")  # traits that may differ from method to method
 
 
@@ -41,10 +40,25 @@ class Tested:
     emotions: tuple  # the K expressions
     names: str  # digest of the test images' names
     truth: np.ndarray  # (N,)
-    right: np.ndarray  # (N,) whether the prediction is the truth
+    pred: np.ndarray  # (N,)
+    people: list  # N persons, by name or number, or None; of joined and checked runs 0..C-1, (N,)
     rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
+    au_counts: np.ndarray  # (J, 2), as au_metrics has them
     content: dict  # all of test.json
     texts: dict  # in an export, those of log.csv and config.yaml
+    folds: tuple = ()  # the runs of 1 to K, where this joins them
+
+    @property
+    def right(self):
+        """Whether the prediction is the truth, (N,)."""
+        return self.truth == self.pred
+
+    @property
+    def f1(self):
+        """Macro F1 of expressions and of AUs, (2,); NaN where there is none."""
+        confusion = confusion_matrix(self.truth, self.pred, len(self.emotions))
+        of_aus = [ratio(2 * both, total) for both, total in self.au_counts.tolist()]
+        return np.array([mean_defined(expression_f1(confusion)), mean_defined(of_aus)], float)
 
     def row(self):
         """What runs must have in common to be in one row."""
@@ -67,6 +81,8 @@ def find_traits(run):
     options = {**vars(Config()), **run["options"]}
     if sources[2]:
         content = run["table_sha256"]
+        if "fold" in run and run["stats"] == "train":  # each fold has its own
+            content = f"{options['stats_least']} or more"
         traits["form"] = (run["form"], run["form"])
         traits["statistics"] = (content, f"{name_of(run['stats'])} ({content:.8})")
     for trait in ("data", "images"):
@@ -101,19 +117,23 @@ def read_run(path, content=None, texts=()):
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are not of these expressions")
         own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
+        people, fold = run.get("people"), run.get("fold", 1)
+        au_counts = np.array([*best.get("au_counts", {}).values()], int).reshape(-1, 2)
         names = (run["names_sha256"] if "names_sha256" in run else
                  hashlib.sha256(json.dumps(run["names"]).encode()).hexdigest())
         whole = (best.get("confusion", own["confusion"]) == own["confusion"]
                  and best["n"] == len(truth)
                  and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
-                 and len(run.get("names", truth)) == len(truth)
+                 and len(run.get("names", truth)) == len(people or truth) == len(truth)
+                 and type(fold) is int and fold in range(1, run.get("folds", 1) + 1)
+                 and ("fold" not in run or len(au_counts) == len(run["aus"]))
                  and type(run["seed"]) is int and isinstance(run["rafce"], bool))
         if not whole:
             raise ValueError("numbers that do not fit each other")
         tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
-                        run["rafce"], emotions, names, np.array(truth), np.equal(truth, pred),
-                        rates(own, emotions), run, texts)
-        hash((tested.row(), names))  # no lists among the options
+                        run["rafce"], emotions, names, np.array(truth), np.array(pred), people,
+                        rates(own, emotions), au_counts, run, texts)
+        hash((tested.row(), names, *(people or ())))  # no lists among the options
         return tested
     except READING as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
@@ -126,12 +146,24 @@ def read_part(path, parse, texts=(), command="train", wanted="the folder of a ru
         return parse(texts[path.name] if texts else path.read_text(encoding="utf-8"))
 
 
-def read_runs(folder):
-    """The finished runs below a folder, all of one test set."""
+def read_tests(folder):
+    """The finished runs below a folder, each fold by itself."""
     runs = [read_run(path) for path in find_files(folder, "test.json")]
     runs += [read_run(*one) for path in find_files(folder, "runs.csv") for one in read_export(path)]
     if not runs:
         raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
+    return runs
+
+
+def read_runs(folder):
+    """The finished runs below a folder, folds joined: all of one test set, and of the people that
+    one of them knows, or else of as many as there are images."""
+    groups = {}
+    for run in read_tests(folder):
+        key = (run.row(), run.seed) if "fold" in run.content else run.path
+        groups.setdefault(key, []).append(run)
+    runs = [joined(group) if "fold" in group[0].content else group[0] for group in groups.values()]
+    known = next((run for run in runs if run.people), runs[0])
     for run in runs:
         if run.emotions != runs[0].emotions:
             raise InputError(f"{run.path}: other expressions, or in another order, than "
@@ -140,7 +172,39 @@ def read_runs(folder):
         if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
             raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
                              "one data set, name the folder of its runs alone")
-    return runs
+        if run.people and numbered(run.people) != numbered(known.people):
+            raise InputError(f"{run.path}: other persons of the same images than {known.path}; "
+                             "name the folder of the runs of one labels.csv alone")
+    people = np.array(numbered(known.people or range(len(known.truth))))
+    return [dataclasses.replace(run, people=people) for run in runs]
+
+
+def numbered(people):
+    """Persons as numbers 0, 1 ... in the order in which they come first."""
+    numbers = {person: i for i, person in enumerate(dict.fromkeys(people))}
+    return [numbers[person] for person in people]
+
+
+def joined(runs):
+    """Runs that differ in their fold alone as one, of all images. InputError for a fold that is
+    not there, or there twice."""
+    folds, k = {}, runs[0].content["folds"]
+    for run in runs:
+        other = folds.setdefault(run.content["fold"], run)
+        if other is not run:
+            raise InputError(f"{run.path}: fold {run.content['fold']} of the same method, options "
+                             f"and seed as {other.path}; remove one")
+    if missing := [str(i) for i in range(1, k + 1) if i not in folds]:
+        raise InputError(f"{runs[0].path}: of the {k} folds of this method, options and seed there "
+                         f"is no test.json of {', '.join(missing)}; train with --fold {missing[0]}")
+    runs = [folds[i] for i in range(1, k + 1)]
+    truth, pred = (np.concatenate(parts) for parts in zip(*((r.truth, r.pred) for r in runs)))
+    own = expression_metrics(confusion_matrix(truth, pred, len(runs[0].emotions)), runs[0].emotions)
+    return dataclasses.replace(
+        runs[0], truth=truth, pred=pred, rates=rates(own, runs[0].emotions), folds=tuple(runs),
+        au_counts=np.sum([run.au_counts for run in runs], 0),
+        people=all(r.people for r in runs) and [person for r in runs for person in r.people],
+        names=hashlib.sha256("".join(run.names for run in runs).encode()).hexdigest())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,12 +250,6 @@ def title(row, rows):
     traits = [f"{trait.replace('_', '-')} {shown}" for trait, (_, shown) in row.traits.items()
               if tells_apart(trait, row, rows)]
     return ", ".join([row.name, *traits])
-
-
-def by_numbers(title):
-    """A key that sorts titles by the size of the numbers in them: rho 3.0, then rho 10.0."""
-    parts = re.split(r"(\d+(?:\.\d+)?)", title)  # text and numbers in turn
-    return [float(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def read_results(folder):

@@ -8,7 +8,8 @@ import numpy as np
 from mmlfer import (
     AU_NAMES, EMOTIONS, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1,
     json_option, load_images, percent, plural, precision_option)
-from mmlfer_commands._labels import describe, load_faces, recode, recorded_folder
+from mmlfer_commands._labels import describe, recode, recorded_folder
+from mmlfer_commands._folds import load_fold_of
 from mmlfer_commands._compounds import compounds_option, only_compounds
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
@@ -63,7 +64,7 @@ def command(ckpt, tau, compounds, data, split, as_json, device, precision, skip_
     net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
-    everything = load_faces(data)
+    everything = load_fold_of(state, data)
     papers = split == "test" and state["emotions"] == [*EMOTIONS] and is_rafce(everything)
     if compounds:
         everything = only_compounds(everything, state["emotions"], data)

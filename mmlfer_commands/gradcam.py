@@ -55,7 +55,7 @@ def gradcam(net, x, k=None):
 def known_truths(paths, data):
     """The labelled expression of each image, None for those that are not in the data set."""
     try:
-        faces = load_faces(data)
+        faces = load_faces(data, parts=False)
     except InputError:
         return [None] * len(paths)
     truths = {place.resolve(): faces.vocabulary.emotions[k]

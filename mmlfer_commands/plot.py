@@ -56,7 +56,7 @@ def plot_methods(rows, path):
     """Figure 5 of several methods, each the mean of its seeds. rows: Rows of read_results."""
     plt, figure, (left, right) = two_axes(14)
     for i, row in enumerate(rows, 1):
-        runs = [*row.seeds.values()]
+        runs = [part for run in row.seeds.values() for part in run.folds or [run]]
         folders = [run.path.parent for run in runs]
         logs = [read_part(run.path.with_name("log.csv"), parse_log, run.texts) for run in runs]
         check_lengths(folders, logs)
@@ -81,7 +81,7 @@ def check_lengths(folders, logs):
     for folder, n in zip(folders, lengths):
         if n < lengths[longest]:
             raise InputError(f"{folder}/log.csv: {n} epochs, but {lengths[longest]} in "
-                             f"{folders[longest]}/log.csv, another seed of this method; train this "
+                             f"{folders[longest]}/log.csv, another run of this method; train this "
                              "run again")
 
 

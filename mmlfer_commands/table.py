@@ -14,7 +14,17 @@ from mmlfer import PATH, RUN_FILES, InputError, write_whole
 from mmlfer_commands._exports import FILES, row_of_run, write_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
-from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs
+from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs, read_tests
+
+
+FOLDS = """
+
+Each image was tested once, in one of {} folds, by the net of that fold, which was not trained on
+it; a seed's results are of all folds together."""
+PEOPLE = """
+
+Images of one person are not independent: the images are of {} persons, and persons take the
+images' place in the intervals. McNemar's p is that of the signs of the persons' differences."""
 
 
 def spread(values):
@@ -25,9 +35,9 @@ def spread(values):
     return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
 
 
-def spreads(row):
-    """spread of Acc., Diag. and each expression's rate."""
-    return [spread(values) for values in zip(*(run.rates for run in row.seeds.values()))]
+def spreads(row, numbers="rates"):
+    """spread of Acc., Diag. and each expression's rate, or of a Tested's other numbers."""
+    return [spread(v) for v in zip(*(getattr(run, numbers) for run in row.seeds.values()))]
 
 
 def table_2(rows, truth, emotions):
@@ -40,17 +50,28 @@ def table_2(rows, truth, emotions):
 
 def table_3(rows, rafce):
     header, body = ["method", "seeds", "Acc.", "Diag."], []
+    folds = any(run.folds for row in rows for run in row.seeds.values())
+    header += ["macro F1", "AU F1"] * folds
     for row in rows:
-        body.append([row.title, len(row.seeds), *spreads(row)[:2]])
+        body.append([row.title, len(row.seeds), *spreads(row)[:2], *spreads(row, "f1") * folds])
         if rafce:
             body[-1].append("{} / {}".format(*PRINTED[row.name]) if row.name in PRINTED else "")
     return markdown([*header, "paper's Acc. / Diag."] if rafce else header, body)
 
 
-def mcnemar(b, c):
-    """Exact two-sided p of b images that only one model has right and c that only the other."""
-    n = b + c
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(b, c) + 1)) / 2**n)
+def mcnemar(d):
+    """Exact two-sided p that the sum of d (C,), whole numbers, is so far from 0: over all signs of
+    its parts, if each is as likely + as -. Of single images, -1, 0 and 1, it is McNemar's test.
+
+    With T = sum |d_c|, the sum over signs is T - 2 X, and X a sum of terms that are 0 or |d_c|: its
+    distribution follows from the product of the characteristic functions of these.
+    """
+    sizes, times = np.unique(np.abs(d[d != 0]), return_counts=True)
+    total = sizes @ times
+    x = np.arange(total + 1)
+    turns = np.exp(-2j * np.pi * x[:, None] * sizes / (total + 1))
+    p = np.fft.ifft((((1 + turns) / 2) ** times).prod(1)).real  # of X = x
+    return min(1.0, max(0.0, p[abs(total - 2 * x) >= abs(d.sum())].sum()))
 
 
 def t_quantile(df):
@@ -76,17 +97,20 @@ def image_weights(truth, by_expression):
     return len(truth) / (len(np.unique(truth)) * images) if by_expression else np.ones(len(truth))
 
 
-def mean_squares(d, weights):
+def mean_squares(d, weights, people=None):
     """Two-way analysis of variance, without replication, of e = weights (d - m), m the weighted
-    mean of d.
+    mean of d. With people (N,), 0..C-1, whose images are not independent, each one's sum of e,
+    times C / N, takes the place of an image: N is C below.
 
     d (S, N) by seed and image, weights (N,) -> MS images = S sum_i e_i^2 / (N - 1), MS seeds =
     N sum_s e_s^2 / (S - 1), MS rest = sum_si (e_si - e_i - e_s)^2 / ((N - 1) (S - 1)), with e_i and
     e_s the means by image and by seed; and their degrees of freedom. MS seeds and rest of one seed
     are 0.
     """
-    seeds, images = d.shape
     e = (d - (d * weights).mean()) * weights
+    if people is not None:
+        e = by_person(e, people) * (people.max() + 1) / people.size
+    seeds, images = e.shape
     by_image, by_seed = e.mean(0), e.mean(1, keepdims=True)
     squares = [seeds * (by_image**2).sum(), images * (by_seed**2).sum(),
                ((e - by_image - by_seed) ** 2).sum()]
@@ -94,30 +118,36 @@ def mean_squares(d, weights):
     return [s / max(1, f) for s, f in zip(squares, free)], free
 
 
-def interval(d, weights):
-    """95 % interval of two methods' difference: images and seeds are random, and crossed.
+def by_person(values, people):
+    """Sums of values (.., N) over each person's images, (.., C). people (N,), 0..C-1"""
+    return np.stack([np.bincount(people, row) for row in values])
 
-    d (S, N) by seed and image, weights (N,) -> low, high. The variance of the mean is
+
+def interval(d, weights, people=None):
+    """95 % interval of two methods' difference: images, or people, and seeds are random, and
+    crossed.
+
+    d (S, N) by seed and image, weights (N,), people (N,) -> low, high. The variance of the mean is
     (MS images + MS seeds - MS rest) / (S N) with Satterthwaite's degrees of freedom, or
     MS images / (S N) with N - 1 where seeds differ no more than the rest does.
     """
-    if d.shape[1] == 1:
+    (images, seeds, rest), free = mean_squares(d, weights, people)
+    if free[0] == 0:
         return -1.0, 1.0  # one image tells nothing
-    (images, seeds, rest), free = mean_squares(d, weights)
     variance, df = images, free[0]
     if len(d) > 1 and seeds > rest:
         variance = images + seeds - rest
         df = variance**2 / sum(ms**2 / f for ms, f in zip((images, seeds, rest), free))
         df = max(df, free[1])  # a difference of mean squares can bring it below the seeds' own
-    half = t_quantile(df) * math.sqrt(variance / d.size)
+    half = t_quantile(df) * math.sqrt(variance / (len(d) * (free[0] + 1)))
     mean = (d * weights).mean()
     return max(mean - half, -1.0), min(mean + half, 1.0)
 
 
-def gain(d, weights):
+def gain(d, weights, people=None):
     """A difference over seeds, its interval and whether it is signal, as text in percent. d (S, N)
-    by seed and image, weights (N,). Fewer than three seeds are never signal."""
-    low, high = interval(d, weights)
+    by seed and image, weights and people (N,). Fewer than three seeds are never signal."""
+    low, high = interval(d, weights, people)
     text = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(round(100 * v, 2) + 0.0
                                                 for v in ((d * weights).mean(), low, high)))
     signal = len(d) > 2 and (low > 1e-9 or high < -1e-9)  # 0 but for rounding is 0
@@ -127,21 +157,21 @@ def gain(d, weights):
 def by_seed(one, other):
     """McNemar's test of two runs, as text."""
     b, c = ((x & ~y).sum() for x, y in ((one.right, other.right), (other.right, one.right)))
-    p = mcnemar(int(b), int(c))
+    p = mcnemar(by_person([one.right.astype(int) - other.right], one.people)[0].astype(int))
     return f"{b}:{c} p" + (f"={p:.3f}" if p >= 0.0005 else "<0.001")
 
 
 def comparisons(rows):
     """A line for each two methods with a seed in common, the later ones of Table 3 first."""
-    truth = next(iter(rows[0].seeds.values())).truth
-    weights = [image_weights(truth, by_expression) for by_expression in (False, True)]
-    lines = []
+    first, lines = next(iter(rows[0].seeds.values())), []
+    weights = [image_weights(first.truth, by_expression) for by_expression in (False, True)]
     for one, other in itertools.combinations(reversed(rows), 2):
         pairs = [(one.seeds[s], other.seeds[s]) for s in sorted({*one.seeds} & {*other.seeds})]
         if not pairs:
             continue
         d = np.array([a.right.astype(float) - b.right for a, b in pairs])
-        lines.append([f"{one.title} - {other.title}", len(pairs), *(gain(d, w) for w in weights),
+        gains = [gain(d, w, first.people) for w in weights]
+        lines.append([f"{one.title} - {other.title}", len(pairs), *gains,
                       ", ".join(by_seed(*pair) for pair in pairs)])
     header = ["pair", "seeds", "Acc.", "Diag.", "McNemar, by seed"]
     return markdown(header, lines) if lines else "No pair of methods with a seed in common."
@@ -151,19 +181,21 @@ def results(folder):
     """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
     rows = read_results(folder)
     runs = [run for row in rows for run in row.seeds.values()]
-    rafce, truth = all(run.rafce for run in runs), runs[0].truth
+    rafce, truth, people = all(run.rafce for run in runs), runs[0].truth, max(runs[0].people) + 1
     text = Path(__file__).with_name("results.md").read_text("utf-8")
     data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
+    notes = FOLDS.format(len(runs[0].folds)) if runs[0].folds else ""
+    notes += PEOPLE.format(people) if people < len(truth) else ""
     return string.Template(text).substitute(
-        data=data, images=len(truth), table_2=table_2(rows, truth, runs[0].emotions),
-        table_3=table_3(rows, rafce), comparisons=comparisons(rows))
+        data=data, images=len(truth), notes=notes, table_3=table_3(rows, rafce),
+        table_2=table_2(rows, truth, runs[0].emotions), comparisons=comparisons(rows))
 
 
-def export_results(runs, folder, out):
-    """Write what tables and curves need of the Tested runs below a folder."""
+def export_results(folder, out):
+    """Write what tables and curves need of the finished runs below a folder."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
-    rows, logs = [], []
+    runs, whole, rows, logs = read_tests(folder), read_runs(folder)[0], [], []
     for run in runs:
         name = run.path.parent.relative_to(folder).as_posix()
         config = read_part(run.path.with_name("config.yaml"), lambda text: {**yaml.safe_load(text)},
@@ -171,8 +203,14 @@ def export_results(runs, folder, out):
         rows.append({"run": name, **row_of_run(run.content, config, run.names)})
         log = read_part(run.path.with_name("log.csv"), str.splitlines, run.texts)
         logs += [{"run": name, **row} for row in csv.DictReader(log)]
-    preds = [run.content["best"]["pred"] for run in runs]
-    write_export(out, rows, logs, runs[0].content["truth"], preds)
+    labels, pred = {"truth": whole.truth}, np.zeros((len(runs), len(whole.truth)), int)
+    if max(whole.people) + 1 < len(whole.people):
+        labels["people"] = whole.people
+    if whole.folds:
+        labels["fold"] = np.concatenate([0 * r.truth + r.content["fold"] for r in whole.folds])
+    for run, row in zip(runs, pred):
+        row[labels["fold"] == run.content["fold"] if whole.folds else ...] = run.pred
+    write_export(out, rows, logs, pred=pred, **labels)
 
 
 @click.command("table")
@@ -190,7 +228,7 @@ def command(runs, out, to):
     check_output(out, *(path.parent / name for path in paths for name in RUN_FILES + FILES))
     text = results(runs)
     if to:
-        export_results(read_runs(runs), runs, to)
+        export_results(runs, to)
     if str(out) != "-":
         write_whole(out, text.encode())
     click.echo(text)

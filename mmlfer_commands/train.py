@@ -22,10 +22,11 @@ from mmlfer import (
     save_checkpoint, torch, train_step, write_whole)
 from mmlfer_commands._alignment import template_of_tensor
 from mmlfer_commands._backbones import backbone_name, find_weights, given_backbone, start_base_net
+from mmlfer_commands._folds import load_fold
 from mmlfer_commands._hypergrads import choose_hypergrad
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._labels import (
-    check_learnable, check_trainable, describe, load_faces, recode, recorded_folder)
+    check_learnable, check_trainable, describe, recode, recorded_folder)
 from mmlfer_commands._nets import folded, usual_size
 from mmlfer_commands._outputs import locked, remove_parts, write_rows
 from mmlfer_commands._processes import ALONE, first_speaks, join_world, one_voice
@@ -125,6 +126,10 @@ def read_test_set(run, faces, out):
               "names": named.names, "truth": named.y_emo.tolist(), "data_sha256": run.data_sha256,
               "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
               "backbone": run.backbone}
+    if faces.fold is not None:
+        result |= {"fold": run.cfg.fold, "folds": int(max(faces.fold))}
+    if "person" in named.columns:
+        result["people"] = named.columns["person"].tolist()
     start = time.perf_counter()
     result["last"] = {"epoch": run.epoch, **evaluate(folded(run.net), test, *how)}
     net, state = load_net(out / "best.pt", run.cfg.device, run.cfg.precision, run.world.read)
@@ -155,7 +160,8 @@ def resumed_config(out, given):
         for option in CONFIG_OPTIONS:
             value = getattr(cfg, option.name)
             flag = isinstance(value, bool)
-            if flag != option.is_flag or option.type.convert(value, option, None) != value:
+            if value is not option.default and (flag != option.is_flag or option.type.convert(
+                    value, option, None) != value):
                 raise ValueError(f"{option.name}: {value!r}")
     weights = given.get("weights", "auto")  # auto keeps the run's own
     if weights != "auto" and backbone != given_backbone(
@@ -180,7 +186,7 @@ def digest_of_images(images):
 def read_faces(cfg, out, state=None, decoded=decode_all):
     """The faces of a run with their images, and p(AU | expression) (K, J); a run that goes on, from
     the content of its last.pt, keeps that table. InputError if they are too few to train on."""
-    faces = load_faces(cfg.data)
+    faces = load_fold(cfg.data, vars(cfg), keep=("person",))
     if cfg.skip_bad_images:  # first: all that follows is of the faces that remain
         faces = load_images(faces, cfg.data, cfg.size, True, decoded)
     check_learnable(faces, cfg.data)

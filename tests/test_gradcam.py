@@ -162,7 +162,7 @@ def test_images_and_labels_are_read_once(ckpt, faces_folder, tmp_path, kept, mon
     reads = []
     for name in ("decode", "load_faces"):
         before = getattr(gradcam, name)
-        monkeypatch.setattr(gradcam, name, lambda *a, name=name, before=before: (reads.append(name), before(*a))[1])
+        monkeypatch.setattr(gradcam, name, lambda *a, name=name, before=before, **k: (reads.append(name), before(*a, **k))[1])
     image = next((faces_folder / "aligned").iterdir())
     larger = make_checkpoint(tmp_path / "larger.pt", faces_folder, size=40)
     assert invoke("gradcam", "--ckpt", ckpt, "--ckpt", ckpt, "--ckpt", larger, image, "--out", tmp_path / "g.png").exit_code == 0

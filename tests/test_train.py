@@ -73,7 +73,7 @@ def test_eval_gives_what_training_reported(trained, faces_folder):
         assert result.exit_code == 0 and result.stderr == ""
         numbers = json.loads(result.stdout)
         assert list(numbers) == ["n", "accuracy", "diag", "macro_f1", "per_class", "confusion", "au_n", "au_f1",
-                                 "au_f1_macro"]
+                                 "au_f1_macro", "au_counts"]
         assert numbers == {k: v for k, v in test[name].items() if k not in ("epoch", "pred")}
     val = json.loads(invoke("eval", "--ckpt", out / "last.pt", "--split", "val", "--json").stdout)
     assert val["accuracy"] == load(out / "last.pt")["log"][-1]["val_acc"]

@@ -1,0 +1,101 @@
+"""Cross-validation: the fold of each image, and the partition of a run that tests one fold."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+
+from mmlfer import TEST, TRAIN, VAL, InputError, Stream, plural, tell_once
+from mmlfer_commands._inputs import by_numbers
+from mmlfer_commands._labels import load_faces, split_people
+
+ALWAYS = "train"  # in the column fold: an image that every fold trains on
+SEED = 0  # of the folds: runs of any seed have the same
+
+
+def load_fold(folder, options, keep=()):
+    """load_faces. Where a run's options have a fold I, part I is to test, the next to validate and
+    the rest to train on, whatever else labels.csv says; Faces.fold has each image's part."""
+    folds, fold = options["folds"], options["fold"]
+    if folds is None and fold is None:
+        return load_faces(folder, keep=keep)
+    faces = load_faces(folder, keep=(*keep, "person", "fold"), parts=False)
+    where = f"{folder}/{faces.files[1]}"
+    parts = find_folds(faces, folds, where)
+    k = max(parts)
+    if k < 3:
+        raise InputError(f"{where}: {plural(k, 'fold')}; it takes three or more: one to test, one "
+                         "to validate, the rest to train on")
+    if not fold or fold > k:
+        raise InputError(f"{where}: {k} folds; --fold 1 to --fold {k} names one of them")
+    split = np.where(parts == fold, TEST, np.where(parts == fold % k + 1, VAL, TRAIN))
+    return dataclasses.replace(faces, split=split, fold=parts)
+
+
+def load_fold_of(state, folder, keep=()):
+    """load_faces; in the fold of a checkpoint's dict, if these are the data that it is of."""
+    options = state["config"]
+    if (options["folds"], options["fold"]) != (None, None):
+        with contextlib.suppress(InputError):  # other data may have no such folds
+            faces = load_fold(folder, options, keep)
+            if {*faces.of("train").names}.issuperset(state["train_names"] or [""]):
+                return faces
+        tell_once(f"{folder}: not what the folds of {state['source']} are of; its own parts count")
+    return load_faces(folder, keep=keep)
+
+
+def find_folds(faces, folds, where):
+    """The number of each image's fold, (N,) 1..K, or 0 if every fold trains on it. InputError for
+    `folds` that cannot be made."""
+    people = faces.columns.get("person")
+    if "fold" in faces.columns:
+        return given_folds(faces, folds, where)
+    if folds == "persons" and people is not None:
+        return numbered(people)
+    if folds in (None, "persons"):
+        column = "person" if folds else "fold"
+        raise InputError(f"{where}: no column {column}; without it, --folds K makes K folds")
+    units, n = ("images", len(faces.names)) if people is None else ("persons", len({*people}))
+    if not folds.isdecimal() or not 3 <= int(folds) <= n:
+        raise InputError(f"--folds {folds}: expected persons, or a number from 3 to {n}, the "
+                         f"{units} in {where}")
+    if people is None:
+        return dealt(faces.y_emo, int(folds))
+    shares = dict.fromkeys(range(1, int(folds) + 1), 1 / int(folds))
+    return split_people(faces.y_emo, people, SEED, shares)
+
+
+def numbered(texts, none=()):
+    """The numbers 1, 2 ... of texts in their order, 2 before 10; 0 of those in `none`. (N,)"""
+    order = sorted({*texts}.difference(none), key=by_numbers)
+    numbers = {text: i for i, text in enumerate(order, 1)}
+    return np.array([numbers.get(text, 0) for text in texts])
+
+
+def dealt(y_emo, k):
+    """k folds: the images of each expression are dealt out in random order, (N,) 1..k. The next
+    expression goes on where one ends: sizes differ by one at most, as those of an expression."""
+    rng = np.random.default_rng([SEED, Stream.PARTITION])
+    parts = np.empty(len(y_emo), int)
+    rows = np.concatenate([rng.permutation(np.flatnonzero(y_emo == e)) for e in np.unique(y_emo)])
+    parts[rows] = np.arange(len(rows)) % k + 1
+    return parts
+
+
+def given_folds(faces, folds, where):
+    """The folds of a column, (N,); InputError if a row has none, or a person is in two."""
+    texts, people, first = faces.columns["fold"], faces.columns.get("person", ()), {}
+    if "" in texts:
+        raise InputError(f"{where}: {faces.names[[*texts].index('')]} has no fold; name it, or "
+                         f"write {ALWAYS} for an image that every fold is to train on")
+    for name, person, text in zip(faces.names, people, texts):
+        other, its_text = first.setdefault(person, (name, text))
+        if text != its_text:
+            raise InputError(f"{where}: person {person} is in fold {its_text} ({other}) and in "
+                             f"fold {text} ({name}); keep each person in one, or remove the column "
+                             "person")
+    parts = numbered(texts, (ALWAYS,))
+    if folds not in (None, str(max(parts))):
+        raise InputError(f"{where}: its column fold has {plural(max(parts), 'fold')}, not --folds "
+                         f"{folds}; leave --folds out, or remove the column")
+    return parts
