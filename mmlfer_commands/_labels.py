@@ -197,10 +197,10 @@ def check_names(images, expressions, path):
 def find_columns(header, path, aus_needed, keep=()):
     """The header's columns, {name in COLUMNS: index}, its AUs' columns, {AU number: index}, those
     of the expressions' shares, {name as its column has it: index}, and those to keep, {name in
-    `keep`: index}, whatever its capitals."""
+    `keep`: index}, whatever its capitals, all others if that is None."""
     places, aus, shares, unread = {}, {}, {}, []
     lower = [name.lower() for name in header]
-    kept = {name: lower.index(name.lower()) for name in keep if name.lower() in lower}
+    kept = {name: lower.index(name.lower()) for name in keep or () if name.lower() in lower}
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
         if match and int(match[1]) not in AU_NAMES:
@@ -221,7 +221,9 @@ def find_columns(header, path, aus_needed, keep=()):
             group[key] = i
         elif name and i not in kept.values():
             unread.append(name)
-    if unread:
+    if keep is None:
+        kept = {name.lower(): header.index(name) for name in unread}
+    elif unread:
         tell_once(f"{path}: not read: {plural(len(unread), 'column')}, {', '.join(unread):.200}")
     if "aus" in places and aus:
         raise InputError(f"{path}:1: AUs both in a column aus and in columns of their own; keep "

@@ -6,11 +6,12 @@ import click
 import numpy as np
 
 from mmlfer import (
-    AU_NAMES, EMOTIONS, SPLITS, InputError, Vocabulary, device_option, evaluate, expression_f1,
-    json_option, load_images, percent, plural, precision_option)
+    AU_NAMES, COUNT, EMOTIONS, SPLITS, InputError, Vocabulary, device_option, evaluate,
+    expression_f1, json_option, load_images, percent, plural, precision_option, predict_faces)
 from mmlfer_commands._labels import describe, recode, recorded_folder
 from mmlfer_commands._folds import load_fold_of
 from mmlfer_commands._compounds import compounds_option, only_compounds
+from mmlfer_commands._groups import by_group, check_column, group_lines
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._rafce import is_rafce
@@ -51,12 +52,15 @@ def report(numbers, untrained=()):
               "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),
               help="Part of the data.")
+@click.option("--by", metavar="COLUMN", help="Also report each group by a column of labels.csv, "
+              "such as age or gender, and the largest difference of two, with its 95 % interval.")
+@click.option("--least", default=20, type=COUNT, help="Groups of fewer images are joined.")
 @json_option
 @device_option
 @precision_option
 @click.option("--skip-bad-images", "skip_bad", is_flag=True, help="Go on without images that "
               "cannot be read.")
-def command(ckpt, tau, compounds, data, split, as_json, device, precision, skip_bad):
+def command(ckpt, tau, compounds, data, split, by, least, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     if compounds and not data:
         raise click.UsageError("--compounds goes with --data: the checkpoint's own data have the "
@@ -64,7 +68,9 @@ def command(ckpt, tau, compounds, data, split, as_json, device, precision, skip_
     net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
-    everything = load_fold_of(state, data)
+    everything = load_fold_of(state, data, (by, "person") if by else ())
+    if by:
+        check_column(everything, by, data)
     papers = split == "test" and state["emotions"] == [*EMOTIONS] and is_rafce(everything)
     if compounds:
         everything = only_compounds(everything, state["emotions"], data)
@@ -80,10 +86,15 @@ def command(ckpt, tau, compounds, data, split, as_json, device, precision, skip_
         click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
                    f"of images that {state['source']} was trained on, such as {min(trained)}",
                    err=True)
-    numbers = evaluate(net, faces, state["trained_aus"])
+    p = predict_faces(net, faces.images)
+    numbers = evaluate(net, faces, state["trained_aus"], lambda *_: p)
     del numbers["pred"]
+    if by:
+        numbers["groups"] = by_group(faces, by, least, *p, state["trained_aus"])
     untrained = [au for au in state["aus"] if au not in state["trained_aus"]]
     text = f"{describe(everything, data)}\n\n{report(numbers, untrained)}"
+    if by:
+        text = "\n".join([text, *group_lines(numbers["groups"])])
     if papers and not bad:
         figures = "; ".join(f"{name} {acc} / {diag}" for name, (acc, diag) in PRINTED.items())
         text += f"\n\nthe paper's nets, trained on RAF-CE, Acc. / Diag. here: {figures}"

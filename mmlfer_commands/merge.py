@@ -31,7 +31,7 @@ def source_names(folders):
 def read_set(folder):
     """A data set's Faces, each face's person ("" if not known) and path below the folder."""
     if (folder / LABELS).is_file():
-        table = read_labels_csv(folder / LABELS)
+        table = read_labels_csv(folder / LABELS, keep=None)
         people = table.people or [""] * len(table.names)
         return table.faces(), ["" if "\0" in person else person for person in people], table.names
     faces = load_faces(folder)
@@ -47,8 +47,9 @@ def columns_of(read, emotions):
         coded = (faces.y_au != NOT_CODED).any(0)
         aus |= {au for au, any_row in zip(faces.vocabulary.aus, coded) if any_row}
         voted |= {share_column(name) for name in own if faces.shares is not None}
+    further = dict.fromkeys(name for faces, *_ in read for name in faces.columns)
     person = ["person"] if any(any(people) for _, people, _ in read) else []
-    return ["image", "source", "expression", "split", *person,
+    return ["image", "source", "expression", "split", *person, *further,
             *([f"AU{au}" for au in sorted(aus)] or ["aus"]), *sorted(voted)]
 
 
@@ -62,6 +63,7 @@ def rows_of(source, faces, people, places, emotions, columns):
                 "split": PARTS[faces.split[i]]}
         aus = zip(faces.vocabulary.aus, faces.y_au[i])
         row |= {f"AU{au}": int(y) for au, y in aus if y != NOT_CODED}
+        row |= {name: texts[i] for name, texts in faces.columns.items()}
         if people[i]:
             row["person"] = f"{source}/{people[i]}"
         if "aus" in row:
