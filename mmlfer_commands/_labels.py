@@ -479,11 +479,12 @@ def check_learnable(faces, folder):
                          "apart, add rows of another")
     for k, emotion in enumerate(emotions):
         rows = np.flatnonzero(faces.y_emo == k)
+        none = f"{emotion!r} has {plural(len(rows), 'image')}, none of them to train on"
         if len(rows) and TRAIN not in faces.split[rows]:
-            number = read_labels_csv(path, faces.columns, False).names[faces.names[rows[0]]]
-            move = "move some to train" if faces.fold is None else "put some into a third fold"
-            raise InputError(f"{path}:{number}: {emotion!r} has {plural(len(rows), 'image')}, none "
-                             f"of them to train on; {move}, or remove its rows")
+            if faces.fold is None:
+                number = read_labels_csv(path).names[faces.names[rows[0]]]
+                raise InputError(f"{path}:{number}: {none}; move some to train, or remove its rows")
+            tell_once(f"Warning: {path}: {none} in this fold, whose net will not name it")
 
 
 # ---------------------------------------------------------------- partitions
