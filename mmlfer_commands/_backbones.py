@@ -7,7 +7,11 @@ from pathlib import Path
 from mmlfer import (
     ARCHS, HERE, NORMS, RAFCE, InputError, make_backbone, make_base_net, refused, torch, torch_load)
 from mmlfer_commands._models import CONFIG, read_folder
-from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, usual_norm
+from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, norm_of
+
+
+NO_FILES = {  # words of --weights and their usual --weights-norm
+    "none": "half", "imagenet": "imagenet", "timm": "auto"}
 
 
 def find_weights(weights, arch):
@@ -21,9 +25,9 @@ def find_weights(weights, arch):
 def backbone_name(weights, norm, net=None):
     """The backbone that a run starts from, for its records: a word, with the normalisation if that
     is unusual, or for a file a digest of the tensors and the normalisation that the net took."""
-    usual = {"none": "half", "imagenet": "imagenet", "timm": "auto"}
-    if weights in usual:
-        return weights if norm in ("auto", usual[weights]) else f"{weights}, {norm} normalisation"
+    if weights in NO_FILES:
+        usual = norm in ("auto", NO_FILES[weights])
+        return weights if usual else f"{weights}, {norm} normalisation"
     digest = hashlib.sha256()
     for name, tensor in {**net.backbone.state_dict(), "mean": net.mean, "std": net.std}.items():
         if not name.endswith("num_batches_tracked"):  # files may lack it, and nothing reads it
@@ -35,19 +39,16 @@ def backbone_name(weights, norm, net=None):
 def given_backbone(weights, arch, bgr, norm, size=112):
     """The backbone_name of a run that would start with these options."""
     weights = find_weights(weights, arch)
-    return backbone_name(weights, norm, None if weights in DOWNLOADS or weights == "none" else
+    return backbone_name(weights, norm, None if weights in NO_FILES else
                          load_backbone(weights, arch, bgr, norm, size=size)[0])
-
-
-DOWNLOADS = ("imagenet", "timm")  # words of --weights
 
 
 def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=RAFCE, size=112):
     """The base net at the start of a run, and a line that says where its backbone comes from."""
     weights = find_weights(weights, arch)
-    if bgr and weights in ("none", *DOWNLOADS):
+    if bgr and weights in NO_FILES:
         raise InputError("--weights-bgr: says how a file was trained; name it with --weights")
-    if weights not in ("none", *DOWNLOADS):
+    if weights not in NO_FILES:
         return load_backbone(weights, arch, bgr, norm, vocabulary, size)
     source = "timm" if arch.startswith("timm:") else "imagenet" if arch.startswith("resnet") else ""
     if weights not in ("none", source):
@@ -55,8 +56,7 @@ def start_base_net(weights, arch="resnet34", bgr=False, norm="auto", vocabulary=
                          f"{source + ', ' * bool(source)}a file or none")
     if weights == "imagenet":
         return load_imagenet(arch, norm, vocabulary)
-    values = usual_norm(arch) if norm == "auto" else NORMS[norm]
-    net = make_base_net(arch, values, vocabulary, size)
+    net = make_base_net(arch, norm_of(arch, norm), vocabulary, size)
     if weights == "timm":
         net.backbone = make_timm(arch, size, pretrained=True)
         return net, "its own pretrained weights, from timm"
@@ -166,8 +166,7 @@ def misfit(name, given, own):
 
 def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
     """The base net with all of a file's backbone, and a line that says what was taken."""
-    values = usual_norm(arch) if norm == "auto" else NORMS[norm]
-    net = make_base_net(arch, values, vocabulary, size)
+    net = make_base_net(arch, norm_of(arch, norm), vocabulary, size)
     own, timm = net.backbone.state_dict(), arch.startswith("timm:")
     found, left, own_norm, adaface = read_backbone(path, own if timm else None)
     if own_norm and bgr:
@@ -188,16 +187,11 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
                  RuntimeError):
         for name, values in own_norm.items() if norm == "auto" else ():
             getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
+    layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in left))
+    shown = left if len(left) <= 4 else layers
     return net, (f"took {len(taken)} tensors from {path}"
                  f"{', as AdaFace trains them: on BGR, turned to RGB' if adaface else ''}"
-                 f"{left_out(left)}")
-
-
-def left_out(keys):
-    """What a file has beside the backbone: the tensors, or if more than four, their layers."""
-    layers = dict.fromkeys(key.rpartition(".")[0] or key for key in keys)
-    shown = keys if len(keys) <= 4 else list(layers)
-    return f", left out {', '.join(shown[:6])}{', ...' if shown[6:] else ''}" if keys else ""
+                 f"{', left out ' * bool(left)}{', '.join(shown[:6])}{', ...' * bool(shown[6:])}")
 
 
 def load_imagenet(arch, norm, vocabulary):

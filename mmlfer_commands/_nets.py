@@ -120,12 +120,12 @@ def usual_size(arch):
     return size
 
 
-def usual_norm(arch):
-    """Mean and standard deviation of RGB that go with a net whose weights name none."""
-    if not arch.startswith("timm:"):
-        return NORMS["half"]
-    facts = timm_facts(arch)
-    return facts.mean, facts.std
+def norm_of(arch, norm):
+    """Mean and standard deviation of RGB by --weights-norm, for weights that name none."""
+    if norm == "auto" and arch.startswith("timm:"):
+        facts = timm_facts(arch)
+        return facts.mean, facts.std
+    return NORMS["half" if norm == "auto" else norm]
 
 
 # ---------------------------------------------------------------- sooner predictions

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import glob
 import io
+import itertools
 import os
 import platform
 import re
@@ -179,17 +180,20 @@ def check_two_outputs(**options):
 
 def output_names(paths):
     """A unique name for the output of each path: its stem in UTF-8, cut to what a name can hold."""
-    names, taken = [], set()
-    for path in paths:
-        text = os.fsencode(path.stem).decode(errors="replace")  # the locale may have 8 bits
-        stem = name = text.encode()[:200].decode(errors="ignore")
-        number = 1
-        while name.lower() in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name.lower())
-        names.append(os.fsdecode(name.encode()))
-    return names
+    # the locale may have 8 bits
+    stems = [os.fsencode(path.stem).decode(errors="replace").encode()[:200] for path in paths]
+    names = numbered([stem.decode(errors="ignore") for stem in stems])
+    return [os.fsdecode(name.encode()) for name in names]
+
+
+def numbered(names):
+    """The names, with a number, as in a-2, if several have one; capitals do not count."""
+    unique = {}
+    for first in names:
+        tried = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+        name = next(name for name in tried if name.lower() not in unique)
+        unique[name.lower()] = name
+    return list(unique.values())
 
 
 def in_utf8(text):

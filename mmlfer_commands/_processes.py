@@ -110,8 +110,6 @@ class World:
 
     def told_to_stop(self, caught):
         """Whether a signal came to any process; all of them ask at the same step."""
-        if self.size == 1:
-            return bool(caught)
         return self.sum(torch.tensor([len(caught)], device=self.device)).item() > 0
 
     @property
@@ -161,9 +159,8 @@ def mean_class():
 
 def join_world(device):
     """The World of this process, in contact with the others."""
-    names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1),
-             ("GROUP_RANK", 0))
-    rank, size, local, locals_, machine = (int(os.environ.get(*name)) for name in names)
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": 0}
+    rank, size, local, *rest = (int(os.environ.get(*name)) for name in names.items())
     device = pick_device(device)
     if size > 1:
         if device.type == "cuda":
@@ -172,7 +169,7 @@ def join_world(device):
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=datetime.timedelta(days=1))  # all wait while one decodes or writes
-    return World(rank, size, device, local, locals_, machine)
+    return World(rank, size, device, local, *rest)
 
 
 @contextlib.contextmanager

@@ -30,15 +30,11 @@ def parse_aus(text, known=AUS):
     return tuple(aus)
 
 
-def parse_code(top):
-    """A function that parses an integer 0..top, or raises ValueError."""
-
-    def parse(text):
-        if not text.isascii() or not text.isdigit() or int(text) > top:
-            raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
-        return int(text)
-
-    return parse
+def parse_code(text, top=2):
+    """An integer 0..top, by default a partition's, or ValueError."""
+    if not text.isascii() or not text.isdigit() or int(text) > top:
+        raise ValueError(f"expected a whole number 0..{top}, got {text!r}")
+    return int(text)
 
 
 def read_labels(path, parse, fields=1):
@@ -84,7 +80,7 @@ def load_labels(folder):
                          "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
                          f"mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
-    parsers = (parse_code(len(EMOTIONS) - 1), parse_code(2), parse_aus)
+    parsers = (lambda text: parse_code(text, len(EMOTIONS) - 1), parse_code, parse_aus)
     files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]
     for i, j in ((0, 1), (1, 0), (0, 2), (2, 0)):
         for name, (number, _) in files[i].items():

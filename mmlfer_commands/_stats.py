@@ -1,6 +1,5 @@
 """AU statistics (Sec. 3.2): p(AU | expression), the paper's Table 1 or your own, as an array."""
 
-import json
 import math
 from pathlib import Path
 
@@ -26,8 +25,7 @@ def load_stats(name, vocabulary=RAFCE):
     emotions = [emotion for emotion in rows if emotion not in vocabulary.emotions]
     for what, left in (("AU", aus), ("expression", emotions)):
         if left and name not in PAPERS:
-            tell_once(f"{name}: {what} {', '.join(map(str, left))}: not among the labels' {what}s, "
-                      "left out")
+            tell_once(f"{name}: left out, not in the labels: {what} {', '.join(map(str, left))}")
     table = np.zeros((len(vocabulary.emotions), len(vocabulary.aus)))
     for k, emotion in enumerate(vocabulary.emotions):
         for au, p in rows[emotion].items():
@@ -77,8 +75,7 @@ def find_table(name, least, faces, folder):
         lacked = plural(least, "coded training image") if few else "an AU at 20 % or more"
         if few and not coded.any():
             raise InputError(f"statistics train: no training row of {folder} has both an "
-                             "expression and coded AUs; give a file, or wild or lab, which have "
-                             "RAF-CE's expressions")
+                             "expression and coded AUs; give a file, or for RAF-CE wild or lab")
         raise InputError(f"statistics {name}: no expression has {lacked} in {folder}; give another "
                          "--stats, or --stats-least with train")
     return faces, table
@@ -111,15 +108,6 @@ def left_out(name, least, faces, table):
                       ("without AUs of 20 % or more", enough)):
         if names := [faces.vocabulary.emotions[k] for k in np.flatnonzero(rows & ~table.any(1))]:
             yield f"{why}, left out of L^AM: {', '.join(names)}"
-
-
-def yaml_name(name):
-    """An expression's name as a YAML key, in quotes if it would be read as something else."""
-    try:
-        plain = yaml.safe_load(f"{name}: {{}}") == {name: {}}
-    except yaml.YAMLError:
-        plain = False
-    return name if plain else json.dumps(name, ensure_ascii=False)
 
 
 class StatsLoader(yaml.SafeLoader):

@@ -23,13 +23,12 @@ COMPOUNDS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
 def name_compound(p):
     """The compound expression 0..13 of the two most probable of six basic emotions, or why there
     is none. If several pairs tie, it is the first one in column order that is one of the 14."""
-    second = sorted(p)[-2]
-    if second == 0:
+    top = sorted(p)[-2:]
+    if top[0] == 0:
         return "have no second emotion of a probability above 0"
     for pair in itertools.combinations(range(len(p)), 2):
-        rest = [q for i, q in enumerate(p) if i not in pair]
         compound = COMPOUNDS.get(frozenset(pair))
-        if min(p[i] for i in pair) == second and max(rest) <= second and compound is not None:
+        if sorted(p[i] for i in pair) == top and compound is not None:
             return compound
     return "have two most probable emotions that make none of the 14"
 
@@ -90,7 +89,7 @@ def find_partition(names, y_emo, seed, *folders):
     official = find_file(LABEL_FILES[1], *folders, needed=False)
     if not official:
         return split_faces(y_emo, seed), f"drawn, seed {seed}"
-    rows = read_labels(official, parse_code(2))
+    rows = read_labels(official, parse_code)
     if missing := [name for name in names if name not in rows]:
         raise InputError(f"{official}: {len(missing)} of the {len(names)} compound images have no "
                          f"row, {missing[0]} the first; take the published file, or none")

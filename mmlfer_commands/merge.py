@@ -11,21 +11,9 @@ from mmlfer import (
     NOT_CODED, NOT_NAMED, PATH, SPLITS, InputError, image_paths, plural, progress, stem)
 from mmlfer_commands._labels import (
     LABELS, NONE, describe, load_faces, read_labels_csv, share_column, spelling_of)
-from mmlfer_commands._outputs import name_of, new_folder, write_rows
+from mmlfer_commands._outputs import name_of, new_folder, numbered, write_rows
 
 PARTS = {code: part for part, code in SPLITS.items()}
-
-
-def source_names(folders):
-    """A name for each data set: its folder's, with a number if several have it."""
-    names = []
-    for folder in folders:
-        name, number = (first := name_of(folder.resolve())), 1
-        while name in names:
-            number += 1
-            name = f"{first}-{number}"
-        names.append(name)
-    return names
 
 
 def read_set(folder):
@@ -75,30 +63,27 @@ def rows_of(source, faces, people, places, emotions, columns):
         yield row
 
 
-def same_pictures(sets):
-    """Yield the pictures that two data sets hold in different parts, as ((path, part), (path,
-    part)): by the files' content. sets: {path: part} by data set"""
+def same_pictures(files):
+    """{(source, source): [(path, part, path, part)]} of the pictures that two data sets hold in
+    different parts, by their content. files: (source, path, part) of all pictures"""
     sizes = collections.defaultdict(list)  # only files of one size can be equal
-    for number, files in enumerate(sets):
-        for path, part in files.items():
-            sizes[path.stat().st_size].append((number, path, part))
-    alike = [group for group in sizes.values() if len({number for number, *_ in group}) > 1]
-    seen = collections.defaultdict(list)
-    for number, path, part in progress([one for group in alike for one in group], "comparing"):
+    for file in files:
+        sizes[file[1].stat().st_size].append(file)
+    alike = [group for group in sizes.values() if len({source for source, *_ in group}) > 1]
+    seen, pairs = collections.defaultdict(list), collections.defaultdict(list)
+    for source, path, part in progress([file for group in alike for file in group], "comparing"):
         digest = hashlib.sha256(path.read_bytes()).digest()
-        yield from (((other, its_part), (path, part)) for its, other, its_part in seen[digest]
-                    if its != number and its_part != part)
-        seen[digest].append((number, path, part))
+        for its, other, its_part in seen[digest]:
+            if its != source and its_part != part:
+                pairs[its, source].append((other, its_part, path, part))
+        seen[digest].append((source, path, part))
+    return pairs
 
 
-def tell_shared(sets, sources):
+def tell_shared(files):
     """Warn of the pictures that two data sets hold in different parts."""
-    pairs = collections.defaultdict(list)
-    place = {path: source for source, files in zip(sources, sets) for path in files}
-    for one, other in same_pictures(sets):
-        pairs[place[one[0]], place[other[0]]].append((one, other))
-    for (first, second), found in pairs.items():
-        (one, part), (other, its_part) = found[0]
+    for (first, second), found in same_pictures(files).items():
+        one, part, other, its_part = found[0]
         click.echo(f"Warning: {first} and {second} hold {plural(len(found), 'picture')} in "
                    f"different parts, such as {one} ({part}) and {other} ({its_part}); remove them "
                    "from one set, or faces are tested that are trained on", err=True)
@@ -106,7 +91,8 @@ def tell_shared(sets, sources):
 
 def merge(folders, out, names):
     """Put data sets together in the new folder `out`; names: new names of expressions."""
-    sources, read = source_names(folders), [read_set(folder) for folder in folders]
+    sources = numbered([name_of(folder.resolve()) for folder in folders])
+    read = [read_set(folder) for folder in folders]
     emotions = [[names.get(name, name) for name in faces.vocabulary.emotions] for faces, *_ in read]
     known = {name for faces, *_ in read for name in faces.vocabulary.emotions}
     if odd := [name for name in names if name not in known]:
@@ -125,8 +111,9 @@ def merge(folders, out, names):
             (part / source).symlink_to(folder.resolve())
         write_rows(rows, columns, part / LABELS)
         load_faces(part)
-    tell_shared([{path: PARTS[code] for path, code in zip(image_paths(faces, folder), faces.split)
-                  if path} for folder, (faces, *_) in zip(folders, read)], sources)
+    tell_shared([(source, path, PARTS[code])
+                 for source, folder, (faces, *_) in zip(sources, folders, read)
+                 for path, code in zip(image_paths(faces, folder), faces.split) if path])
 
 
 def parse_renames(ctx, parameter, values):

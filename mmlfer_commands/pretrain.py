@@ -6,7 +6,7 @@ ArcFace. Under torchrun each process takes its share of every batch, and the fir
 
 import collections
 import contextlib
-import functools
+import io
 import math
 import os
 import shlex
@@ -30,35 +30,22 @@ from mmlfer_commands._processes import join_world, one_voice
 from mmlfer_commands._runs import (
     caught_signals, check_kept, given_options, has_bf16, stopped_line, versions)
 
-# ---------------------------------------------------------------- bad images
-
-
-def note_bad(bad, source, opt, known):
-    """Report images of a batch that cannot be read, the rows in `bad` (B,), else -1: InputError,
-    or with --skip-bad-images a warning for each image not yet `known`."""
-    for row in sorted(set(bad[bad >= 0].tolist()) - known):
-        reason = source.read(row, opt.size)
-        if not opt.skip_bad_images:
-            raise InputError(f"{reason}; --resume --skip-bad-images goes on without "
-                             "such images")
-        known.add(row)
-        if len(known) <= 20:
-            click.echo(f"Warning: left out {reason}", err=True)
-
+MARGINS = {"cosface": 0.35, "arcface": 0.5}  # usual ones, by the loss
+BELOW_1 = FiniteRange(0, 1, max_open=True)
+MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
 
 # ---------------------------------------------------------------- net and loss
 
 
-@functools.cache
-def people_net_class():
-    """The class of the net, made at its first use: `import` alone must not load torch.nn."""
+def make_people_net(arch, people, bf16):
+    """The net that tells people apart, its backbone perhaps in bf16."""
 
-    class PeopleNet(torch.nn.Module):
+    class PeopleNet(torch.nn.Module):  # defined here: importing must not load torch.nn
         """x (B, 3, S, S) uint8 -> cosines (B, people) to each person's centre."""
 
-        def __init__(self, arch, people, bf16):
+        def __init__(self):
             super().__init__()
-            self.bf16, self.backbone = bf16, make_backbone(arch)
+            self.backbone = make_backbone(arch)
             self.mean, self.std = (values[0] for values in NORMS["half"])  # the same for R, G, B
             width = self.backbone.num_features
             self.neck = torch.nn.BatchNorm1d(width)  # a ResNet's f is never negative: centre it
@@ -66,14 +53,14 @@ def people_net_class():
 
         def embed(self, x):
             """e (B, F), of length 1."""
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
                 f = self.backbone((x.float() / 255 - self.mean) / self.std)
             return torch.nn.functional.normalize(self.neck(f.float()))
 
         def forward(self, x):
             return self.embed(x) @ torch.nn.functional.normalize(self.centres).T
 
-    return PeopleNet
+    return PeopleNet()
 
 
 def with_margin(cosines, y, loss, margin):
@@ -89,6 +76,18 @@ def with_margin(cosines, y, loss, margin):
 
 
 # ---------------------------------------------------------------- verification
+
+
+def note_bad(bad, source, opt, known):
+    """Report images of a batch that cannot be read, the rows in `bad` (B,), else -1: InputError,
+    or with --skip-bad-images a warning for each image not yet `known`."""
+    for row in sorted(set(bad[bad >= 0].tolist()) - known):
+        reason = source.read(row, opt.size)
+        if not opt.skip_bad_images:
+            raise InputError(f"{reason}; --resume --skip-bad-images goes on without it")
+        known.add(row)
+        if len(known) <= 20:
+            click.echo(f"Warning: left out {reason}", err=True)
 
 
 def best_threshold(similarity, same):
@@ -154,7 +153,7 @@ class Pretraining:
         self.opt, self.world, self.people = opt, world, people
         self.steps = images // opt.batch_size
         torch.manual_seed(opt.seed)
-        net = people_net_class()(opt.arch, people, opt.precision == "bf16").to(world.device)
+        net = make_people_net(opt.arch, people, opt.precision == "bf16").to(world.device)
         if world.device.type == "cuda":
             net = net.to(memory_format=torch.channels_last)
             if world.size > 1:
@@ -229,31 +228,27 @@ def pretrain_epoch(run, images, caught):
     """Train to the end of the epoch, or until a signal. -> whether one came to any process"""
     every = 1 if run.world.device.type == "cpu" else 50  # steps: each check waits for the device
     start = time.perf_counter() - run.elapsed
-    bar = progress(total=run.steps, initial=run.step, unit=" steps",
-                   desc=f"epoch {run.epoch + 1}/{run.opt.epochs}") if run.world.rank == 0 else None
-    stop = False
-    for x, y, bad, flip in epoch_batches(run, images):
-        note_bad(bad, images.source, run.opt, run.known_bad)
-        if (y < 0).any():
-            raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; fix "
-                             "the images")
-        means = pretrain_step(run, x, y, flip) / run.world.size
-        run.fresh += torch.stack(Totals(*means, (bad >= 0).sum().to(means)))
-        run.step += 1
-        if run.step % every == 0 or run.step == run.steps:
-            fresh = run.world.sum(run.fresh.clone())
-            check_numbers(run, "the loss or its gradient", fresh)
-            run.totals += fresh
-            run.fresh.zero_()
-            stop = run.world.told_to_stop(caught)
-            if bar is not None:
-                bar.update(run.step - bar.n)
+    stop, where = False, io.StringIO() if run.world.rank else None  # one bar for all processes
+    with progress(epoch_batches(run, images), f"epoch {run.epoch + 1}/{run.opt.epochs}", run.steps,
+                  initial=run.step, unit=" steps", file=where) as bar:
+        for x, y, bad, flip in bar:
+            note_bad(bad, images.source, run.opt, run.known_bad)
+            if (y < 0).any():
+                raise InputError(f"{run.opt.faces}: of {images.tries} images not one can be read; "
+                                 "fix the images")
+            means = pretrain_step(run, x, y, flip) / run.world.size
+            run.fresh += torch.stack(Totals(*means, (bad >= 0).sum().to(means)))
+            run.step += 1
+            if run.step % every == 0 or run.step == run.steps:
+                fresh = run.world.sum(run.fresh.clone())
+                check_numbers(run, "the loss or its gradient", fresh)
+                run.totals += fresh
+                run.fresh.zero_()
                 bar.set_postfix(loss=f"{Totals(*run.totals).loss / run.step:.3f}")
-        if stop:
-            break
+                stop = run.world.told_to_stop(caught)
+            if stop:
+                break
     run.elapsed = time.perf_counter() - start
-    if bar is not None:
-        bar.close()
     return stop
 
 
@@ -348,16 +343,12 @@ def new_options(paths, options, overwrite):
     for path in paths.values():
         check_output(path, options["faces"])
         if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists; --resume goes on with a stopped run, --overwrite "
-                             "replaces it")
-    if options["margin"] is None:
-        options["margin"] = {"cosface": 0.35, "arcface": 0.5}[options["loss"]]
-    if options["workers"] is None:
-        options["workers"] = min(8, os.cpu_count() or 1)
-    for name in ("faces", "pairs", "pairs_root"):  # they hold wherever the run is resumed from
-        if options[name]:
-            options[name] = str(Path(options[name]).resolve())
-    return types.SimpleNamespace(**options)
+            raise InputError(f"{path}: exists; --resume goes on with it, --overwrite replaces it")
+    usual = {"margin": MARGINS[options["loss"]], "workers": min(8, os.cpu_count() or 1)}
+    paths = {name: str(Path(options[name]).resolve())  # they hold wherever the run is resumed from
+             for name in ("faces", "pairs", "pairs_root") if options[name]}
+    given = {name: value for name, value in options.items() if value is not None}
+    return types.SimpleNamespace(**{**options, **usual, **given, **paths})
 
 
 def read_written(path, kind, wanted):
@@ -373,9 +364,6 @@ def resumed_options(paths, given):
     state = read_written(paths["last"], PRETRAINING_FORMAT, "a run of `mmlfer pretrain`")
     check_kept(given, state["options"], MOVABLE, paths["last"])
     return types.SimpleNamespace(**{**state["options"], **given}), state
-
-
-MOVABLE = ("faces", "pairs", "pairs_root", "device", "workers", "skip_bad_images")  # by --resume
 
 
 def pretrain(opt, paths, state, world):
@@ -427,19 +415,16 @@ def pretrain(opt, paths, state, world):
               help="Images of a batch, over all processes.")
 @click.option("--lr", default=0.1, type=RATE, help="Learning rate for a batch of 512, scaled with "
               "the batch size; divided by 10 after half and after three quarters of the epochs.")
-@click.option("--momentum", default=0.9, type=FiniteRange(0, 1, max_open=True),
-              help="SGD momentum.")
+@click.option("--momentum", default=0.9, type=BELOW_1, help="SGD momentum.")
 @click.option("--weight-decay", default=5e-4, type=SHARE, help="SGD weight decay.")
-@click.option("--loss", default="cosface", type=click.Choice(["cosface", "arcface"]),
-              help="Kind of margin.")
+@click.option("--loss", default="cosface", type=click.Choice([*MARGINS]), help="Kind of margin.")
 @click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
               "for cosface, 0.5 for arcface]")
 @click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
 @precision_option
-@click.option("--holdout", default=0.02, type=FiniteRange(0, 1, max_open=True),
-              help="Share of the people kept for verification.")
+@click.option("--holdout", default=0.02, type=BELOW_1, help="Share of the people to verify on.")
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
 @click.option("--pairs-root", type=click.Path(),
               help="Folder of the images of --pairs, NAME/NAME_0001.jpg.")

@@ -2,20 +2,20 @@
 
 import click
 import numpy as np
+import yaml
 
 from mmlfer import OBSERVED, PATH, PROTOTYPICAL, SPLITS, InputError, counts, write_whole
 from mmlfer_commands._figures import pyplot, save_figure
 from mmlfer_commands._labels import describe, load_faces
 from mmlfer_commands._outputs import check_output, check_two_outputs, markdown, name_of
-from mmlfer_commands._stats import frequencies, load_stats, with_aus, yaml_name
+from mmlfer_commands._stats import frequencies, load_stats, with_aus
 
 
 def au_sums(p):
     """Mean activated AUs over expressions: prototypical, variant and observed. p (K, J)"""
     p = p[~np.isnan(p).all(1)]
-    observed = np.where(p >= OBSERVED, p, 0).sum(1)
-    prototypical = np.where(p >= PROTOTYPICAL, p, 0).sum(1)
-    return [float(x.mean()) for x in (prototypical, observed - prototypical, observed)]
+    prototypical, observed = (p[p >= least].sum() / len(p) for least in (PROTOTYPICAL, OBSERVED))
+    return prototypical, observed - prototypical, observed
 
 
 def cell(p):
@@ -26,10 +26,10 @@ def cell(p):
 
 def table_1(p, n, reference, vocabulary):
     """Table 1 in Markdown: p (K, J) of n images each, and, starred, what to compare with."""
-    rows = [(f"{e} ({c})", row) for e, c, row in zip(vocabulary.emotions, n, p)]
-    if reference is not None:
-        starred = [(f"{e}*", row) for e, row in zip(vocabulary.emotions, reference)]
-        rows = [row for pair in zip(rows, starred) for row in pair]
+    rows = []
+    for k, emotion in enumerate(vocabulary.emotions):
+        rows.append((f"{emotion} ({n[k]})", p[k]))
+        rows += [] if reference is None else [(f"{emotion}*", reference[k])]
     columns = np.flatnonzero(np.any([row >= OBSERVED for _, row in rows], 0))
     return markdown(["expression (images)", *(f"AU {vocabulary.aus[j]}" for j in columns)],
                     [[name, *(cell(row[j]) for j in columns)] for name, row in rows])
@@ -70,9 +70,10 @@ def write_stats(p, n, source, vocabulary, path):
     lines = [f"# p(AU active | compound expression) of {source}, {sum(n)} images, by mmlfer stats.",
              "# Fractions by AU number; AUs below 0.20 count as 0 and are left out."]
     for emotion, count, row in zip(vocabulary.emotions, n, p):
-        aus = zip(vocabulary.aus, row)
-        cells = ", ".join(f"{au}: {x:.4f}" for au, x in aus if x >= OBSERVED)
-        lines.append(f"{yaml_name(emotion)}: {{{cells}}}  # {count} images")
+        aus = {au: round(float(x), 4) for au, x in zip(vocabulary.aus, row) if x >= OBSERVED}
+        row = yaml.safe_dump({emotion: aus}, default_flow_style=None, allow_unicode=True,
+                             width=10**6).strip()
+        lines.append(f"{row}  # {count} images")
     write_whole(path, ("\n".join(lines) + "\n").encode())
 
 

@@ -67,14 +67,13 @@ def mislabel(folder, share, seed):
     """Give a share of the training rows the AU string of another of them, and say in a line what
     changed; InputError if nothing did. All else stays."""
     rng, path = np.random.default_rng([seed, Stream.AU_NOISE]), folder / LABEL_FILES[2]
-    split = read_labels(folder / LABEL_FILES[1], parse_code(2))
+    split = read_labels(folder / LABEL_FILES[1], parse_code)
     rows = {name: aus for name, (_, aus) in read_labels(path, str).items()}
     train = [name for name in rows if split[name][1] == TRAIN]
     wrong = rng.permutation(train)[: round(share * len(train))].tolist()
     given = {name: rows[other] for name, other in zip(wrong, wrong[1:] + wrong[:1])}
     differ = sum(rows[name] != aus for name, aus in given.items())
-    rows |= given
-    write_whole(path, "".join(f"{name} {aus}\n" for name, aus in rows.items()).encode())
+    write_whole(path, "".join(f"{name} {aus}\n" for name, aus in (rows | given).items()).encode())
     n, said = len(train), f"{len(given)} of {len(train)} training rows got another row's AUs"
     if share and not differ:
         raise InputError(f"--au-noise {share:g} changes no AU labels ({said}); give a larger share")
@@ -132,9 +131,8 @@ def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0, soft=False):
     with new_folder(out) as part:
         table = load_stats(stats, vocabulary)
         names, y_emo, split, aus = draw_rows(n, test, table, seed, vocabulary)
-        cells = aus.copy()
-        for i in rng.permutation(len(cells))[: round(uncoded * len(cells))]:
-            cells[i] = "?"
+        cells = np.array(aus, object)
+        cells[rng.permutation(len(cells))[: round(uncoded * len(cells))]] = "?"
         shares = draw_shares(aus, y_emo, table, vocabulary, seed) if soft else None
         write_labels_csv(part, map(aligned, names), y_emo, split, cells, vocabulary.emotions,
                          shares)

@@ -12,7 +12,7 @@ from conftest import SMALL, invoke, load
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _labels, _stats, build, gradcam, merge, synth
+from mmlfer_commands import _labels, _outputs, _stats, build, gradcam, merge, synth
 
 ROWS = """\
 image,expression,split,aus,p_b_c,P_a
@@ -204,8 +204,8 @@ def test_a_net_is_trained_on_an_expression_set_and_an_au_set(sets, tmp_path):
     assert told["n"] == 0 and told["accuracy"] is None and told["au_n"] > 0
     result = invoke("train", "--data", sets / "both", "--out", tmp_path / "s", "--method", "mml", "--stats", "train", *SMALL)
     assert result.exit_code == 1 and result.stderr.endswith(
-        f"statistics train: no training row of {sets}/both has both an expression and coded AUs; give a file, or wild or lab, which "
-        "have RAF-CE's expressions\n")
+        f"statistics train: no training row of {sets}/both has both an expression and coded AUs; give a file, or for RAF-CE "
+        "wild or lab\n")
     result = invoke("train", "--data", sets / "both", "--out", tmp_path / "s", "--labels", "soft", *SMALL)
     assert result.exit_code == 1 and "labels.csv: no columns p_NAME with shares or votes, which --labels soft needs" in result.stderr
     result = invoke("train", "--data", sets / "au", "--out", tmp_path / "s", *SMALL)
@@ -258,8 +258,7 @@ def test_sets_keep_their_people_shares_and_names(tmp_path, faces_folder):
 
 
 def test_sets_of_one_name_are_numbered_whatever_others_are_called(tmp_path):
-    folders = [tmp_path / name for name in ("x/a", "y/a-3", "z/a-2b", "u/a", "v/a", "w/a")]
-    assert merge.source_names(folders) == ["a", "a-3", "a-2b", "a-2", "a-4", "a-5"]
+    assert _outputs.numbered(["a", "a-3", "a-2b", "a", "a", "a"]) == ["a", "a-3", "a-2b", "a-2", "a-4", "a-5"]
     text = "image,expression,split,aus\n1.png,{},train,?\n"
     odd = write_set(tmp_path / os.fsdecode(b" b\xff"), text.format("joy"))
     done("merge", odd, write_set(tmp_path / "c", text.format("fear")), "--out", tmp_path / "d")
@@ -289,7 +288,7 @@ def test_pictures_that_two_sets_hold_in_different_parts_are_counted(tmp_path):
     result = done("merge", one, two, "--out", tmp_path / "c")
     assert result.stderr == (f"Warning: one and two hold 2 pictures in different parts, such as {one}/3.png (train) and {two}/1.png (test); "
                              "remove them from one set, or faces are tested that are trained on\n")
-    assert list(merge.same_pictures([{one / "2.png": "val"}, {two / "2.png": "val"}])) == []
+    assert merge.same_pictures([("one", one / "2.png", "val"), ("two", two / "2.png", "val")]) == {}
 
 
 # ---------------------------------------------------------------- shares

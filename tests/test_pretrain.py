@@ -117,7 +117,7 @@ def test_verification_is_on_people_who_are_held_out_by_the_seed(people):
 def test_embedding_is_the_mean_of_a_face_and_its_mirror_image_in_test_mode(people):
     source, _ = pretrain.read_people(people)
     torch.manual_seed(0)
-    net = pretrain.people_net_class()("resnet18", 3, False)
+    net = pretrain.make_people_net("resnet18", 3, False)
     net.neck.running_mean.fill_(0.3)
     rows = np.arange(0, 40, 3)
     images = pretrain.Images(source, rows, rows, 32)
@@ -318,7 +318,7 @@ def test_bf16_runs(people, tmp_path):
 
 @pytest.mark.parametrize("bf16,dtype", [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_backbone_alone_computes_in_bf16(bf16, dtype):
-    net, seen = pretrain.people_net_class()("resnet18", 3, bf16), []
+    net, seen = pretrain.make_people_net("resnet18", 3, bf16), []
     for layer in (net.backbone.conv1, net.backbone.layer4[0].conv2, net.neck):
         layer.register_forward_hook(lambda layer, x, y: seen.append(y.dtype))
     cosines = net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
@@ -396,7 +396,7 @@ def test_broken_images_are_named_and_left_out_if_asked(people, tmp_path):
     for path in broken:
         path.write_bytes(path.read_bytes()[:50])
     lines = refused("--faces", faces, "--out", out, "--epochs", 1, *SMALL_PRETRAINING)
-    assert len(lines) == 1 and lines[0].endswith("; --resume --skip-bad-images goes on without such images")
+    assert len(lines) == 1 and lines[0].endswith("; --resume --skip-bad-images goes on without it")
     assert any(str(path) in lines[0] for path in broken)
     result = invoke("pretrain", "--out", out, "--resume", "--skip-bad-images")
     assert result.exit_code == 0, result.output
@@ -505,8 +505,8 @@ def test_what_cannot_be_used_ends_in_one_line(pretrained, people, tmp_path):
         (people, w, "--batch-size", 31): f"{people}: 30 training images, fewer than --batch-size 31",
         (people, tmp_path / "w.csv"): f"{tmp_path}/w.csv: expected a file name that ends in .pth or .pt",
         (people, tmp_path / "d.pth"): f"{tmp_path}/d.pth: expected a file name that ends in .pth or .pt",
-        (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with a stopped run, --overwrite replaces it",
-        (people, out): f"{out}: exists; --resume goes on with a stopped run, --overwrite replaces it"}
+        (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with it, --overwrite replaces it",
+        (people, out): f"{out}: exists; --resume goes on with it, --overwrite replaces it"}
     for (faces, path, *more), message in expected.items():
         assert refused("--faces", faces, "--out", path, *SMALL_PRETRAINING, *more) == [f"Error: {message}"]
     assert (tmp_path / "x.pth").read_text() == "mine" and not w.exists()

@@ -224,7 +224,7 @@ def test_statistics_under_20_percent_count_as_nothing(tmp_path, capsys):
     (tmp_path / "s.yaml").write_text("".join(rows))
     table = _stats.load_stats(str(tmp_path / "s.yaml"))
     assert {AUS[j]: table[5, j] for j in np.flatnonzero(table[5])} == {2: 0.2, 4: 0.21, 43: 1}
-    assert capsys.readouterr().err == f"{tmp_path}/s.yaml: AU 11: not among the labels' AUs, left out\n"
+    assert capsys.readouterr().err == f"{tmp_path}/s.yaml: left out, not in the labels: AU 11\n"
 
 
 def test_an_installed_program_reads_its_own_statistics(tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_runs_with_other_statistics_are_of_the_same_data(own, tmp_path):
     assert [line.split("|")[1:3] for line in text.split("## Table 3")[1].splitlines()[4:6]] == [[" am more.yaml ", " 2 "], [" mml reversed.yaml ", " 1 "]]
     mmlfer.tell_once.cache_clear()
     result = done("stats", "--data", own, "--against", tmp_path / "more.yaml")
-    assert "expression c, d: not among the labels' expressions, left out" in result.stderr and "| a*" in result.stdout
+    assert "left out, not in the labels: expression c, d" in result.stderr and "| a*" in result.stdout
 
 
 def test_uncoded_rows_have_one_digest_whatever_the_statistics_name(tmp_path):

@@ -160,8 +160,8 @@ def test_stats_writes_a_file_that_train_takes_in_the_labels_order(own, rows, run
     faces, table = _stats.find_table(str(tmp_path / "s.yaml"), 10, _labels.load_faces(own), own)
     assert faces.vocabulary == mmlfer.Vocabulary(NAMES, NUMBERS) and faces.sha256() == _labels.load_faces(own).sha256()
     assert np.allclose(table, naive_table(rows, 1), atol=1e-4)
-    assert capsys.readouterr().err == (f"{tmp_path}/s.yaml: AU 20: not among the labels' AUs, left out\n{tmp_path}/s.yaml: expression "
-                                       "unseen: not among the labels' expressions, left out\n")
+    assert capsys.readouterr().err == (f"{tmp_path}/s.yaml: left out, not in the labels: AU 20\n{tmp_path}/s.yaml: left out, not in "
+                                       "the labels: expression unseen\n")
     assert [faces.vocabulary.emotions[k] for k in faces.y_emo] == [row["expression"] for row in rows.values()]
     (tmp_path / "s.yaml").write_text("no: {4: 0.5}\n".replace("no", '"no"'))
     with pytest.raises(mmlfer.InputError) as caught:
