@@ -31,7 +31,6 @@ def whole(text, what, where):
 
 
 def disfa(folder, images, present_from, unknown):
-    """The frames of DISFA."""
     for person in sorted((folder / "ActionUnit_Labels").glob("SN*")):
         rows = {}
         for path in sorted(person.glob(f"{person.name}_au*.txt")):
@@ -46,7 +45,6 @@ def disfa(folder, images, present_from, unknown):
 
 
 def bp4d(folder, images, present_from, unknown):
-    """The frames of BP4D."""
     coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
     for path in sorted(folder.glob("*_*.csv")):
         (first, header), *table = list(read_rows(path)) or [(1, [])]
@@ -60,7 +58,6 @@ def bp4d(folder, images, present_from, unknown):
 
 
 def emotionet(paths, images, present_from, unknown):
-    """The faces of EmotioNet."""
     coding = Coding(1 if present_from <= 1 else 5, present_from, unknown)
     for path in paths:
         for number, (_, *cells) in read_rows(path):

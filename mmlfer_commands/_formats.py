@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlfer import TEST, TRAIN, VAL, InputError, image_index, plural, progress, refused, stem
+from mmlfer import InputError, image_index, plural, progress, refused, stem
 from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
-from mmlfer_commands._labels import NONE, PARTS, Rows, read_columns, read_rows
+from mmlfer_commands._labels import NONE, PARTS, SPLIT_NAMES, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
 
 RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
@@ -58,7 +58,7 @@ def read_list(path):
 
 def part_of(name):
     """The part that a folder's name or a cell stands for: train, val, test, or "" for none."""
-    return {TRAIN: "train", VAL: "val", TEST: "test"}.get(PARTS.get(name.lower()), "")
+    return SPLIT_NAMES.get(PARTS.get(name.lower()), "")
 
 
 def part_in(name):
@@ -140,7 +140,6 @@ def au_labels(coded):
 
 
 def rafdb(folder, expressions):
-    """The faces of RAF-DB."""
     kaggle = (folder / "train_labels.csv").is_file()
     rows = list(rafdb_copy(folder) if kaggle else rafdb_list(folder))
     compound = any(len(code) > 1 or code > "7" for _, _, code, _ in rows)
@@ -187,7 +186,6 @@ def attributes(path):
 
 
 def affectnet(folder, images):
-    """The faces of AffectNet."""
     rows = affectnet_arrays if (folder / "train_set").is_dir() else affectnet_lists
     for where, image, split, code in rows(folder, images):
         name = class_name(code, (*AFFECTNET, "", "", ""), where, what="one of AffectNet's classes")
@@ -250,15 +248,11 @@ def nearest(crops, cells, folder):
 
 def fer2013(path, votes):
     """The faces of FER2013, with FERPlus's votes if given."""
-    rows = read_rows(path)
-    columns = next(rows, (1, []))[1]
-    if missing := {"emotion", "pixels", "Usage"} - {*columns}:
-        raise InputError(f"{path}: no column {min(missing)}; it has {', '.join(columns)[:200]}")
+    _, rows = read_columns(path, "emotion", "pixels", "Usage")
     faces = []
-    for i, (number, cells) in enumerate(progress(rows, "reading", unit=" faces")):
-        row, where = dict(zip(columns, cells)), f"{path}:{number}"
-        values = row.get("pixels", "").split()
-        if len(cells) != len(columns) or len(values) != 48 * 48 or not {*values} <= BYTES:
+    for i, (number, row) in enumerate(progress(rows, "reading", unit=" faces")):
+        where, values = f"{path}:{number}", row["pixels"].split()
+        if len(values) != 48 * 48 or not {*values} <= BYTES:
             raise InputError(f"{where}: expected 48x48 values 0..255, got {len(values)}; fix this "
                              "row")
         if row["Usage"] not in FER_PARTS:
@@ -273,7 +267,7 @@ def fer2013(path, votes):
 
 def with_votes(faces, path, votes):
     """The faces of FER2013 with FERPlus's votes in place of its classes."""
-    _, rows = read_columns(votes, *FERPLUS, "unknown", "NF", "Image name")
+    rows = list(read_columns(votes, *FERPLUS, "unknown", "NF", "Image name")[1])
     if len(rows) != len(faces):
         raise InputError(f"{votes}: {plural(len(rows), 'row')} for the {len(faces)} of {path}; "
                          "take the two that belong together")
@@ -289,7 +283,6 @@ def with_votes(faces, path, votes):
 
 
 def jaffe(folder):
-    """The faces of JAFFE."""
     for path in images_below(folder):
         match = re.fullmatch(f"([A-Z]{{2}})[.]({'|'.join(JAFFE)})[0-9]+[.][0-9]+", path.stem)
         if not match:
@@ -299,7 +292,6 @@ def jaffe(folder):
 
 
 def mafw(folder, images, fold):
-    """The frames of MAFW's clips."""
     if not (folder / f"set_{fold}").is_dir():
         raise InputError(f"{folder}: no set_{fold} in it; give MAFW's folder of set_1 to set_5")
     lists = {(k, part): read_labels(folder / f"set_{k}" / f"{part}.txt", str)

@@ -4,6 +4,7 @@ import array
 import csv
 import dataclasses
 import math
+import posixpath
 import re
 import sys
 import unicodedata
@@ -19,11 +20,13 @@ from mmlfer_commands._rafce import is_rafce, load_labels, parse_aus
 
 LABELS = "labels.csv"
 NONE = "?"  # the expression of rows in which nobody named it
-COLUMNS = {"image": ("image", "file_name", "filepath"), "expression": ("expression",),
-           "split": ("split", "partition", "subset"), "person": ("person",), "aus": ("aus",),
-           "source": ("source",)}
+COLUMNS = {  # {name in any capitals: what the column holds}
+    "image": "image", "file_name": "image", "filepath": "image", "expression": "expression",
+    "split": "split", "partition": "split", "subset": "split", "person": "person", "aus": "aus",
+    "source": "source"}
 PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL,
          "dev": VAL, "test": TEST, "testing": TEST}
+SPLIT_NAMES = {code: name for name, code in SPLITS.items()}
 AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
 
@@ -165,17 +168,21 @@ def read_rows(path):
 
 
 def read_columns(path, *needed):
-    """The columns of a CSV file and (row number, {column: text}) of its rows."""
-    (_, columns), *rows = list(read_rows(path)) or [(1, [])]
+    """The columns of a CSV file, and its rows as they are read, (row number, {column: text})."""
+    rows = read_rows(path)
+    columns = next(rows, (1, []))[1]
     columns = columns[: width_of(columns)]
     for name in needed:
         if name not in columns:
             raise InputError(f"{path}: no column {name}; it has {', '.join(columns)[:200]}")
-    for number, cells in rows:
+
+    def row_of(number, cells):
         if any(cells[len(columns) :]) or len(cells) < len(columns):
             raise InputError(f"{path}:{number}: expected {plural(len(columns), 'field')}, as in "
                              f"the first row, got {len(cells)}; fix this row")
-    return columns, [(number, dict(zip(columns, cells))) for number, cells in rows]
+        return number, dict(zip(columns, cells))
+
+    return columns, (row_of(*row) for row in rows)
 
 
 def width_of(header):
@@ -208,12 +215,9 @@ def find_columns(header, path, aus_needed, keep=()):
         if not match and re.match("AU[ _-]*[0-9]", name, re.IGNORECASE):
             raise InputError(f"{path}:1: column {name}: expected AU and a number, such as AU12; "
                              "rename it, or remove it")
-        group, key = (aus, int(match[1])) if match else (places, None)
+        group, key = (aus, int(match[1])) if match else (places, COLUMNS.get(name.lower()))
         if name[:2].lower() == "p_" and spelling_of(name[2:]):
             group, key = shares, spelling_of(name[2:])
-        for what, spellings in COLUMNS.items():
-            if name.lower() in spellings:
-                key = what
         if key in group:
             raise InputError(f"{path}:1: columns {header[group[key]]} and {name} say the same; "
                              "keep one of the two")
@@ -230,8 +234,9 @@ def find_columns(header, path, aus_needed, keep=()):
                          "one of the two")
     for what in ("image", "expression"):
         if what not in places and not (what == "expression" and shares):
-            raise InputError(f"{path}:1: no column {' or '.join(COLUMNS[what])}; the first row "
-                             "names the columns, as in image,expression,split,aus")
+            known = " or ".join(name for name in COLUMNS if COLUMNS[name] == what)
+            raise InputError(f"{path}:1: no column {known}; the first row names the columns, as in "
+                             "image,expression,split,aus")
     if aus_needed and "aus" not in places and not aus:
         raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
                          "where nobody coded the AUs")
@@ -241,17 +246,12 @@ def find_columns(header, path, aus_needed, keep=()):
 def parse_place(text, folder):
     """An image's name, which is its path below `folder` (this ends in /): a/0001.jpg for
     ./a/0001.jpg, for b/../a/0001.jpg and for FOLDER/a/0001.jpg. ValueError if it lies elsewhere."""
-    parts = []
-    for part in text.removeprefix(folder).split("/"):
-        if part == "..":
-            parts = parts[:-1] if parts else [""]
-        elif part != "." and (part or not parts and text):
-            parts.append(part)
-        if parts == [""]:  # / or ..
-            raise ValueError(f"{text!r} is no image below the folder; place or link it there")
-    if not parts or "\0" in text:
+    place = posixpath.normpath(text.removeprefix(folder))
+    if place == "." or "\0" in text:
         raise ValueError(f"{text!r} is no image below the folder; name one")
-    return "/".join(parts)
+    if place.split("/")[0] in ("", ".."):
+        raise ValueError(f"{text!r} is no image below the folder; place or link it there")
+    return place
 
 
 def parse_au_text(text):
@@ -456,9 +456,8 @@ def read_labels_csv(path, keep=(), parts=True):
 
 def write_labels_csv(folder, images, y_emo, split, aus, emotions, shares=None):
     """Write labels.csv of N faces, with their AUs as strings, and with their shares (N, K)."""
-    parts = {code: part for part, code in SPLITS.items()}
     columns = ["image", "expression", "split", "aus"]
-    rows = [[image, emotions[k], parts[code], "" if text == "null" else text]
+    rows = [[image, emotions[k], SPLIT_NAMES[code], "" if text == "null" else text]
             for image, k, code, text in zip(images, y_emo, split, aus)]
     if shares is not None:
         columns += map(share_column, emotions)

@@ -22,14 +22,12 @@ from mmlfer_commands._labels import (
 from mmlfer_commands._outputs import new_folder, write_rows
 
 
-def labels_file(out):
+def labels_file(ctx, parameter, out):
     """The path of labels.csv for OUT, which is a folder or that file itself."""
-    if out.is_dir():
-        return out / LABELS
-    if out.name != LABELS:
+    if not out.is_dir() and out.name != LABELS:
         raise click.UsageError(f"OUT is a folder, or {LABELS} in it: that is the name that train "
                                "looks for.")
-    return out
+    return out / LABELS if out.is_dir() else out
 
 
 def below(images, out):
@@ -235,19 +233,20 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PLACE = click.Path(exists=True, path_type=Path)
 expressions_option = functools.partial(
-    click.option, "--expressions", callback=parse_names, metavar="NAMES")
-aus_option = functools.partial(click.option, "--aus", callback=parse_columns, metavar="NUMBERS",
+    click.Option, ["--expressions"], callback=parse_names, metavar="NAMES")
+aus_option = functools.partial(click.Option, ["--aus"], callback=parse_columns, metavar="NUMBERS",
                                help="The AUs of the columns, in their order.")
-images_option = functools.partial(click.option, "--images", type=FOLDER,
+images_option = functools.partial(click.Option, ["--images"], type=FOLDER,
                                   help="The folder that the paths start from.")
-present_option = functools.partial(click.option, "--present-from", metavar="X",
+present_option = functools.partial(click.Option, ["--present-from"], metavar="X",
                                    help="The least value of an AU that is present.")
-unknown_option = functools.partial(click.option, "--unknown", metavar="X",
+unknown_option = functools.partial(click.Option, ["--unknown"], metavar="X",
                                    help="The value that stands for not coded.")
-seed_option = click.option("--seed", default=0, type=SEED, metavar="N",
-                           help="Seed of a validation part drawn here.")
-published_option = click.option("--as-published", is_flag=True, help="Leave parts as published.")
-missing_option = click.option("--skip-missing", is_flag=True,
+PARTS_OPTIONS = (
+    click.Option(["--as-published"], is_flag=True, help="Leave parts as published."),
+    click.Option(["--seed"], default=0, type=SEED, metavar="N",
+                 help="Seed of a validation part drawn here."))
+missing_option = click.Option(["--skip-missing"], is_flag=True,
                               help="Leave out rows without an image.")
 
 
@@ -261,7 +260,6 @@ def classes(faces):
 
 def convert(faces, out, as_published, seed, skip_missing):
     """Write labels.csv of these faces to OUT, and print what it has."""
-    out = labels_file(out)
     if out.exists():
         raise InputError(f"{out}: is there already; move it away first")
     faces = [face if face.pixels is None else face._replace(image=out.parent / face.image)
@@ -300,10 +298,10 @@ HELP = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=^## |\Z)", TEXT, re.M | re.S))
 def add_format(name, run, *options, several=False, source=FOLDER):
     """Add the command of a format, with its help."""
     shown = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
-    for add in (*reversed(options), click.argument("out", type=PATH),
-                click.argument("source", type=source, **shown)):
-        run = add(run)
-    command.command(name, help=HELP[name])(run)
+    places = (click.Argument(["source"], type=source, **shown),
+              click.Argument(["out"], type=PATH, callback=labels_file))
+    command.add_command(click.Command(name, params=[*places, *options], callback=run,
+                                      help=HELP[name]))
 
 
 def writes(read, *options, **source):
@@ -311,14 +309,13 @@ def writes(read, *options, **source):
     def run(source, out, as_published, seed, skip_missing, **own):
         convert(read(source, **own), out, as_published, seed, skip_missing)
 
-    add_format(read.__name__, run, published_option, seed_option, missing_option, *options,
-               **source)
+    add_format(read.__name__, run, *PARTS_OPTIONS, missing_option, *options, **source)
 
 
 def adds(name, add, *options, source):
     """Add a format with AUs alone, which are put into a labels.csv."""
     def run(source, out, **own):
-        click.echo("\n".join(add(source, labels_file(out), **own)))
+        click.echo("\n".join(add(source, out, **own)))
 
     add_format(name, run, *options, several=True, source=source)
 
@@ -326,26 +323,26 @@ def adds(name, add, *options, source):
 frames_option = images_option(required=True, help="The folder of the images' folders.")
 writes(rafdb, expressions_option(help="The classes' names, from 1, if not RAF-DB's own."))
 writes(affectnet, images_option(help="The folder of the aligned faces, for the older lists."))
-writes(fer2013, click.option("--votes", type=FILE, help="FERPlus's fer2013new.csv."), source=FILE)
+writes(fer2013, click.Option(["--votes"], type=FILE, help="FERPlus's fer2013new.csv."), source=FILE)
 writes(folders)
 writes(huggingface,
-       click.option("--column", help="Which has the expressions, if not expression, label or "
+       click.Option(["--column"], help="Which has the expressions, if not expression, label or "
                                      "emotion."),
        expressions_option(help="The classes' names, from 0, where the column has numbers."))
 writes(disfa, frames_option, present_option(default=2.0), unknown_option(default=-1.0))
 writes(bp4d, frames_option, present_option(default=1.0), unknown_option(default=9.0))
 writes(emotionet, images_option(required=True, help="The folder of the images."),
        present_option(default=1.0), unknown_option(default=999.0), several=True, source=FILE)
-writes(ckplus, click.option("--frames", default=3, type=click.IntRange(1), metavar="N",
+writes(ckplus, click.Option(["--frames"], default=3, type=click.IntRange(1), metavar="N",
                             help="How many of the last frames to take."),
        present_option(default=0.0))
 writes(jaffe)
 writes(abaw, images_option(), aus_option(default=ABAW_AUS),
        expressions_option(default=",".join(ABAW), help="The classes' names, from 0."),
        several=True, source=PLACE)
-writes(mafw, frames_option, click.option("--fold", default=1, type=click.IntRange(1, 5),
+writes(mafw, frames_option, click.Option(["--fold"], default=1, type=click.IntRange(1, 5),
                                          metavar="N", help="Whose parts are taken."))
-adds("opengraphau", add_lists, published_option, seed_option, images_option(),
+adds("opengraphau", add_lists, *PARTS_OPTIONS, images_option(),
      aus_option(required=True), source=FILE)
 for name, tool in TOOLS.items():
     adds(name, functools.partial(add_files, tool), source=PATH)

@@ -7,13 +7,10 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import (
-    NOT_CODED, NOT_NAMED, PATH, SPLITS, InputError, image_paths, plural, progress, stem)
+from mmlfer import NOT_CODED, NOT_NAMED, PATH, InputError, image_paths, plural, progress, stem
 from mmlfer_commands._labels import (
-    LABELS, NONE, describe, load_faces, read_labels_csv, share_column, spelling_of)
+    LABELS, NONE, SPLIT_NAMES, describe, load_faces, read_labels_csv, share_column, spelling_of)
 from mmlfer_commands._outputs import name_of, new_folder, numbered, write_rows
-
-PARTS = {code: part for part, code in SPLITS.items()}
 
 
 def read_set(folder):
@@ -48,7 +45,7 @@ def rows_of(source, faces, people, places, emotions, columns):
         k, row = faces.y_emo[i], dict.fromkeys(columns, "")
         row |= {"image": f"{source}/{Path(place).as_posix()}", "source": source,
                 "expression": NONE if k == NOT_NAMED else emotions[k],
-                "split": PARTS[faces.split[i]]}
+                "split": SPLIT_NAMES[faces.split[i]]}
         aus = zip(faces.vocabulary.aus, faces.y_au[i])
         row |= {f"AU{au}": int(y) for au, y in aus if y != NOT_CODED}
         row |= {name: texts[i] for name, texts in faces.columns.items()}
@@ -111,7 +108,7 @@ def merge(folders, out, names):
             (part / source).symlink_to(folder.resolve())
         write_rows(rows, columns, part / LABELS)
         load_faces(part)
-    tell_shared([(source, path, PARTS[code])
+    tell_shared([(source, path, SPLIT_NAMES[code])
                  for source, folder, (faces, *_) in zip(sources, folders, read)
                  for path, code in zip(image_paths(faces, folder), faces.split) if path])
 
