@@ -25,8 +25,7 @@ def frames_of(folder, rows, person):
 def whole(text, what, where):
     """A whole number that stands in a table."""
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise InputError(f"{where}: expected {what}, a whole number, got {text[:20]!r}; fix this "
-                         "row")
+        raise InputError(f"{where}: expected {what}, an integer, got {text[:20]!r}; fix this row")
     return int(text)
 
 
@@ -107,8 +106,7 @@ def opengraphau(path, aus):
     """Yield (image, {AU: True, False or None}) of a list of OpenGraphAU."""
     beside = path.with_name(path.name.replace("img_path", "label"))
     if beside == path:
-        raise InputError(f"{path}: expected a list called ..._img_path.txt, and ..._label.txt "
-                         "beside it")
+        raise InputError(f"{path}: expected a list ..._img_path.txt, and ..._label.txt beside it")
     names, rows = read_list(path), read_list(beside)
     if len(names) != len(rows):
         raise InputError(f"{beside}: {plural(len(rows), 'row')} for the {len(names)} paths of "
@@ -139,8 +137,7 @@ def tool_aus(tool, path):
                          "used; run OpenFace 2")
     aus = {name: int(match[1]) for name in columns if (match := re.fullmatch(tool.pattern, name))}
     if not aus:
-        raise InputError(f"{path}: no columns {tool.columns} ...: give {tool.title}'s CSV files, "
-                         "with AUs")
+        raise InputError(f"{path}: no columns {tool.columns} ...: give {tool.title}'s files of AUs")
     found, frames = {path: {}} if "input" not in columns else {}, collections.defaultdict(set)
     for number, row in rows:
         image = Path(row.get("input") or path)

@@ -126,8 +126,7 @@ def named_tensors(state, path, own=None):
 
 
 def name_of_tensor(key, own=None):
-    """The name of a backbone's tensor in its net, of timm if its names are `own`; None for other
-    keys of a state dict."""
+    """A backbone tensor's name in its net, of timm if its names are `own`; None for other keys."""
     if own is None:
         match = TENSOR.fullmatch(key.replace("_orig_mod.", ""))  # torch.compile's
         return match and SEQUENTIAL.get(match[1], match[1]) + match[2]
@@ -175,9 +174,8 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
         with torch.device("meta"):
             fits = [a for a in ARCHS if not misfits(found, make_backbone(a).state_dict())]
         raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
-                         f"{'; '.join(wrong[:3])}{'; ...' if wrong[3:] else ''}"
-                         + "".join(f"; it is {'a' if a[0] == 'r' else 'an'} {a}: --arch {a}"
-                                   for a in fits))
+                         f"{'; '.join(wrong[:3])}{'; ...' * bool(wrong[3:])}"
+                         + "".join(f"; it fits --arch {a}" for a in fits))
     taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
     if bgr or adaface:
         first = next(name for name, t in own.items() if t.ndim == 4 and t.shape[1] == 3)

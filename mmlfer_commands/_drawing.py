@@ -16,10 +16,8 @@ from mmlfer_commands._rafce import parse_aus
 
 SKIN = ("#f4d4ba", "#eabe9e", "#e0ac84", "#be8862", "#8d5c3e", "#5c3a2a")
 HAIR = ("#1c1614", "#3a261a", "#603e24", "#966838", "#ceaa6e", "#807c7a")
-PROPORTIONS = (  # of a person, -1..1
-    "jaw", "eye", "brow", "nose", "mouth", "lips", "hairline", "long")
-DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 25, 26, 27, 28, 39,
-         43)  # AUs that change a face
+PROPORTIONS = ("jaw", "eye", "brow", "nose", "mouth", "lips", "hairline", "long")  # -1..1
+DRAWN = (1, 2, 4, 5, 6, 7, 9, 10, 12, *range(14, 21), *range(22, 29), 39, 43)  # they change a face
 
 
 @functools.cache

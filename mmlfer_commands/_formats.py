@@ -105,9 +105,8 @@ def is_seen(value, au, where, coding=ONE):
 
 
 def code_aus(columns, values, where, coding=ONE):
-    """{AU: True, False or None} of the values of columns [(AU, side)]. An AU is seen if its own
-    column or a side's says so; else its own column decides, or, where that is not coded, the sides,
-    if all are coded."""
+    """{AU: True, False or None} of the values of columns [(AU, side)]. An AU is seen if its column
+    or a side's says so; else its column decides or, if not coded, the sides, if all are coded."""
     if len(values) != len(columns):
         raise InputError(f"{where}: {plural(len(values), 'AU value')}, expected {len(columns)}; "
                          "fix this row, or see --help for the columns")
@@ -144,9 +143,8 @@ def rafdb(folder, expressions):
     rows = list(rafdb_copy(folder) if kaggle else rafdb_list(folder))
     compound = any(len(code) > 1 or code > "7" for _, _, code, _ in rows)
     if not (kaggle or compound or expressions or any(len(stem(row[1])) > 10 for row in rows)):
-        raise InputError(f"{folder}: no class above 7, and no name with five digits as in the "
-                         "basic part: name the classes, from 1, with --expressions "
-                         f"{','.join(BASIC)}")
+        raise InputError(f"{folder}: no class above 7, no name with five digits as in the basic "
+                         f"part: name the classes, from 1, with --expressions {','.join(BASIC)}")
     for where, name, code, image in rows:
         if not (part := part_of(name.split("_")[0])):
             raise InputError(f"{where}: expected train_ or test_ in the name; fix this row")
@@ -428,8 +426,7 @@ def affwild2(files, images, expressions):
             image = frames.get(frame, images / path.stem / f"{frame:05d}.jpg")
             face = faces.get((path.stem, frame)) or Labelled(image, NONE, part, {}, where, "", {})
             if face.split != part:
-                raise InputError(f"{where}: is in another part than {face.place}; give lists whose "
-                                 "parts agree")
+                raise InputError(f"{where}: not in the part of {face.place}; give lists that agree")
             if aus:
                 face = face._replace(aus=code_aus([(au, "") for au in aus], cells, where))
             elif cells[0] != "-1":

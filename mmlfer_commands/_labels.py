@@ -89,8 +89,7 @@ def recode(faces, vocabulary, folder):
     for j, au in enumerate(vocabulary.aus):
         if au in own.aus:
             y_au[:, j] = faces.y_au[:, own.aus.index(au)]
-    return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary,
-                               shares=shares)
+    return dataclasses.replace(faces, y_emo=y_emo, y_au=y_au, vocabulary=vocabulary, shares=shares)
 
 
 def describe(faces, folder):
@@ -112,8 +111,7 @@ def describe(faces, folder):
     active = (coded == 1).sum(1)
     mean = active.mean() if len(active) else 0
     of_coded = f" of {len(coded)} that are coded" if len(coded) < len(faces.names) else ""
-    lines.append(f"  {(active == 0).sum()} rows without AUs, {mean:.2f} active AUs per face"
-                 f"{of_coded}")
+    lines.append(f"  {sum(active == 0)} rows without AUs, {mean:.2f} active AUs per face{of_coded}")
     if faces.vocabulary == RAFCE:
         lines.append(f"  {'these are' if is_rafce(faces) else 'not'} RAF-CE's own counts")
     return "\n".join(lines)
@@ -230,8 +228,7 @@ def find_columns(header, path, aus_needed, keep=()):
     elif unread:
         tell_once(f"{path}: not read: {plural(len(unread), 'column')}, {', '.join(unread):.200}")
     if "aus" in places and aus:
-        raise InputError(f"{path}:1: AUs both in a column aus and in columns of their own; keep "
-                         "one of the two")
+        raise InputError(f"{path}:1: AUs in a column aus and in columns of their own; keep one")
     for what in ("image", "expression"):
         if what not in places and not (what == "expression" and shares):
             known = " or ".join(name for name in COLUMNS if COLUMNS[name] == what)
@@ -254,7 +251,7 @@ def parse_place(text, folder):
     return place
 
 
-def parse_au_text(text):
+def parse_text(text):
     """'1+L12' -> {1: 1, 12: 1}; '' -> {}, coded and none seen; '?' -> None, not coded."""
     if text in ("", "?"):
         return {} if text == "" else None
@@ -264,7 +261,7 @@ def parse_au_text(text):
         raise ValueError(f"{error}; nothing: coded and none seen, ?: not coded") from None
 
 
-def parse_au_cells(texts, aus):
+def parse_cells(texts, aus):
     """{AU: 0, 1 or NOT_CODED} of each AU's own cell."""
     for text, au in zip(texts, aus):
         if text not in AU_CELLS:
@@ -355,8 +352,7 @@ class Rows:
             self.columns[column].append(sys.intern(cells[i]))  # of equal texts, one is held
         text = get["aus"] if "aus" in get else tuple(cells[i] for i in self.aus.values())
         if text not in self.known:
-            self.known[text] = (parse_au_text(text) if "aus" in get else
-                                parse_au_cells(text, self.aus))
+            self.known[text] = (parse_text(text) if "aus" in get else parse_cells(text, self.aus))
         self.texts.append(text)
         seen = self.known[text]
         coded = seen is not None and {*seen.values()} != {NOT_CODED}
@@ -444,8 +440,7 @@ def read_labels_csv(path, keep=(), parts=True):
     rows = read_rows(path)
     _, header = next(rows, (0, None))
     if header is None:
-        raise InputError(f"{path}: empty; its first row names the columns, as in "
-                         "image,expression,split,aus")
+        raise InputError(f"{path}: empty; it begins with a row like image,expression,split,aus")
     table = Rows(path, header, keep=keep, parts=parts)
     for number, cells in rows:
         table.add(number, cells)

@@ -95,8 +95,7 @@ def timm_facts(arch):
 
 
 def make_timm(arch, size, pretrained=False):
-    """A net of timm without its classifier, for faces of S pixels; its own weights by its own
-    download if pretrained."""
+    """A net of timm without its classifier, for faces of S pixels; downloaded if pretrained."""
     facts = timm_facts(arch)
     import timm
 
@@ -104,8 +103,7 @@ def make_timm(arch, size, pretrained=False):
     failed = (f"--arch {arch} --size {size}",
               f"timm cannot make it ({{}}); its own size is {facts.input_size[-1]}")
     if pretrained:
-        failed = ("--weights timm",
-                  "no download ({}); fetch it elsewhere and give its path to --weights")
+        failed = "--weights timm", "no download ({}); fetch it elsewhere and name its file"
     with refused(*failed, Exception), torch.no_grad():  # timm's own kinds, those of its download
         net = timm.create_model(arch.removeprefix("timm:"), pretrained, num_classes=0, **options)
         net.num_features = net.eval()(torch.zeros(1, 3, size, size)).shape[1]
@@ -159,23 +157,18 @@ def is_adaface(names):
     return "body.0.res_layer.2.running_var" in names
 
 
-def own_name(name, blocks, inner):
-    """IResNet's name of a tensor of AdaFace or face.evoLVe; another name stays as it is."""
-    match = re.fullmatch(r"body\.(\d+)\.(res|shortcut)_layer\.(\d)\.(\w+)", name)
-    if not match:
-        layer, _, tensor = name.rpartition(".")
-        return f"{OUTER[layer]}.{tensor}" if layer in OUTER else name
-    block, part, i, tensor = match.groups()
-    places = [f"downsample.{i}"] if part == "shortcut" else inner[int(i):][:1]
-    return f"{blocks[int(block)]}.{places[0]}.{tensor}" if places else name
-
-
 def in_own_names(found):
-    """{name: ..} of a file's tensors with the names that IResNet has for them."""
+    """{name: ..} of a file's tensors, those of AdaFace and face.evoLVe with IResNet's names."""
     numbers = {int(name.split(".")[1]) for name in found if name.startswith("body.")}
     stages = [counts for counts in STAGES.values() if set(range(sum(counts))) == numbers]
     if not stages:
         return found
     blocks = [f"layer{i}.{b}" for i, count in enumerate(stages[0], 1) for b in range(count)]
-    inner = ADAFACE if is_adaface(found) else EVOLVE
-    return {own_name(name, blocks, inner): value for name, value in found.items()}
+    layers = dict(OUTER)
+    for n, block in enumerate(blocks):
+        for i, layer in enumerate(ADAFACE if is_adaface(found) else EVOLVE):
+            layers[f"body.{n}.res_layer.{i}"] = f"{block}.{layer}"
+            layers[f"body.{n}.shortcut_layer.{i}"] = f"{block}.downsample.{i}"
+    parts = {name: name.rpartition(".") for name in found}
+    return {f"{layers.get(layer, layer)}{dot}{tensor}": found[name]
+            for name, (layer, dot, tensor) in parts.items()}

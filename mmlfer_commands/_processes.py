@@ -166,16 +166,14 @@ def join_world(device):
         if device.type == "cuda":
             device = pick_device(f"cuda:{local}")
             torch.cuda.set_device(device)
-        torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(days=1))  # all wait while one decodes or writes
+        backend, day = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(days=1)
+        torch.distributed.init_process_group(backend, timeout=day)  # one may decode or write long
     return World(rank, size, device, local, *rest)
 
 
 @contextlib.contextmanager
 def one_voice():
-    """Of torchrun's processes only the first to fail says why: the others fail for the same reason,
-    or because it has ended."""
+    """Of torchrun's processes only the first to fail says why: the others fail for that reason."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return

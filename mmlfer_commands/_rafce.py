@@ -93,8 +93,7 @@ def load_labels(folder):
     y_au = np.zeros((len(names), len(AUS)), np.uint8)
     for i, name in enumerate(names):
         y_au[i, [AUS.index(number) for number, _ in aus[name][1]]] = 1
-    return Faces(names, np.array([emo[n][1] for n in names]),
-                 np.array([split[n][1] for n in names]), y_au)
+    return Faces(names, *(np.array([rows[n][1] for n in names]) for rows in (emo, split)), y_au)
 
 
 def is_rafce(faces):

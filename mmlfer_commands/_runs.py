@@ -69,8 +69,7 @@ def tell_if_slower(precision, device):
     """Say in a line that bf16 saves nothing on this device."""
     if precision == "bf16" and not has_bf16(device):
         kind = "GPU" if device.type == "cuda" else "CPU"
-        tell_once("--precision bf16: slower here than float32, because this "
-                  f"{kind} has no bf16 instructions")
+        tell_once(f"--precision bf16: slower than float32: this {kind} has no bf16 instructions")
 
 
 def given_options(ctx, options):

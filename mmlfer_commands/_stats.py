@@ -137,8 +137,7 @@ def read_stats(path):
     except Exception as error:  # yaml raises many kinds for odd tags and nesting
         raise InputError(f"{path}: cannot be read as YAML ({brief(error)}); --stats takes wild, "
                          "lab, train or a file of `mmlfer stats --out`") from None
-    expect(isinstance(rows, dict) and rows,
-           "expected expressions with their AUs, as in stats/wild.yaml")
+    expect(isinstance(rows, dict) and rows, "expected expressions and AUs, as in stats/wild.yaml")
     for emotion, row in rows.items():
         expect(isinstance(emotion, str), f"{emotion!r:.40} is no name; put it in quotes")
         expect(isinstance(row, dict), f"{emotion}: expected AUs with fractions, like {{12: 0.58}}")

@@ -24,9 +24,9 @@ BENCH = [*STEPS, *(f"{step} bf16" for step in STEPS)]
 def bench_call(name, arch, batch_size, size, device):
     """A function that does one of BENCH's steps and waits; InputError if a layer has no rule."""
     step, _, precision = name.partition(" ")
+    form = step if step in FORMS else "create_graph"
     cfg = Config(method=STEPS[step], arch=arch, weights="none", size=size, device=device,
-                 hypergrad=step if step in FORMS else "create_graph",
-                 precision=precision or "float32")
+                 hypergrad=form, precision=precision or "float32")
     net, rng = make_base_net(arch, vocabulary=RAFCE, size=size), np.random.default_rng(0)
     if step == "jvp" and without_rule(net):
         raise InputError(f"{arch}: no tangent rule for {without_rule(net)}")

@@ -52,9 +52,6 @@ def find_file(name, *folders, needed=True):
     return None
 
 
-Joined = collections.namedtuple("Joined", "names y_emo aus shares notes")  # N of each; lines
-
-
 def compound_shares(p):
     """The compounds' shares: of {a, b} in proportion to the basic p_a p_b. -> (14,), sum 1"""
     q = np.zeros(len(EMOTIONS))
@@ -64,7 +61,7 @@ def compound_shares(p):
 
 
 def join_labels(raf_ml, raf_au):
-    """The images in both sets with a compound expression, as Joined."""
+    """The images in both sets with a compound expression: names, y_emo, AUs, shares; and lines."""
     ml = read_labels(find_file("distribution.txt", raf_ml), parse_distribution, 6)
     au_path = find_file("RAFAU_label.txt", raf_au)
     au = read_labels(au_path, str)
@@ -80,8 +77,7 @@ def join_labels(raf_ml, raf_au):
     one_image_a_row({name: au[name] for name in names}, au_path)
     notes = [f"{len(ml)} images in RAF-ML, {len(au)} in RAF-AU, {len(y_emo)} in both",
              *(f"discarded {n} that {reason}" for reason, n in sorted(discarded.items()))]
-    return Joined(names, [y_emo[name] for name in names], [au[name][1] for name in names], shares,
-                  notes)
+    return names, [y_emo[name] for name in names], [au[name][1] for name in names], shares, notes
 
 
 def find_partition(names, y_emo, seed, *folders):
@@ -118,22 +114,21 @@ def place_images(keys, index, out, copy):
 
 def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
     """Make RAF-CE in `out`, or labels.csv with shares. -> lines that say what was done"""
-    joined = join_labels(raf_ml, raf_au)
-    names = joined.names
-    split, origin = find_partition(names, joined.y_emo, seed, raf_ml, raf_au)
+    names, y_emo, aus, shares, notes = join_labels(raf_ml, raf_au)
+    split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
     index, keys = image_index(raf_au, raf_ml, raf_ml / "Image"), list(map(stem, names))
     with new_folder(out) as part:
         if soft:
-            write_labels_csv(part, [place_of(key, index) for key in keys], joined.y_emo, split,
-                             joined.aus, EMOTIONS, np.round(joined.shares, 6))
+            write_labels_csv(part, [place_of(key, index) for key in keys], y_emo, split, aus,
+                             EMOTIONS, np.round(shares, 6))
         else:
-            write_labels(part, names, joined.y_emo, split, joined.aus)
+            write_labels(part, names, y_emo, split, aus)
         (part / "aligned").mkdir()
         crops, originals, without = place_images(keys, index, part, copy)
     if originals:
         click.echo(f"Warning: {originals} of {crops + originals} images are originals, not crops "
                    "called or in `aligned`; a net should see only one kind", err=True)
-    return "\n".join([*joined.notes, f"kept {len(names)}, {without} of them without an image file",
+    return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
                       f"partition: {origin}"])
 
 

@@ -25,8 +25,7 @@ from mmlfer_commands._outputs import new_folder, write_rows
 def labels_file(ctx, parameter, out):
     """The path of labels.csv for OUT, which is a folder or that file itself."""
     if not out.is_dir() and out.name != LABELS:
-        raise click.UsageError(f"OUT is a folder, or {LABELS} in it: that is the name that train "
-                               "looks for.")
+        raise click.UsageError(f"OUT is a folder, or {LABELS} in it, which train looks for.")
     return out / LABELS if out.is_dir() else out
 
 
@@ -242,12 +241,11 @@ present_option = functools.partial(click.Option, ["--present-from"], metavar="X"
                                    help="The least value of an AU that is present.")
 unknown_option = functools.partial(click.Option, ["--unknown"], metavar="X",
                                    help="The value that stands for not coded.")
-PARTS_OPTIONS = (
+OF_PARTS = (
     click.Option(["--as-published"], is_flag=True, help="Leave parts as published."),
     click.Option(["--seed"], default=0, type=SEED, metavar="N",
                  help="Seed of a validation part drawn here."))
-missing_option = click.Option(["--skip-missing"], is_flag=True,
-                              help="Leave out rows without an image.")
+skipping = click.Option(["--skip-missing"], is_flag=True, help="Leave out rows without an image.")
 
 
 def classes(faces):
@@ -298,10 +296,9 @@ HELP = dict(re.findall(r"^## (\w+)\n\n(.+?)(?=^## |\Z)", TEXT, re.M | re.S))
 def add_format(name, run, *options, several=False, source=FOLDER):
     """Add the command of a format, with its help."""
     shown = {"nargs": -1, "required": True, "metavar": "IN..."} if several else {"metavar": "IN"}
-    places = (click.Argument(["source"], type=source, **shown),
-              click.Argument(["out"], type=PATH, callback=labels_file))
-    command.add_command(click.Command(name, params=[*places, *options], callback=run,
-                                      help=HELP[name]))
+    params = [click.Argument(["source"], type=source, **shown),
+              click.Argument(["out"], type=PATH, callback=labels_file), *options]
+    command.add_command(click.Command(name, params=params, callback=run, help=HELP[name]))
 
 
 def writes(read, *options, **source):
@@ -309,7 +306,7 @@ def writes(read, *options, **source):
     def run(source, out, as_published, seed, skip_missing, **own):
         convert(read(source, **own), out, as_published, seed, skip_missing)
 
-    add_format(read.__name__, run, *PARTS_OPTIONS, missing_option, *options, **source)
+    add_format(read.__name__, run, *OF_PARTS, skipping, *options, **source)
 
 
 def adds(name, add, *options, source):
@@ -342,7 +339,6 @@ writes(abaw, images_option(), aus_option(default=ABAW_AUS),
        several=True, source=PLACE)
 writes(mafw, frames_option, click.Option(["--fold"], default=1, type=click.IntRange(1, 5),
                                          metavar="N", help="Whose parts are taken."))
-adds("opengraphau", add_lists, *PARTS_OPTIONS, images_option(),
-     aus_option(required=True), source=FILE)
+adds("opengraphau", add_lists, *OF_PARTS, images_option(), aus_option(required=True), source=FILE)
 for name, tool in TOOLS.items():
     adds(name, functools.partial(add_files, tool), source=PATH)

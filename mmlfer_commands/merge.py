@@ -41,11 +41,10 @@ def columns_of(read, emotions):
 def rows_of(source, faces, people, places, emotions, columns):
     """Yield the rows of labels.csv of one data set. What it does not code is empty, its people are
     its own, two expressions under one new name add their shares."""
-    for i, place in enumerate(places):
-        k, row = faces.y_emo[i], dict.fromkeys(columns, "")
-        row |= {"image": f"{source}/{Path(place).as_posix()}", "source": source,
-                "expression": NONE if k == NOT_NAMED else emotions[k],
-                "split": SPLIT_NAMES[faces.split[i]]}
+    for i, (place, k, code) in enumerate(zip(places, faces.y_emo, faces.split)):
+        row = dict.fromkeys(columns, "")
+        row |= {"image": f"{source}/{Path(place).as_posix()}", "source": source, "split":
+                SPLIT_NAMES[code], "expression": NONE if k == NOT_NAMED else emotions[k]}
         aus = zip(faces.vocabulary.aus, faces.y_au[i])
         row |= {f"AU{au}": int(y) for au, y in aus if y != NOT_CODED}
         row |= {name: texts[i] for name, texts in faces.columns.items()}

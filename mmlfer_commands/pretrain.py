@@ -132,8 +132,7 @@ def verify(net, test, opt, known):
     one, other = index.reshape(-1, 2).T
     good = ~(bad[one] | bad[other])
     if len(np.unique(fold[good])) < 2:
-        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; fix the "
-                         "images")
+        raise InputError(f"verification: {good.sum()} of {len(good)} pairs can be read; fix images")
     accuracies = fold_accuracies((e[one] * e[other]).sum(1)[good], same[good], fold[good])
     return float(accuracies.mean()), float(accuracies.std())
 
@@ -172,11 +171,10 @@ class Pretraining:
 
     PARTS, VALUES = ("net", "sgd", "schedule"), ("epoch", "step", "elapsed", "log", "totals")
 
-    def state(self, source_digest):
+    def state(self, digest):
         """The content of a checkpoint: all that a resumed run needs, and a digest of its images."""
-        return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": source_digest,
-                "people": self.people, "steps": self.steps,
-                **{name: getattr(self, name) for name in self.VALUES},
+        return {"format": PRETRAINING_FORMAT, "options": vars(self.opt), "digest": digest,
+                **{name: getattr(self, name) for name in ("people", "steps", *self.VALUES)},
                 **{name: getattr(self, name).state_dict() for name in self.PARTS}}
 
     def restore(self, state):
@@ -252,42 +250,41 @@ def pretrain_epoch(run, images, caught):
     return stop
 
 
-def end_pretraining_epoch(run, tests, paths, source_digest):
+def end_pretraining_epoch(run, tests, paths, digest):
     """Verification, a checkpoint and the log's row, by the first process; the schedule's step."""
     check_numbers(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
-        sums, tested = Totals(*run.totals.tolist()), ""
+        sums, told = Totals(*run.totals.tolist()), ""
+        rate = run.steps * run.opt.batch_size / run.elapsed
         row = {"epoch": run.epoch + 1, "loss": sums.loss / run.steps,
-               "train_acc": sums.right / run.steps,
-               "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
-               "images_per_second": round(run.steps * run.opt.batch_size / run.elapsed, 2),
+               "train_acc": sums.right / run.steps, "lr": run.sgd.param_groups[0]["lr"],
+               "seconds": round(run.elapsed, 3), "images_per_second": round(rate, 2),
                "bad_images": int(sums.bad)}
         for name, test in tests.items():
             mean, sd = verify(run.net, test, run.opt, run.known_bad)
             row |= {f"{name}_acc": mean, f"{name}_sd": sd}
-            tested += f", {name} {mean:.2%} ± {sd:.2%}"
+            told += f", {name} {mean:.2%} ± {sd:.2%}"
         run.log.append(row)
-        click.echo("epoch {epoch}: loss {loss:.3f}, {train_acc:.2%} right{0}, "
-                   "{images_per_second:.0f} images/s, {bad_images} bad images"
-                   .format(tested, **row))
+        click.echo("epoch {epoch}: loss {loss:.3f}, {train_acc:.2%} right{}, "
+                   "{images_per_second:.0f} images/s, {bad_images} bad images".format(told, **row))
     run.schedule.step()
     run.epoch, run.step, run.elapsed = run.epoch + 1, 0, 0.0
     run.totals.zero_()
     if run.world.rank == 0:
-        save_checkpoint(run.state(source_digest), paths["last"])
+        save_checkpoint(run.state(digest), paths["last"])
         write_rows(run.log, run.log[0], paths["csv"])
 
 
-def pretrain_epochs(run, images, tests, paths, source_digest):
+def pretrain_epochs(run, images, tests, paths, digest):
     """All epochs still to do; a signal ends the program after a checkpoint."""
     with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
             stop = pretrain_epoch(run, images, caught)
             if run.step == run.steps:
-                end_pretraining_epoch(run, tests, paths, source_digest)
+                end_pretraining_epoch(run, tests, paths, digest)
                 stop = run.world.told_to_stop(caught)  # meanwhile, or in the last step
             elif run.world.rank == 0:
-                save_checkpoint(run.state(source_digest), paths["last"])
+                save_checkpoint(run.state(digest), paths["last"])
             if stop:
                 run.world.say(stopped_line(paths["last"], "pretrain", paths["out"]), err=True)
                 sys.exit(128 + (caught or [signal.SIGTERM])[-1])
@@ -368,8 +365,8 @@ def resumed_options(paths, given):
 
 def pretrain(opt, paths, state, world):
     """Train as the options say, or go on from a state; write the backbone at the end."""
-    images, people, tests, source_digest = prepare(opt, world)
-    if state and state["digest"] != source_digest:
+    images, people, tests, digest = prepare(opt, world)
+    if state and state["digest"] != digest:
         raise InputError(f"{opt.faces}: not the images that {paths['last']} was trained on")
     gpu = world.device.type == "cuda"
     if opt.precision == "bf16" and gpu and not has_bf16(world.device):
@@ -390,8 +387,8 @@ def pretrain(opt, paths, state, world):
         elif world.rank == 0:
             for path in paths.values():
                 path.unlink(missing_ok=True)
-            save_checkpoint(run.state(source_digest), paths["last"])  # one to go on from, always
-        pretrain_epochs(run, images, tests, paths, source_digest)
+            save_checkpoint(run.state(digest), paths["last"])  # one to go on from, always
+        pretrain_epochs(run, images, tests, paths, digest)
         if world.rank == 0:
             write_rows(run.log, run.log[0], paths["csv"])  # if it was killed before it could
             mean, std = map(list, NORMS["half"])

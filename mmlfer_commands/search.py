@@ -19,8 +19,7 @@ FOLLOW = {"stats": {"statistics", "form"}, "size": {"images"}, "data": {"data", 
 def validation_accuracy(run):
     """The highest validation accuracy of a finished run, which is that of its best.pt."""
     if not (run / "test.json").exists():
-        raise InputError(f"{run}: not finished; go on with: mmlfer train --out "
-                         f"{shlex.quote(str(run))} --resume")
+        raise InputError(f"{run}: unfinished: mmlfer train --resume --out {shlex.quote(str(run))}")
     log = csv.DictReader((run / "log.csv").read_text(encoding="utf-8").splitlines())
     accuracy = max(float(row["val_acc"]) for row in log)
     if not 0 <= accuracy <= 1:
@@ -33,7 +32,7 @@ def check_alike(one, other, names):
     searched = {name.replace("-", "_") for name in names}
     searched = searched.union(*(FOLLOW.get(name, ()) for name in searched))
     traits = [{"method": (run.method, run.method), **run.traits} for run in (one, other)]
-    for name in [*traits[0], *(name for name in traits[1] if name not in traits[0])]:
+    for name in traits[0] | traits[1]:
         (value, shown), (value_2, shown_2) = (t.get(name, (None, "unknown")) for t in traits)
         if name not in searched and value != value_2:
             raise InputError(f"{other.path.parent}: {name.replace('_', '-')} {shown_2}, where "

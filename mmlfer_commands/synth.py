@@ -34,9 +34,8 @@ def draw_labels(n, table, seed, stream=Stream.LABELS, vocabulary=RAFCE):
 
 
 def draw_shares(aus, y_emo, table, vocabulary, seed):
-    """The shares of the expressions among 40 annotators of each face, who see its AUs alone, and
-    are less sure than the statistics (K, J) are: drawn in proportion to p(k) prod_j p(y_j | k)^c
-    with c = 1/4. -> (N, K)"""
+    """Shares of the expressions among 40 annotators of each face, who see its AUs alone, less sure
+    than the statistics (K, J): drawn in proportion to p(k) prod_j p(y_j | k)^(1/4). -> (N, K)"""
     seen = [{au for au, _ in parse_aus(text, AU_NAMES)} for text in aus]
     y_au = np.array([[au in row for au in vocabulary.aus] for row in seen], float)
     p, n = table.clip(1e-3, 1 - 1e-3), counts(y_emo, len(vocabulary.emotions))
@@ -131,11 +130,10 @@ def synthesize_csv(out, n, stats, size, seed, test=0, uncoded=0.0, soft=False):
     with new_folder(out) as part:
         table = load_stats(stats, vocabulary)
         names, y_emo, split, aus = draw_rows(n, test, table, seed, vocabulary)
-        cells = np.array(aus, object)
-        cells[rng.permutation(len(cells))[: round(uncoded * len(cells))]] = "?"
+        told = np.array(aus, object)
+        told[rng.permutation(len(told))[: round(uncoded * len(told))]] = "?"
         shares = draw_shares(aus, y_emo, table, vocabulary, seed) if soft else None
-        write_labels_csv(part, map(aligned, names), y_emo, split, cells, vocabulary.emotions,
-                         shares)
+        write_labels_csv(part, map(aligned, names), y_emo, split, told, vocabulary.emotions, shares)
         draw_faces(part, names, aus, size, seed, test)
 
 

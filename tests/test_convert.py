@@ -66,7 +66,7 @@ def test_rafdbs_basic_part_is_not_taken_for_the_compound_one(tmp_path):
     make(tmp_path, {"EmoLabel/list_patition_label.txt": "train_0001.jpg 7\ntest_0001.jpg 1\n"})
     make(tmp_path, ["Image/aligned/train_0001_aligned.jpg", "Image/aligned/test_0001_aligned.jpg"])
     assert refused("rafdb", tmp_path, tmp_path) == \
-        (f"{tmp_path}: no class above 7, and no name with five digits as in the basic part: name the classes, from 1, with "
+        (f"{tmp_path}: no class above 7, no name with five digits as in the basic part: name the classes, from 1, with "
          "--expressions surprise,fear,disgust,happiness,sadness,anger,neutral")
     text, _ = done(tmp_path, "rafdb", "--as-published", "--expressions", "a,b,c,d,e,f,g", tmp_path)
     assert text.splitlines()[1:] == ["Image/aligned/train_0001_aligned.jpg,g,train,?",
@@ -359,7 +359,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
     make(tmp_path, {"labels.csv": "mine"})
     assert refused("folders", tmp_path, tmp_path / "labels.csv") == f"{tmp_path}/labels.csv: is there already; move it away first"
     assert (tmp_path / "labels.csv").read_text() == "mine"
-    assert refused("folders", tmp_path, tmp_path / "mine.csv") == "OUT is a folder, or labels.csv in it: that is the name that train looks for."
+    assert refused("folders", tmp_path, tmp_path / "mine.csv") == "OUT is a folder, or labels.csv in it, which train looks for."
     make(tmp_path, {"labels.csv": LABELLED.replace("val,?", "val,1"), "of/1.csv": OPENFACE["of/1.csv"]})
     assert refused("openface", tmp_path / "of", tmp_path) == \
         (f"{tmp_path}/labels.csv:4: is coded already, and the labels of two sources are not mixed; put ? in all rows of the column "
@@ -430,7 +430,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "train.txt:2: expected 0, 1 or -1 (not coded) for AU L12, got '9'; fix this row"),
     "a list that is none of paths": (
         {"labels.csv": LABELLED, "train.txt": "a/1.jpg\n"}, ["opengraphau", "--aus", "1", "train.txt"],
-        "train.txt: expected a list called ..._img_path.txt, and ..._label.txt beside it"),
+        "train.txt: expected a list ..._img_path.txt, and ..._label.txt beside it"),
     "no labels beside the paths": (
         {"labels.csv": LABELLED, "train_img_path.txt": "a/1.jpg\n"}, ["opengraphau", "--aus", "1", "train_img_path.txt"],
         "train_label.txt: cannot be read (No such file or directory)"),
@@ -450,7 +450,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "labels.csv: not there; write it first, with the expressions of the images, for instance by: mmlfer convert folders"),
     "a file that is none of openface's": (
         {"labels.csv": LABELLED, "1.csv": "a,b\n1,2\n"}, ["openface", "1.csv"],
-        "1.csv: no columns AU01_c, AU02_c ...: give OpenFace's CSV files, with AUs"),
+        "1.csv: no columns AU01_c, AU02_c ...: give OpenFace's files of AUs"),
     "openface's frames of a video": (
         {"labels.csv": LABELLED, "1.csv": "frame, face_id, success, AU01_c\n1, 0, 1, 1\n2, 0, 1, 1\n"}, ["openface", "1.csv"],
         "1.csv: 2 frames, and no image's name with them; run the tool on images, so that each has its own file or name"),

@@ -326,7 +326,7 @@ GOOD_STATS = yaml.safe_load((mmlfer.HERE / "stats/wild.yaml").read_text())
 BROKEN_STATS = {
     "missing": (None, "cannot be read as YAML ({reason}); "
                 "--stats takes wild, lab, train or a file of `mmlfer stats --out`"),
-    "a list": ([1, 2], "expected expressions with their AUs, as in stats/wild.yaml"),
+    "a list": ([1, 2], "expected expressions and AUs, as in stats/wild.yaml"),
     "row": ({**{k: v for k, v in GOOD_STATS.items() if k != "happily sad"}, "happily  sad": {1: 0.5}},
             "no row for happily sad, as the labels have; add it, or {{}} in its place to leave an expression out of L^AM"),
     "AU": ({**GOOD_STATS, "happily sad": {3: 0.5}}, "happily sad: unknown AU 3; the AUs are those of FACS, 1 to 46"),
@@ -336,7 +336,7 @@ BROKEN_STATS = {
     "AU as true": ({**GOOD_STATS, "happily sad": {True: 0.5}}, "happily sad: unknown AU True; the AUs are those of FACS, 1 to 46"),
     "row as list": ({**GOOD_STATS, "happily sad": [1]}, "happily sad: expected AUs with fractions, like {{12: 0.58}}"),
     "name": ({**GOOD_STATS, True: {1: 0.5}}, "True is no name; put it in quotes"),
-    "nothing": ({}, "expected expressions with their AUs, as in stats/wild.yaml"),
+    "nothing": ({}, "expected expressions and AUs, as in stats/wild.yaml"),
 }
 
 

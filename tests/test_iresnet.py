@@ -165,7 +165,7 @@ def test_a_torchvision_file_is_named_too(tmp_path):
     import torchvision
 
     state = torchvision.models.resnet34().state_dict()
-    assert refusal(state, tmp_path / "w.pth", "iresnet34").endswith("; it is a resnet34: --arch resnet34")
+    assert refusal(state, tmp_path / "w.pth", "iresnet34").endswith("; it fits --arch resnet34")
 
 
 DAMAGES = {

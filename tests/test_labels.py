@@ -81,7 +81,7 @@ def test_rafces_names_keep_rafces_order(tmp_path):
 
 
 BAD = {  # content, and the line of it that is wrong
-    "empty": ("", "labels.csv: empty; its first row names the columns, as in image,expression,split,aus"),
+    "empty": ("", "labels.csv: empty; it begins with a row like image,expression,split,aus"),
     "header alone": ("image,expression,aus\n", "labels.csv: no row below the first; a row names an image"),
     "no image": (PLAIN.replace("image,", "picture,"), "labels.csv:1: no column image or file_name or filepath; the first row "
                  "names the columns, as in image,expression,split,aus"),
@@ -91,7 +91,7 @@ BAD = {  # content, and the line of it that is wrong
                "nobody coded the AUs"),
     "two images": (PLAIN.replace("split", "file_name"), "labels.csv:1: columns image and file_name say the same; keep one of the two"),
     "two AU 1": (WIDE.replace("au4", "AU1"), "labels.csv:1: columns AU01 and AU1 say the same; keep one of the two"),
-    "both forms": (WIDE.replace("au4", "aus"), "labels.csv:1: AUs both in a column aus and in columns of their own; keep one of the two"),
+    "both forms": (WIDE.replace("au4", "aus"), "labels.csv:1: AUs in a column aus and in columns of their own; keep one"),
     "AU 3's column": (WIDE.replace("au4", "AU03"), "labels.csv:1: column AU03: no AU of FACS, 1 to 46; remove it"),
     "unknown AU": (PLAIN.replace("L12+R45", "12+47"), "labels.csv:5: AU 47 is not one of the AUs of FACS, 1 to 46; nothing: coded and "
                    "none seen, ?: not coded"),

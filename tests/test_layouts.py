@@ -343,7 +343,7 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "F001_T1.csv:2: 1 AU value, expected 2; fix this row, or see --help for the columns"),
     "bp4d's frame without a number": (
         {"F001_T1.csv": "0,1,2\nx,0,1\n"}, ["bp4d", ".", "--images", "."],
-        "F001_T1.csv:2: expected a frame, a whole number, got 'x'; fix this row"),
+        "F001_T1.csv:2: expected a frame, an integer, got 'x'; fix this row"),
     "emotionet's row a column short": (
         {"d.txt": "\t".join(["u", "a.jpg", *["0"] * 59]) + "\n"}, ["emotionet", "d.txt", "--images", "."],
         "d.txt:1: 59 AU values, expected 60; fix this row, or see --help for the columns"),
@@ -359,7 +359,7 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
     "affwild2's video in two parts": (
         {"E/Train_Set/v.txt": "a,b,c,d,e,f,g,h\n0\n", "E/Validation_Set/w.txt": "a,b,c,d,e,f,g,h\n0\n", "A/Validation_Set/v.txt": "AU1\n0\n1\n",
          "v/1.jpg": "", "v/2.jpg": "", "w/1.jpg": ""}, ["abaw", "E", "A", "--images", ".", "--as-published"],
-        "A/Validation_Set/v.txt:2: is in another part than E/Train_Set/v.txt:2; give lists whose parts agree"),
+        "A/Validation_Set/v.txt:2: not in the part of E/Train_Set/v.txt:2; give lists that agree"),
     "mafw's folds in another folder": (
         {"x": ""}, ["mafw", ".", "--images", "."], ".: no set_1 in it; give MAFW's folder of set_1 to set_5"),
     "mafw's row of one field": (
@@ -373,7 +373,7 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "f.csv: 2 frames, and no image's name with them; run the tool on images, so that each has its own file or name"),
     "libreface's file without AUs": (
         {"labels.csv": LABELLED, "1.csv": "frame_idx,facial_expression\n0,Neutral\n"}, ["libreface", "1.csv"],
-        "1.csv: no columns au_1, au_2 ...: give LibreFace's CSV files, with AUs"),
+        "1.csv: no columns au_1, au_2 ...: give LibreFace's files of AUs"),
 }
 
 

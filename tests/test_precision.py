@@ -153,7 +153,7 @@ def test_predict_and_eval_compute_as_they_are_asked(sketch, faces_folder, monkey
     assert answers["bf16"].shape == (60, 14) and 1e-5 < difference < 0.1
 
 
-SLOWER = "--precision bf16: slower here than float32, because this CPU has no bf16 instructions\n"
+SLOWER = "--precision bf16: slower than float32: this CPU has no bf16 instructions\n"
 
 
 def test_video_gives_precision_to_the_net(tmp_path, monkeypatch):

@@ -164,7 +164,7 @@ def test_train_takes_the_file_with_its_normalisation(pretrained):
     assert net.mean.flatten().tolist() == net.std.flatten().tolist() == [0.5] * 3
     assert state["arch"] == "resnet18" and state["people"] == 6 and state["options"]["margin"] == 0.35
     assert state["accuracy"].keys() == {"train_acc", "holdout_acc", "holdout_sd"}
-    with pytest.raises(mmlfer.InputError, match="it is a resnet18: --arch resnet18"):
+    with pytest.raises(mmlfer.InputError, match="it fits --arch resnet18"):
         _backbones.start_base_net(str(pretrained[0]))
 
 
@@ -448,7 +448,7 @@ def test_a_batch_of_bad_images_does_not_end_the_run(people, tmp_path):
     for path in broken[-4:]:
         path.write_bytes(b"")
     result = invoke(*options, "--overwrite")
-    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; fix the images" in result.stderr
+    assert result.exit_code == 1 and "verification: 0 of 40 pairs can be read; fix images" in result.stderr
     for path in faces.glob("*/*"):
         path.write_bytes(b"")
     result = invoke(*options, "--overwrite")

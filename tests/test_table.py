@@ -455,7 +455,7 @@ def test_search_refuses_what_it_cannot_choose_from(tmp_path):
     (run / "log.csv").write_text("epoch,val_acc\n0,nan\n")
     assert error("rho") == f"Error: {run}: not a run of `train` (ValueError('val_acc nan'))\n"
     (run / "test.json").unlink()
-    assert error("rho") == f"Error: {run}: not finished; go on with: mmlfer train --out '{run}' --resume\n"
+    assert error("rho") == f"Error: {run}: unfinished: mmlfer train --resume --out '{run}'\n"
 
 
 def test_export_keeps_what_table_and_plot_need(trained, tmp_path):

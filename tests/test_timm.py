@@ -186,7 +186,7 @@ def test_timms_own_weights(monkeypatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(mmlfer.InputError, match=r"--weights timm: no download \(no route\); fetch it elsewhere"):
+    with pytest.raises(mmlfer.InputError, match=r"--weights timm: no download \(no route\); fetch it elsewhere and name its file"):
         start("timm", "timm:resnet18")
 
 
