@@ -133,8 +133,7 @@ def tool_aus(tool, path):
     """{image, or the file itself: {AU: seen}, {} if no face} of a tool's file, by first faces."""
     columns, rows = read_columns(path)
     if "action_units" in columns:
-        raise InputError(f"{path}: OpenFace 3's file has eight AUs without names, which cannot be "
-                         "used; run OpenFace 2")
+        raise InputError(f"{path}: OpenFace 3 does not name its eight AUs; run OpenFace 2")
     aus = {name: int(match[1]) for name in columns if (match := re.fullmatch(tool.pattern, name))}
     if not aus:
         raise InputError(f"{path}: no columns {tool.columns} ...: give {tool.title}'s files of AUs")

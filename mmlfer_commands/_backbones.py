@@ -10,8 +10,7 @@ from mmlfer_commands._models import CONFIG, read_folder
 from mmlfer_commands._nets import in_own_names, is_adaface, make_timm, norm_of
 
 
-NO_FILES = {  # words of --weights and their usual --weights-norm
-    "none": "half", "imagenet": "imagenet", "timm": "auto"}
+NO_FILES = {"none": "half", "imagenet": "imagenet", "timm": "auto"}  # words of --weights: its norm
 
 
 def find_weights(weights, arch):
@@ -181,8 +180,7 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
         first = next(name for name, t in own.items() if t.ndim == 4 and t.shape[1] == 3)
         taken[first] = taken[first].flip(1)
     net.backbone.load_state_dict(taken, strict=False)
-    with refused(path, "of another version of mmlfer, or damaged", TypeError, ValueError,
-                 RuntimeError):
+    with refused(path, "of another version, or damaged", TypeError, ValueError, RuntimeError):
         for name, values in own_norm.items() if norm == "auto" else ():
             getattr(net, name).copy_(torch.as_tensor(values).view(3, 1, 1))
     layers = list(dict.fromkeys(key.rpartition(".")[0] or key for key in left))
@@ -197,8 +195,7 @@ def load_imagenet(arch, norm, vocabulary):
     import torchvision
 
     source = torchvision.models.get_model_weights(arch).IMAGENET1K_V1
-    with refused("--weights imagenet", f"no download of {source.url} ({{}}); fetch it elsewhere "
-                 "and give its path to --weights"):
+    with refused("--weights imagenet", f"no download of {source.url} ({{}}); give it as a file"):
         state = source.get_state_dict(progress=False, check_hash=True)
     net = make_base_net(arch, NORMS["imagenet" if norm == "auto" else norm], vocabulary)
     net.backbone.load_state_dict({k: v for k, v in state.items() if not k.startswith("fc.")})

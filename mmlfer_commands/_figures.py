@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.ExifTags import Base
 
 from mmlfer import InputError, write_whole
+from mmlfer_commands._runs import check_installed
 
 MARK = "mmlfer figure"  # in the Exif data: such an image is no input, and may be written again
 MARKED = ("avif", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
@@ -16,10 +17,9 @@ MARKED = ("avif", "gif", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 
 def pyplot():
     """Matplotlib without a screen."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise InputError("figures need matplotlib: pip install -e '.[plot]'") from None
+    check_installed("a figure", ("matplotlib",), "plot")
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

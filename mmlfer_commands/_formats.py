@@ -8,14 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mmlfer import InputError, image_index, plural, progress, refused, stem
+from mmlfer import EMOTIONS, InputError, image_index, plural, progress, refused, stem
 from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
 from mmlfer_commands._labels import NONE, PARTS, SPLIT_NAMES, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
 
-RAFDB = ("happily surprised", "happily disgusted", "sadly fearful", "sadly angry",
-         "sadly surprised", "sadly disgusted", "fearfully angry", "fearfully surprised",
-         "angrily surprised", "angrily disgusted", "disgustedly surprised")  # its classes 1..11
+RAFDB = tuple(name for name in EMOTIONS if name not in (
+    "fearfully disgusted", "happily fearful", "happily sad"))  # its classes 1..11
 BASIC = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")  # 1..7
 ATTRIBUTES = {"gender": ("male", "female", "unsure"),
               "race": ("Caucasian", "African-American", "Asian"),
@@ -25,8 +24,7 @@ ABAW_AUS = "1,2,4,6,7,10,12,15,23,24,25,26"  # the challenge's order, as of the 
 AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 FER = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
-JAFFE = {"AN": "anger", "DI": "disgust", "FE": "fear", "HA": "happiness", "NE": "neutral",
-         "SA": "sadness", "SU": "surprise"}
+JAFFE = {name[:2].upper(): name for name in FER}
 FER_PARTS = {"Training": "train", "PublicTest": "val", "PrivateTest": "test"}
 BYTES = {str(value) for value in range(256)}
 NOT_CODED = {"aus": "?"}
@@ -251,8 +249,7 @@ def fer2013(path, votes):
     for i, (number, row) in enumerate(progress(rows, "reading", unit=" faces")):
         where, values = f"{path}:{number}", row["pixels"].split()
         if len(values) != 48 * 48 or not {*values} <= BYTES:
-            raise InputError(f"{where}: expected 48x48 values 0..255, got {len(values)}; fix this "
-                             "row")
+            raise InputError(f"{where}: expected 48x48 values 0..255, got {len(values)}; fix them")
         if row["Usage"] not in FER_PARTS:
             raise InputError(f"{where}: expected a Usage of {', '.join(FER_PARTS)}, got "
                              f"{row['Usage'][:20]!r}; fix this row")
@@ -329,8 +326,7 @@ def folders(folder):
     tops = subfolders(folder)
     parts = [part_of(top.name) for top in tops]
     if any(parts) and not all(parts):
-        raise InputError(f"{tops[parts.index('')]}: is no train, val or test, as the folder beside "
-                         "it is; move it away")
+        raise InputError(f"{tops[parts.index('')]}: no train, val or test, as others are; move it")
     for part, top in zip(parts, tops):
         for place in subfolders(top) if part else [top]:
             yield from (Labelled(path, place.name, part) for path in images_below(place))
@@ -342,8 +338,7 @@ def class_column(columns, column, path):
     if column and column not in columns:
         raise InputError(f"{path}: no column {column}; it has {', '.join(columns)[:200]}")
     if not column and len(known) != 1:
-        raise InputError(f"{path}: which column has the expressions? Name one with --column: "
-                         f"{', '.join(columns)[:200]}")
+        raise InputError(f"{path}: name the expressions' --column: {', '.join(columns)[:200]}")
     return columns.index(column or known[0])
 
 

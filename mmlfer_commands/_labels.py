@@ -57,8 +57,7 @@ def recorded_folder(folder, by):
     if not folder:
         raise InputError(f"{by}: does not say where its data lie; name them with --data")
     if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder, which {by} was trained on; name the data's "
-                         "folder with --data")
+        raise InputError(f"{folder}: no such folder, but {by} was trained on it; give --data")
     return folder
 
 
@@ -190,11 +189,9 @@ def width_of(header):
 
 def check_names(images, expressions, path):
     """InputError for names that labels.csv cannot hold in such a way that the same are read."""
-    expressions = sorted(expressions)
-    unprintable = [name for name in expressions if not name.isprintable()]
-    for name in (*unprintable, *images, *expressions):
+    for name in (*sorted(expressions), *images):
         text = in_utf8(name)
-        if name in unprintable or text != name or name != name.strip():
+        if text != name.strip() or name in expressions and not name.isprintable():
             raise InputError(f"{path}: not written: the name {text!r} is not in UTF-8, has spaces "
                              "at its ends, or has characters that cannot be printed; rename it")
 
@@ -211,8 +208,7 @@ def find_columns(header, path, aus_needed, keep=()):
         if match and int(match[1]) not in AU_NAMES:
             raise InputError(f"{path}:1: column {name}: no AU of FACS, 1 to 46; remove it")
         if not match and re.match("AU[ _-]*[0-9]", name, re.IGNORECASE):
-            raise InputError(f"{path}:1: column {name}: expected AU and a number, such as AU12; "
-                             "rename it, or remove it")
+            raise InputError(f"{path}:1: column {name}: no name like AU12; rename or remove it")
         group, key = (aus, int(match[1])) if match else (places, COLUMNS.get(name.lower()))
         if name[:2].lower() == "p_" and spelling_of(name[2:]):
             group, key = shares, spelling_of(name[2:])
@@ -235,8 +231,7 @@ def find_columns(header, path, aus_needed, keep=()):
             raise InputError(f"{path}:1: no column {known}; the first row names the columns, as in "
                              "image,expression,split,aus")
     if aus_needed and "aus" not in places and not aus:
-        raise InputError(f"{path}:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? "
-                         "where nobody coded the AUs")
+        raise InputError(f"{path}:1: no column aus, nor AU1, AU2 ...; add aus, ? for not coded")
     return places, aus, {header[i][2:].replace("_", " "): i for i in shares.values()}, kept
 
 
@@ -466,8 +461,7 @@ def check_learnable(faces, folder):
         return
     path, emotions = Path(folder) / LABELS, faces.vocabulary.emotions
     if not emotions:
-        raise InputError(f"{path}: no row has an expression; put it together with a set that has "
-                         "them: mmlfer merge")
+        raise InputError(f"{path}: no row has an expression; mmlfer merge adds a set that has them")
     if len(emotions) < 2:
         raise InputError(f"{path}: one expression alone, {emotions[0]!r}; a net tells two or more "
                          "apart, add rows of another")

@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import functools
 import re
 
 from mmlfer import NORMS, InputError, refused, torch
@@ -12,9 +11,8 @@ STAGES = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3), "50": (3, 4, 14, 3), "100": (3
           "101": (3, 13, 30, 3)}  # blocks of each layer, by the number in the name
 
 
-@functools.cache
-def iresnet_class():
-    """The class of the family, made at its first use: `import` alone must not load torch.nn."""
+def make_iresnet(arch):
+    """A net of the family; its classes are made here: `import` alone must not load torch.nn."""
     nn = torch.nn
 
     def convolution(inputs, width, side, stride=1):
@@ -46,7 +44,7 @@ def iresnet_class():
 
         num_features = 512
 
-        def __init__(self, arch):
+        def __init__(self):
             super().__init__()
             self.conv1, self.bn1 = convolution(3, 64, 3), nn.BatchNorm2d(64)
             self.prelu, self.bn2 = nn.PReLU(64), nn.BatchNorm2d(512)
@@ -68,12 +66,12 @@ def iresnet_class():
         def forward(self, x):
             return self.forward_features(x).mean((2, 3))
 
-    return IResNet
+    return IResNet()
 
 
 def make_net(arch, size):
     """The backbone of an --arch that is not torchvision's: (B, 3, S, S) -> f (B, F)."""
-    return make_timm(arch, size) if arch.startswith("timm:") else iresnet_class()(arch)
+    return make_timm(arch, size) if arch.startswith("timm:") else make_iresnet(arch)
 
 
 # ---------------------------------------------------------------- timm

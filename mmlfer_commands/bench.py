@@ -84,8 +84,7 @@ def time_calls(calls, rounds):
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--rounds", default=5, type=COUNT, help="Timed rounds; medians are reported.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "float32", "bf16"]),
-              help="float32 alone, or bf16 too; auto: bf16 where the device has instructions "
-              "for it.")
+              help="float32 alone, or bf16 too; auto: too where the device has instructions.")
 @json_option
 @device_option
 def command(arch, batch_size, size, rounds, precision, as_json, device):

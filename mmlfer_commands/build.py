@@ -3,6 +3,7 @@
 import collections
 import itertools
 import shutil
+from pathlib import Path
 
 import click
 import numpy as np
@@ -43,13 +44,11 @@ def parse_distribution(*texts):
 
 def find_file(name, *folders, needed=True):
     """The file of this name in the first folder that has it where RAF-ML and RAF-AU keep labels."""
-    for folder in folders:
-        for place in (folder, folder / "EmoLabel", folder / "RAF-AU"):
-            if (place / name).is_file():
-                return place / name
-    if needed:
+    places = (folder / sub / name for folder in folders for sub in ("", "EmoLabel", "RAF-AU"))
+    found = next(filter(Path.is_file, places), None)
+    if needed and not found:
         raise InputError(f"{folders[0]}: no {name} there; give the folder as distributed")
-    return None
+    return found
 
 
 def compound_shares(p):
@@ -102,14 +101,13 @@ def place_of(key, index):
 
 def place_images(keys, index, out, copy):
     """Link or copy images into `out`. -> numbers of crops, originals and missing images"""
-    placed = collections.Counter(None if key not in index else is_aligned(index[key])
-                                 for key in keys)
+    kind = collections.Counter(None if key not in index else is_aligned(index[key]) for key in keys)
     for key in progress([key for key in keys if key in index], "images"):
         source, target = index[key], out / place_of(key, index)
         with refused(source, "cannot be copied ({}); fix or remove it, or free some space" if copy
                      else "cannot be linked ({}); --copy copies the images"):
             shutil.copyfile(source, target) if copy else target.symlink_to(source.resolve())
-    return placed[True], placed[False], placed[None]
+    return kind[True], kind[False], kind[None]
 
 
 def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
@@ -136,8 +134,7 @@ def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
 @click.option("--raf-ml", required=True, type=PATH, help="RAF-ML (EmoLabel/distribution.txt).")
 @click.option("--raf-au", required=True, type=PATH, help="RAF-AU (RAFAU_label.txt, aligned/).")
 @click.option("--out", default="rafce", type=PATH, help="New folder.")
-@click.option("--seed", default=0, type=SEED,
-              help="Seed of the partition, where none is published.")
+@click.option("--seed", default=0, type=SEED, help="Seed of the partition, if none is published.")
 @click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
 @click.option("--soft", is_flag=True, help="Write labels.csv with the shares of the expressions "
               "that RAF-ML's annotators gave, for train --labels soft.")

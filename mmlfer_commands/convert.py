@@ -140,9 +140,9 @@ def not_coded_rows(out):
     return dict(zip(table.names, read)), "split" in table.places
 
 
-def add_aus(faces, found, out):
+def add_aus(faces, found, notes, out):
     """Put {image: {AU: True, False or None}} into the rows of labels.csv, {image: Labelled}. ->
-    how many images have AUs, and what labels.csv has, in lines"""
+    how many images have AUs, the notes, and what labels.csv has, in lines"""
     labels = dict(zip(found, au_labels(list(found.values()))))
     names = {name: "?" if name == "aus" else "" for row in labels.values() for name in row}
     n = len(faces.keys() & found.keys())
@@ -154,7 +154,8 @@ def add_aus(faces, found, out):
              **labels.get(image, {})} for image, face in faces.items()]
     written = check_table(rows, [face.place for face in faces.values()], out)
     write_rows(rows, list(rows[0]), out)
-    return f"AUs for {n} of {plural(len(rows), 'image')}; the others are not coded", written
+    n_of = f"{n} of {plural(len(rows), 'image')}"
+    return [f"AUs for {n_of}; the others are not coded", *notes, written]
 
 
 def add_lists(paths, out, as_published, seed, images, aus):
@@ -172,8 +173,7 @@ def add_lists(paths, out, as_published, seed, images, aus):
         rows = [face._replace(split=parts[image]) for image, face in faces.items()]
         rows, notes = (rows, []) if as_published else complete(rows, seed)
         faces = dict(zip(faces, rows))
-    done, written = add_aus(faces, found, out)
-    return [done, *notes, written]
+    return add_aus(faces, found, notes, out)
 
 
 def add_files(tool, paths, out):
@@ -187,10 +187,10 @@ def add_files(tool, paths, out):
             for image, aus in tool_aus(tool, file).items()}
     matched = match_by_name(seen, faces)
     found = {image: seen[path] for image, path in matched.items()}
-    done, written = add_aus(faces, {image: aus for image, aus in found.items() if aus}, out)
     left = ((list(found.values()).count({}), "in which no face was found"),
             (len(seen) - len(matched), "without an image of that name"))
-    return [done, *[f"{plural(n, 'file')} {reason}" for n, reason in left if n], written]
+    notes = [f"{plural(n, 'file')} {reason}" for n, reason in left if n]
+    return add_aus(faces, {image: aus for image, aus in found.items() if aus}, notes, out)
 
 
 def match_by_name(paths, images):

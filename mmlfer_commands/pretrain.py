@@ -254,12 +254,11 @@ def end_pretraining_epoch(run, tests, paths, digest):
     """Verification, a checkpoint and the log's row, by the first process; the schedule's step."""
     check_numbers(run, "the net", *run.net.state_dict().values())
     if run.world.rank == 0:
-        sums, told = Totals(*run.totals.tolist()), ""
+        means, told = Totals(*(run.totals / run.steps).tolist()), ""
         rate = run.steps * run.opt.batch_size / run.elapsed
-        row = {"epoch": run.epoch + 1, "loss": sums.loss / run.steps,
-               "train_acc": sums.right / run.steps, "lr": run.sgd.param_groups[0]["lr"],
-               "seconds": round(run.elapsed, 3), "images_per_second": round(rate, 2),
-               "bad_images": int(sums.bad)}
+        row = {"epoch": run.epoch + 1, "loss": means.loss, "train_acc": means.right,
+               "lr": run.sgd.param_groups[0]["lr"], "seconds": round(run.elapsed, 3),
+               "images_per_second": round(rate, 2), "bad_images": int(run.totals[-1])}
         for name, test in tests.items():
             mean, sd = verify(run.net, test, run.opt, run.known_bad)
             row |= {f"{name}_acc": mean, f"{name}_sd": sd}
@@ -415,16 +414,14 @@ def pretrain(opt, paths, state, world):
 @click.option("--momentum", default=0.9, type=BELOW_1, help="SGD momentum.")
 @click.option("--weight-decay", default=5e-4, type=SHARE, help="SGD weight decay.")
 @click.option("--loss", default="cosface", type=click.Choice([*MARGINS]), help="Kind of margin.")
-@click.option("--margin", type=SHARE, help="Size of the margin.  [default: 0.35 "
-              "for cosface, 0.5 for arcface]")
+@click.option("--margin", type=SHARE, help="Margin.  [default: 0.35 for cosface, 0.5 for arcface]")
 @click.option("--scale", default=64.0, type=RATE, help="What the cosines are multiplied by.")
 @click.option("--warmup", default=2, type=click.IntRange(min=0), help="Epochs without the margin.")
 @click.option("--size", default=112, type=SIZE, help="Side of the square face, pixels.")
 @precision_option
 @click.option("--holdout", default=0.02, type=BELOW_1, help="Share of the people to verify on.")
 @click.option("--pairs", type=click.Path(), help="LFW's pairs.txt: verify on these pairs too.")
-@click.option("--pairs-root", type=click.Path(),
-              help="Folder of the images of --pairs, NAME/NAME_0001.jpg.")
+@click.option("--pairs-root", type=click.Path(), help="Folder with --pairs' NAME/NAME_0001.jpg.")
 @click.option("--workers", type=click.IntRange(min=0),
               help="Processes that read images.  [default: as many as cores, at most 8]")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")

@@ -102,8 +102,7 @@ def plot_stats(tables, aus, path):
 @click.command("stats")
 @click.option("--data", required=True, type=PATH, help="Folder laid out like RAF-CE, or with "
               "a labels.csv.")
-@click.option("--split", default="all", type=click.Choice(["all", *SPLITS]),
-              help="Part of the data.")
+@click.option("--split", default="all", type=click.Choice(["all", *SPLITS]), help="Which part.")
 @click.option("--out", type=PATH, help="Write YAML that --stats takes; - is standard output, and "
               "the table then goes to standard error.")
 @click.option("--against", help="Compare with wild, lab or a YAML file.")

@@ -181,10 +181,9 @@ def command(out, n, test, stats, form, uncoded, soft, labels, au_noise, people, 
         raise click.UsageError("--labels says which faces to draw: no --test.")
     if form == "csv" and (labels or au_noise or people):
         raise click.UsageError("--form csv has no --labels, --au-noise or --people.")
-    if uncoded and form != "csv":
-        raise click.UsageError("--uncoded needs --form csv: RAF-CE's files code every row.")
-    if soft and form != "csv":
-        raise click.UsageError("--soft needs --form csv: RAF-CE's files have no shares.")
+    if (uncoded or soft) and form != "csv":
+        raise click.UsageError("--uncoded and --soft need --form csv: RAF-CE's files code each row "
+                               "and have no shares.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         return click.echo(f"{out}: {people} people of {per_person} faces")

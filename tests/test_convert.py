@@ -395,7 +395,7 @@ BAD = {  # a format's files -> its arguments and what is said
         {"joy/1.jpg": "", "2.jpg": ""}, ["folders", "."], "2.jpg: lies beside the folders of the classes; move it into one"),
     "a class beside parts": (
         {"train/joy/1.jpg": "", "joy/2.jpg": ""}, ["folders", "."],
-        "joy: is no train, val or test, as the folder beside it is; move it away"),
+        "joy: no train, val or test, as others are; move it"),
     "no image at all": ({"joy/notes.txt": ""}, ["folders", "."], "no images found; see `mmlfer convert --help` for the layouts"),
     "no metadata": ({"a.csv": ""}, ["huggingface", "."], ".: no metadata.csv in it or below it; name the data set's folder"),
     "no file_name": (
@@ -403,10 +403,10 @@ BAD = {  # a format's files -> its arguments and what is said
         "metadata.csv:1: no column image or file_name or filepath; the first row names the columns, as in image,expression,split,aus"),
     "an unknown column of expressions": (
         {"metadata.csv": "file_name,mood\n1.jpg,joy\n"}, ["huggingface", "."],
-        "metadata.csv: which column has the expressions? Name one with --column: file_name, mood"),
+        "metadata.csv: name the expressions' --column: file_name, mood"),
     "two columns of expressions": (
         {"metadata.csv": "file_name,label,emotion\n1.jpg,0,joy\n"}, ["huggingface", "."],
-        "metadata.csv: which column has the expressions? Name one with --column: file_name, label, emotion"),
+        "metadata.csv: name the expressions' --column: file_name, label, emotion"),
     "classes by number alone": (
         {"metadata.csv": "file_name,label\n1.jpg,3\n"}, ["huggingface", "."],
         "metadata.csv:2: expression 3: --expressions names the classes, from 0, as in --expressions anger,fear,joy"),
@@ -492,7 +492,7 @@ def test_the_help_of_each_format_names_its_options():
 
 
 @pytest.mark.parametrize("place,shown", [
-    (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy/1.jpg"),
+    (b"joy/\xff.jpg", "joy/?.jpg"), (b"\xe9/1.jpg", "?"), (b"joy/1.jpg /2.jpg", None), (b" joy/1.jpg", " joy"),
     (b"jo\ny/1.jpg", "jo\\ny"), (b"joy/a\nb, \"c\".jpg", None), ("joy/\U0001f468\u200d\U0001f469.jpg".encode(), None)])
 def test_names_that_labels_csv_cannot_hold_are_named(tmp_path, place, shown):
     """Names that it can hold are read again as they were."""

@@ -103,7 +103,7 @@ def test_openface_3s_file_is_refused_with_the_reason(tmp_path):
     columns = "timestamp,image_path,face_id,face_detection,landmarks,emotion,gaze_yaw,gaze_pitch,action_units".replace(",", "\t")
     make(tmp_path, {"labels.csv": LABELLED, "1.csv": columns + "\n0\ta/1.jpg\t0\t[1, 2]\t[3]\t1\t0.1\t0.2\t[0.1, 0.9]\n"})
     assert refused("openface", tmp_path / "1.csv", tmp_path) == \
-        (f"{tmp_path}/1.csv: OpenFace 3's file has eight AUs without names, which cannot be used; run OpenFace 2")
+        (f"{tmp_path}/1.csv: OpenFace 3 does not name its eight AUs; run OpenFace 2")
 
 
 def test_the_line_of_opengraphaus_labels_that_is_wrong_is_named(tmp_path):

@@ -130,7 +130,7 @@ def test_parts_need_faces_with_expressions(tmp_path):
                            ("5.jpg,a", "5.jpg,?", "here: 0 test images with an expression, expected at least 1; ")):
         with pytest.raises(mmlfer.InputError, match=said):
             check(plain.replace(old, new))
-    with pytest.raises(mmlfer.InputError, match="no row has an expression; put it together with a set that has them: mmlfer merge"):
+    with pytest.raises(mmlfer.InputError, match="no row has an expression; mmlfer merge adds a set that has them"):
         check("1.jpg,?,train,1\n")
 
 
@@ -311,7 +311,7 @@ def test_soft_labels_train_and_are_measured(tmp_path):
     rows = done("table", tmp_path, "--out", "-").stdout
     assert "mml wild, labels hard" in rows and "mml wild, labels soft" in rows
     result = invoke("synth", tmp_path / "z", "--soft")
-    assert result.exit_code == 2 and "--soft needs --form csv: RAF-CE's files have no shares." in result.stderr
+    assert result.exit_code == 2 and "--uncoded and --soft need --form csv: RAF-CE's files code each row and have no shares." in result.stderr
 
 
 def test_drawn_shares_follow_the_aus_of_each_face():

@@ -87,8 +87,7 @@ BAD = {  # content, and the line of it that is wrong
                  "names the columns, as in image,expression,split,aus"),
     "no expression column": (PLAIN.replace("expression", "emotion"), "labels.csv:1: no column expression; the first row names "
                              "the columns, as in image,expression,split,aus"),
-    "no AUs": (PLAIN.replace("aus", "units"), "labels.csv:1: no column aus, nor columns AU1, AU2 ...; add aus, with ? where "
-               "nobody coded the AUs"),
+    "no AUs": (PLAIN.replace("aus", "units"), "labels.csv:1: no column aus, nor AU1, AU2 ...; add aus, ? for not coded"),
     "two images": (PLAIN.replace("split", "file_name"), "labels.csv:1: columns image and file_name say the same; keep one of the two"),
     "two AU 1": (WIDE.replace("au4", "AU1"), "labels.csv:1: columns AU01 and AU1 say the same; keep one of the two"),
     "both forms": (WIDE.replace("au4", "aus"), "labels.csv:1: AUs in a column aus and in columns of their own; keep one"),
@@ -122,8 +121,7 @@ BAD = {  # content, and the line of it that is wrong
                                  "'x' in 'x'; nothing: coded and none seen, ?: not coded"),
     "accents apart": ("image,expression,aus\n1.jpg,g\xeane\xb4,\n2.jpg,ge\u0302ne\xb4,\n", "labels.csv:3: 'ge\u0302ne\xb4' is 'g\xeane\xb4' of "
                       "row 2 in another spelling; choose one"),
-    **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: expected AU and a number, such as AU12; rename it, or "
-                       "remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
+    **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: no name like AU12; rename or remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
     "twice": (PLAIN.replace("b/0003", "b/../a/0001"), "labels.csv:5: a/0001.jpg is the image of row 2, too; keep one of the two"),
     "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; place or link it there"),
     "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; place or "

@@ -281,10 +281,10 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "training.csv:1: expected one of AffectNet's classes 0..10, got '11'; fix this row"),
     "a pixel too few": (
         {"f.csv": f"emotion,pixels,Usage\n3,{pixels(10)[:-2]},Training\n"}, ["fer2013", "f.csv"],
-        "f.csv:2: expected 48x48 values 0..255, got 2303; fix this row"),
+        "f.csv:2: expected 48x48 values 0..255, got 2303; fix them"),
     "a pixel too bright": (
         {"f.csv": f"emotion,pixels,Usage\n3,{pixels(256)},Training\n"}, ["fer2013", "f.csv"],
-        "f.csv:2: expected 48x48 values 0..255, got 2304; fix this row"),
+        "f.csv:2: expected 48x48 values 0..255, got 2304; fix them"),
     "fer2013's unknown part": (
         {"f.csv": f"emotion,pixels,Usage\n3,{pixels(1)},Test\n"}, ["fer2013", "f.csv"],
         "f.csv:2: expected a Usage of Training, PublicTest, PrivateTest, got 'Test'; fix this row"),

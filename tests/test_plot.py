@@ -238,7 +238,7 @@ def test_a_figure_that_cannot_be_written_is_refused(run):
 
 def test_without_matplotlib_a_line_says_how_to_get_it(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert invoke("plot", run).stderr == "Error: figures need matplotlib: pip install -e '.[plot]'\n"
+    assert invoke("plot", run).stderr == "Error: a figure needs matplotlib: pip install -e '.[plot]'\n"
 
 
 # ---------------------------------------------------------------- a table of `video`

@@ -137,7 +137,7 @@ def test_data_that_has_moved_is_to_be_named(faces_folder, tmp_path, monkeypatch)
                         (("train", "--out", tmp_path / "r", "--resume"), f"the run in {tmp_path}/r")):
         result = invoke(*command)
         assert (result.exit_code, result.stderr) == (
-            1, f"Error: {faces}: no such folder, which {by} was trained on; name the data's folder with --data\n")
+            1, f"Error: {faces}: no such folder, but {by} was trained on it; give --data\n")
         assert invoke(*command, "--data", moved).exit_code == 0
 
 

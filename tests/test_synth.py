@@ -100,7 +100,7 @@ def test_a_drawn_person_stays_the_same_and_the_moment_changes(people, tmp_path):
     for option in (("--labels", people), ("--au-noise", 0.1), ("--test", 3)):
         assert "--people has no label files: no --labels, --au-noise or --test" in invoke(*options, *option).stderr
     assert invoke(*options, "--per-person", 1, "--size", 32).stdout == f"{tmp_path}/x: 2 people of 1 faces\n"
-    assert "not empty" in invoke(*options).stderr
+    assert "not an empty folder" in invoke(*options).stderr
 
 
 def test_synth_draws_one_face_from_one_generator_as_ever():

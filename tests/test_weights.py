@@ -200,7 +200,7 @@ def test_a_run_of_ours_brings_its_normalisation(tmp_path):
         start(path, bgr=True)
     for broken in ("text", torch.zeros(2), None):
         saved({**state, "net": {**state["net"], "mean": broken}}, tmp_path / "best.pt")
-        with pytest.raises(mmlfer.InputError, match="of another version of mmlfer, or damaged"):
+        with pytest.raises(mmlfer.InputError, match="of another version, or damaged"):
             start(path)
 
 
