@@ -89,17 +89,14 @@ def ckplus(folder, frames, present_from):
 
 def numbers_in(path, fields):
     """The rows of a file of whole numbers, written as 3.0000000e+00, as lists of so many."""
-    rows = []
+    rows, known = [], re.compile(r"[0-9]+[.]?[0-9]*(e[+-]?[0-9]{1,2})?")
     for number, line in enumerate(read_list(path), 1):
-        try:
-            values = [float(word) for word in line.split()]
-            rows.append([int(value) for value in values if value.is_integer()])
-        except ValueError:
-            rows.append([])
-        if line and not len(rows[-1]) == len(line.split()) == fields:
+        row = [float(word) for word in line.split() if known.fullmatch(word)]
+        if line and not sum(x % 1 == 0 for x in row) == len(line.split()) == fields:
             raise InputError(f"{path}:{number}: expected {plural(fields, 'whole number')}, got "
                              f"{line[:30]!r}; fix this row")
-    return list(filter(None, rows))
+        rows += [[*map(int, row)]] if row else []
+    return rows
 
 
 def opengraphau(path, aus):

@@ -101,9 +101,8 @@ def read_backbone(path, own=None):
         raise InputError(f"{path}: what `mmlfer pretrain` resumes from; give "
                          f"{path.removesuffix('.last.pt')}.pth, which it writes at its end")
     found, left = named_tensors(state, path, own)
-    norm = {}
-    if str(content.get("format")).startswith("mmlfer"):
-        norm = {name: {**content, **state}.get(name) for name in ("mean", "std")}
+    ours = str(content.get("format")).startswith("mmlfer")
+    norm = {name: {**content, **state}.get(name) for name in ("mean", "std") if ours}
     return in_own_names(found), [key for key in left if key not in norm], norm, is_adaface(found)
 
 

@@ -48,8 +48,7 @@ class Labelled(NamedTuple):
 
 def read_list(path):
     """The lines of a text file, without spaces around them."""
-    with (refused(path, "cannot be read ({})"),
-          refused(path, "cannot be read (not a text file in UTF-8)", UnicodeError)):
+    with refused(path, "cannot be read ({})", OSError, UnicodeError):
         text = path.read_text(encoding="utf-8-sig")
     return [line.strip() for line in text.rstrip().split("\n")]
 
@@ -69,9 +68,8 @@ def class_name(code, expressions, where, first=0, what="a class"):
     """The expression of a class number, which is text and counts from `first`."""
     last = first + len(expressions) - 1
     if not re.fullmatch("[0-9]{1,4}", code) or not first <= int(code) <= last:
-        other = ", or name all classes with --expressions" if what == "a class" else ""
-        raise InputError(f"{where}: expected {what} {first}..{last}, got {code[:20]!r}; fix this "
-                         f"row{other}")
+        fix = "fix this row" + ", or name all classes with --expressions" * (what == "a class")
+        raise InputError(f"{where}: expected {what} {first}..{last}, got {code[:20]!r}; {fix}")
     return expressions[int(code) - first]
 
 

@@ -20,10 +20,9 @@ from mmlfer_commands._rafce import is_rafce, load_labels, parse_aus
 
 LABELS = "labels.csv"
 NONE = "?"  # the expression of rows in which nobody named it
-COLUMNS = {  # {name in any capitals: what the column holds}
-    "image": "image", "file_name": "image", "filepath": "image", "expression": "expression",
-    "split": "split", "partition": "split", "subset": "split", "person": "person", "aus": "aus",
-    "source": "source"}
+COLUMNS = {"image": "image", "file_name": "image", "filepath": "image", "expression": "expression",
+           "split": "split", "partition": "split", "subset": "split", "person": "person",
+           "aus": "aus", "source": "source"}  # {name in any capitals: what the column holds}
 PARTS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL,
          "dev": VAL, "test": TEST, "testing": TEST}
 SPLIT_NAMES = {code: name for name, code in SPLITS.items()}
@@ -101,8 +100,7 @@ def describe(faces, folder):
         lines[0] += f", fold {tested} of {max(faces.fold)}; no other partition counts"
     of = [faces.y_emo[faces.split == code] for code in SPLITS.values()]
     rows = [*zip(emotions, *(counts(y_emo, len(emotions)) for y_emo in of)),
-            ("no expression", *((y_emo == NOT_NAMED).sum() for y_emo in of)),
-            ("all", *map(len, of))]
+            ("no expression", *((y == NOT_NAMED).sum() for y in of)), ("all", *map(len, of))]
     for name, *row in rows:
         if name != "no expression" or any(row):
             lines.append(f"  {name:{wide}}" + "".join(f"{n:7}" for n in row))
@@ -197,9 +195,8 @@ def check_names(images, expressions, path):
 
 
 def find_columns(header, path, aus_needed, keep=()):
-    """The header's columns, {name in COLUMNS: index}, its AUs' columns, {AU number: index}, those
-    of the expressions' shares, {name as its column has it: index}, and those to keep, {name in
-    `keep`: index}, whatever its capitals, all others if that is None."""
+    """The indices of a header's columns: {what COLUMNS says: i}, {AU number: i}, {expression, as
+    its column of shares spells it: i}, and {name in `keep`, or all others if that is None: i}."""
     places, aus, shares, unread = {}, {}, {}, []
     lower = [name.lower() for name in header]
     kept = {name: lower.index(name.lower()) for name in keep or () if name.lower() in lower}
@@ -239,10 +236,8 @@ def parse_place(text, folder):
     """An image's name, which is its path below `folder` (this ends in /): a/0001.jpg for
     ./a/0001.jpg, for b/../a/0001.jpg and for FOLDER/a/0001.jpg. ValueError if it lies elsewhere."""
     place = posixpath.normpath(text.removeprefix(folder))
-    if place == "." or "\0" in text:
-        raise ValueError(f"{text!r} is no image below the folder; name one")
-    if place.split("/")[0] in ("", ".."):
-        raise ValueError(f"{text!r} is no image below the folder; place or link it there")
+    if place == "." or place.split("/")[0] in ("", "..") or "\0" in text:
+        raise ValueError(f"{text!r} is no image below the folder; name one, or link it there")
     return place
 
 
@@ -463,8 +458,7 @@ def check_learnable(faces, folder):
     if not emotions:
         raise InputError(f"{path}: no row has an expression; mmlfer merge adds a set that has them")
     if len(emotions) < 2:
-        raise InputError(f"{path}: one expression alone, {emotions[0]!r}; a net tells two or more "
-                         "apart, add rows of another")
+        raise InputError(f"{path}: one expression alone, {emotions[0]!r}; add rows of another")
     for k, emotion in enumerate(emotions):
         rows = np.flatnonzero(faces.y_emo == k)
         none = f"{emotion!r} has {plural(len(rows), 'image')}, none of them to train on"

@@ -41,13 +41,12 @@ def versions():
     """The versions that a run was made with, and a digest of the program's files."""
     import torchvision
 
-    source = hashlib.sha256()
+    own = hashlib.sha256()
     for path in (HERE / "mmlfer.py", *sorted((HERE / "mmlfer_commands").glob("*.py"))):
         content = path.read_bytes()
-        source.update(f"{path.name} {len(content)}\n".encode() + content)
-    return {"python": platform.python_version(), "torch": str(torch.__version__),
-            "torchvision": str(torchvision.__version__), "numpy": np.__version__,
-            "source_sha256": source.hexdigest()}
+        own.update(f"{path.name} {len(content)}\n".encode() + content)
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "torchvision":
+            str(torchvision.__version__), "numpy": np.__version__, "source_sha256": own.hexdigest()}
 
 
 def has_bf16(device):
@@ -74,9 +73,8 @@ def tell_if_slower(precision, device):
 
 def given_options(ctx, options):
     """The options of a command that were given on its command line, {name: value}."""
-    explicit = click.core.ParameterSource.COMMANDLINE
     return {name: value for name, value in options.items()
-            if ctx.get_parameter_source(name) == explicit}
+            if ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
 
 
 def check_kept(given, own, movable, where):

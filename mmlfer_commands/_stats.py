@@ -26,12 +26,9 @@ def load_stats(name, vocabulary=RAFCE):
     for what, left in (("AU", aus), ("expression", emotions)):
         if left and name not in PAPERS:
             tell_once(f"{name}: left out, not in the labels: {what} {', '.join(map(str, left))}")
-    table = np.zeros((len(vocabulary.emotions), len(vocabulary.aus)))
-    for k, emotion in enumerate(vocabulary.emotions):
-        for au, p in rows[emotion].items():
-            if au in vocabulary.aus and p >= OBSERVED:
-                table[k, vocabulary.aus.index(au)] = p
-    return table
+    p = [rows[emotion].get(au, 0) for emotion in vocabulary.emotions for au in vocabulary.aus]
+    table = np.array(p, float).reshape(len(vocabulary.emotions), len(vocabulary.aus))
+    return np.where(table >= OBSERVED, table, 0)
 
 
 def rows_of_stats(name, vocabulary):
@@ -44,9 +41,8 @@ def rows_of_stats(name, vocabulary):
         rows = read_stats(name)
     missing = [emotion for emotion in vocabulary.emotions if emotion not in rows]
     if missing and name in PAPERS:
-        raise InputError(f"statistics {name}: for RAF-CE's expressions, and {missing[0]!r} is not "
-                         "one of them; --stats train counts your training rows, or give a YAML "
-                         "file as `mmlfer stats --out` writes it")
+        raise InputError(f"statistics {name}: for RAF-CE, without {missing[0]!r}; --stats train "
+                         "counts your training rows, `mmlfer stats --out` writes such a file")
     if missing:
         raise InputError(f"{name}: no row for {', '.join(missing)}, as the labels have; add it, or "
                          "{} in its place to leave an expression out of L^AM")

@@ -35,9 +35,8 @@ def below(images, out):
     paths = [os.path.abspath(image) for image in images]
     for image, path in zip(images, paths):
         if os.path.commonpath([folder, path]) != folder:
-            above = os.path.commonpath([os.path.dirname(image) for image in images])
-            raise InputError(f"{out}: does not lie above the images, such as {image}; write to "
-                             f"{os.path.join(above, LABELS)}")
+            above = Path(os.path.commonpath([os.path.dirname(one) for one in images]), LABELS)
+            raise InputError(f"{out}: is not above the images, such as {image}; write to {above}")
     return [Path(os.path.relpath(path, folder)).as_posix() for path in paths]
 
 
@@ -74,8 +73,7 @@ def complete(faces, seed):
     parts, notes = {face.split for face in faces}, []
     if "" in parts and len(parts) > 1:
         odd = next(face.image for face in faces if not face.split)
-        raise InputError(f"{odd}: is in no part, and other images are in train, val or test; say "
-                         "which for all or for none")
+        raise InputError(f"{odd}: is in no part, and other images are; say which for all or none")
     if parts == {"train"}:  # the reader draws all three
         return [face._replace(split="") for face in faces], []
     if "train" not in parts:
@@ -125,8 +123,7 @@ def not_coded_rows(out):
     """{image's path: Labelled} of labels.csv's rows, none of them coded, and whether they have
     parts. A row's labels are all its cells, but for AUs."""
     if not out.is_file():
-        raise InputError(f"{out}: not there; write it first, with the expressions of the images, "
-                         "for instance by: mmlfer convert folders")
+        raise InputError(f"{out}: not there; write it first, as mmlfer convert folders does")
     rows, read = read_rows(out), []
     columns = next(rows, (1, []))[1]
     table = Rows(out, columns, aus_needed=False)
@@ -241,10 +238,9 @@ present_option = functools.partial(click.Option, ["--present-from"], metavar="X"
                                    help="The least value of an AU that is present.")
 unknown_option = functools.partial(click.Option, ["--unknown"], metavar="X",
                                    help="The value that stands for not coded.")
-OF_PARTS = (
-    click.Option(["--as-published"], is_flag=True, help="Leave parts as published."),
-    click.Option(["--seed"], default=0, type=SEED, metavar="N",
-                 help="Seed of a validation part drawn here."))
+OF_PARTS = (click.Option(["--as-published"], is_flag=True, help="Leave parts as published."),
+            click.Option(["--seed"], default=0, type=SEED, metavar="N",
+                         help="Seed of a validation part drawn here."))
 skipping = click.Option(["--skip-missing"], is_flag=True, help="Leave out rows without an image.")
 
 

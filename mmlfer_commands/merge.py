@@ -76,15 +76,6 @@ def same_pictures(files):
     return pairs
 
 
-def tell_shared(files):
-    """Warn of the pictures that two data sets hold in different parts."""
-    for (first, second), found in same_pictures(files).items():
-        one, part, other, its_part = found[0]
-        click.echo(f"Warning: {first} and {second} hold {plural(len(found), 'picture')} in "
-                   f"different parts, such as {one} ({part}) and {other} ({its_part}); remove them "
-                   "from one set, or faces are tested that are trained on", err=True)
-
-
 def merge(folders, out, names):
     """Put data sets together in the new folder `out`; names: new names of expressions."""
     sources = numbered([name_of(folder.resolve()) for folder in folders])
@@ -107,9 +98,14 @@ def merge(folders, out, names):
             (part / source).symlink_to(folder.resolve())
         write_rows(rows, columns, part / LABELS)
         load_faces(part)
-    tell_shared([(source, path, SPLIT_NAMES[code])
-                 for source, folder, (faces, *_) in zip(sources, folders, read)
-                 for path, code in zip(image_paths(faces, folder), faces.split) if path])
+    files = [(source, path, SPLIT_NAMES[code])
+             for source, folder, (faces, *_) in zip(sources, folders, read)
+             for path, code in zip(image_paths(faces, folder), faces.split) if path]
+    for (first, second), found in same_pictures(files).items():
+        one, part, other, its_part = found[0]
+        click.echo(f"Warning: {first} and {second} hold {plural(len(found), 'picture')} in "
+                   f"different parts, such as {one} ({part}) and {other} ({its_part}); remove them "
+                   "from one set, or faces are tested that are trained on", err=True)
 
 
 def parse_renames(ctx, parameter, values):

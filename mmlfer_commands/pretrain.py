@@ -218,8 +218,7 @@ def check_numbers(run, what, *tensors):
     """InputError if a number in these tensors is not finite."""
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise InputError(f"epoch {run.epoch + 1}, step {run.step}: {what} is not finite. The "
-                         "checkpoint from before is kept; start again (--overwrite) with a lower "
-                         "--lr or a longer --warmup")
+                         "last checkpoint is kept; --overwrite with less --lr or more --warmup")
 
 
 def pretrain_epoch(run, images, caught):

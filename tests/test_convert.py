@@ -256,7 +256,7 @@ def test_images_in_a_part_and_images_in_none_are_not_mixed(tmp_path):
     make(tmp_path, {"metadata.csv": "file_name,label\na/train/0.jpg,joy\na/1.jpg,calm\n"})
     make(tmp_path, ["a/train/0.jpg", "a/1.jpg"])
     assert refused("huggingface", tmp_path, tmp_path) == \
-        f"{tmp_path}/a/1.jpg: is in no part, and other images are in train, val or test; say which for all or for none"
+        f"{tmp_path}/a/1.jpg: is in no part, and other images are; say which for all or none"
 
 
 # ---------------------------------------------------------------- AUs into a labels.csv that has expressions
@@ -349,7 +349,7 @@ def test_labels_csv_lies_above_the_images(tmp_path):
     make(tmp_path, ["faces/joy/1.jpg", "faces/calm/2.jpg"])
     (tmp_path / "out").mkdir()
     assert refused("folders", tmp_path / "faces", tmp_path / "out") == \
-        (f"{tmp_path}/out/labels.csv: does not lie above the images, such as {tmp_path}/faces/calm/2.jpg; write to "
+        (f"{tmp_path}/out/labels.csv: is not above the images, such as {tmp_path}/faces/calm/2.jpg; write to "
          f"{tmp_path}/faces/labels.csv")
     assert done(tmp_path / "faces", "folders", tmp_path / "faces")[0].splitlines()[1] == "calm/2.jpg,calm,?"
 
@@ -447,7 +447,7 @@ BAD = {  # a format's files -> its arguments and what is said
         "labels.csv: none of its images, such as a/1.jpg, is among those with AUs, such as img/a/1.jpg"),
     "no expressions for the lists": (
         {"train_img_path.txt": "a/1.jpg\n", "train_label.txt": "1\n"}, ["opengraphau", "--aus", "1", "train_img_path.txt"],
-        "labels.csv: not there; write it first, with the expressions of the images, for instance by: mmlfer convert folders"),
+        "labels.csv: not there; write it first, as mmlfer convert folders does"),
     "a file that is none of openface's": (
         {"labels.csv": LABELLED, "1.csv": "a,b\n1,2\n"}, ["openface", "1.csv"],
         "1.csv: no columns AU01_c, AU02_c ...: give OpenFace's files of AUs"),

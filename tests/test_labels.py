@@ -123,12 +123,11 @@ BAD = {  # content, and the line of it that is wrong
                       "row 2 in another spelling; choose one"),
     **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: no name like AU12; rename or remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
     "twice": (PLAIN.replace("b/0003", "b/../a/0001"), "labels.csv:5: a/0001.jpg is the image of row 2, too; keep one of the two"),
-    "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; place or link it there"),
-    "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; place or "
-                     "link it there"),
-    "elsewhere": (PLAIN.replace("b/0001", "/b/0001"), "labels.csv:4: '/b/0001.jpg' is no image below the folder; place or link it there"),
-    "nowhere": (PLAIN.replace("b/0001.jpg", ""), "labels.csv:4: '' is no image below the folder; name one"),
-    "the folder": (PLAIN.replace("b/0001.jpg", "b/.."), "labels.csv:4: 'b/..' is no image below the folder; name one"),
+    "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; name one, or link it there"),
+    "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; name one, or link it there"),
+    "elsewhere": (PLAIN.replace("b/0001", "/b/0001"), "labels.csv:4: '/b/0001.jpg' is no image below the folder; name one, or link it there"),
+    "nowhere": (PLAIN.replace("b/0001.jpg", ""), "labels.csv:4: '' is no image below the folder; name one, or link it there"),
+    "the folder": (PLAIN.replace("b/0001.jpg", "b/.."), "labels.csv:4: 'b/..' is no image below the folder; name one, or link it there"),
     "comma": (PLAIN.replace('"', ""), "labels.csv:4: expected 4 fields, as in the first row, got 5 (a field with a comma in it stands "
               "in quotes)"),
     "too few": (PLAIN.replace("contempt,val,", "contempt,val"), "labels.csv:3: expected 4 fields, as in the first row, got 3 (a field "
@@ -155,7 +154,7 @@ def test_what_is_wrong_is_one_line(tmp_path, kind):
 
 
 @pytest.mark.parametrize("rows, message", [
-    ("1.jpg,a,train,1\n2.jpg,a,val,1\n3.jpg,a,test,1\n", ": one expression alone, 'a'; a net tells two or more apart, add rows of another"),
+    ("1.jpg,a,train,1\n2.jpg,a,val,1\n3.jpg,a,test,1\n", ": one expression alone, 'a'; add rows of another"),
     ("1.jpg,a,train,1\n2.jpg,a,val,1\n\n3.jpg,b,test,1\n4.jpg,b,test,\n",
      ":5: 'b' has 2 images, none of them to train on; move some to train, or remove its rows")])
 def test_what_nothing_can_be_learnt_from_is_refused_by_train_alone(tmp_path, rows, message):

@@ -341,8 +341,7 @@ def test_what_is_not_finite_stops_before_the_checkpoint(people, tmp_path, monkey
 
     monkeypatch.setattr(pretrain, "pretrain_step", diverged)
     lines = refused_after_epochs("--faces", people, "--out", tmp_path / "w.pth", "--epochs", 4, *SMALL_PRETRAINING)
-    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The checkpoint from before is kept; "
-                     "start again (--overwrite) with a lower --lr or a longer --warmup"]
+    assert lines == ["Error: epoch 2, step 2: the loss or its gradient is not finite. The last checkpoint is kept; --overwrite with less --lr or more --warmup"]
     assert load(tmp_path / "w.last.pt")["epoch"] == 1 and not (tmp_path / "w.pth").exists()
 
 

@@ -183,8 +183,8 @@ def test_a_finished_epoch_goes_on_with_the_same_statistics(run, tmp_path):
 def test_table_1_is_refused_for_other_expressions(own, tmp_path, name):
     result = invoke("train", "--data", own, "--out", tmp_path / "run", "--stats", name, *TRAIN)
     assert result.exit_code == 1 and result.stderr == (
-        f"Error: statistics {name}: for RAF-CE's expressions, and 'calm: no AU' is not one of them; --stats train counts your training "
-        "rows, or give a YAML file as `mmlfer stats --out` writes it\n")
+        f"Error: statistics {name}: for RAF-CE, without 'calm: no AU'; --stats train counts your training rows, "
+        "`mmlfer stats --out` writes such a file\n")
 
 
 def test_table_1_is_taken_by_name_for_some_of_rafces_expressions(tmp_path):

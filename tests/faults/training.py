@@ -244,7 +244,7 @@ FAULTS = [
           "signal.pthread_sigmask(signal.SIG_BLOCK, signals)", "signal.pthread_sigmask(signal.SIG_BLOCK, set())",
           "processes::test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker"),
     Fault("pretrain-no-checkpoint-at-the-start", "mmlfer_commands/pretrain.py",
-          '            save_checkpoint(run.state(source_digest), paths["last"])  # one to go on from, always\n', "",
+          '            save_checkpoint(run.state(digest), paths["last"])  # one to go on from, always\n', "",
           "processes::test_killed_at_its_first_step_it_goes_on_from_its_start_and_its_workers_end"),
     Fault("verify-keeps-half-bad-pairs", "mmlfer_commands/pretrain.py",
           "~(bad[one] | bad[other])", "~(bad[one] & bad[other])", "pretrain::test_a_pair_with_one_bad_image_does_not_count"),
