@@ -209,7 +209,7 @@ def test_a_net_is_trained_on_an_expression_set_and_an_au_set(sets, tmp_path):
     result = invoke("train", "--data", sets / "both", "--out", tmp_path / "s", "--labels", "soft", *SMALL)
     assert result.exit_code == 1 and "labels.csv: no columns p_NAME with shares or votes, which --labels soft needs" in result.stderr
     result = invoke("train", "--data", sets / "au", "--out", tmp_path / "s", *SMALL)
-    assert result.exit_code == 1 and "no row has an expression; put it together" in result.stderr
+    assert result.exit_code == 1 and "no row has an expression; mmlfer merge adds" in result.stderr
     result = invoke("stats", "--data", sets / "au")
     assert result.exit_code == 1 and result.stderr.endswith("labels.csv: no images with an expression\n")
     assert "here: no row has an expression and coded AUs" in done("stats", "--data", sets / "both", "--against", "wild").stdout

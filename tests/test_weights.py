@@ -307,7 +307,7 @@ def test_tensors_that_do_not_fit_are_listed(source, tmp_path):
 def test_a_file_of_another_size_says_which(tmp_path, arch, other):
     state = getattr(torchvision.models, other)().state_dict()
     message = refusal(state, tmp_path / "w.pth", arch)
-    assert message.startswith(f"not a whole {arch}, ") and message.endswith(f"; it is a {other}: --arch {other}")
+    assert message.startswith(f"not a whole {arch}, ") and message.endswith(f"; it fits --arch {other}")
 
 
 NO_WEIGHTS = {  # a change of a tensor, and what is said of it
