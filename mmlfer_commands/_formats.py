@@ -384,8 +384,7 @@ def abaw(paths, images, aus, expressions):
     files = [file for path in paths if path.is_dir() for file in sorted(files_below(path))
              if file.suffix.lower() == ".txt"]
     if files and not images:
-        raise InputError(f"{files[0]}: has no images' names; name the folder of the videos' "
-                         "folders with --images")
+        raise InputError(f"{files[0]}: names no images; add --images, the videos' parent folder")
     for face in [*faces, *affwild2(files, images, expressions)]:
         yield face._replace(labels={"person": face.image.parent.name})
 

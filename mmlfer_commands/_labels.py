@@ -124,8 +124,7 @@ def check_trainable(faces, folder, batch_size):
         n = len(part) if code == TRAIN else int((part != NOT_NAMED).sum())
         if n < least:
             what = "images with an expression" if n < len(part) else "images"
-            raise InputError(f"{folder}: {n} {name} {what}, expected at least {least}; "
-                             f"{see}, --batch-size")
+            raise InputError(f"{folder}: {n} {name} {what}, under {least}; {see}, --batch-size")
     active = faces.y_au[faces.split == TRAIN].sum(1).mean()
     if rafce and active < 0.1:
         raise InputError(f"{folder}/{faces.files[2]}: {active:.3f} active AUs a training face; "
@@ -225,8 +224,7 @@ def find_columns(header, path, aus_needed, keep=()):
     for what in ("image", "expression"):
         if what not in places and not (what == "expression" and shares):
             known = " or ".join(name for name in COLUMNS if COLUMNS[name] == what)
-            raise InputError(f"{path}:1: no column {known}; the first row names the columns, as in "
-                             "image,expression,split,aus")
+            raise InputError(f"{path}:1: no column {known}, as in image,expression,split,aus")
     if aus_needed and "aus" not in places and not aus:
         raise InputError(f"{path}:1: no column aus, nor AU1, AU2 ...; add aus, ? for not coded")
     return places, aus, {header[i][2:].replace("_", " "): i for i in shares.values()}, kept

@@ -182,8 +182,7 @@ def one_voice():
         if store.add("failed", 1) > 1:
             sys.exit(1)
         if "closed by peer" in str(error) or "reset by peer" in str(error):
-            raise InputError("another of torchrun's processes was ended; --resume goes on from "
-                             "the last checkpoint") from None
+            raise InputError("another of torchrun's processes ended; --resume goes on") from None
         raise
     finally:
         if torch.distributed.is_initialized():

@@ -1,9 +1,9 @@
 """mmlfer convert: labels.csv from other layouts of faces and labels."""
 
 import collections
-import functools
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import click
@@ -228,16 +228,13 @@ def parse_columns(ctx, parameter, value):
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 PLACE = click.Path(exists=True, path_type=Path)
-expressions_option = functools.partial(
-    click.Option, ["--expressions"], callback=parse_names, metavar="NAMES")
-aus_option = functools.partial(click.Option, ["--aus"], callback=parse_columns, metavar="NUMBERS",
-                               help="The AUs of the columns, in their order.")
-images_option = functools.partial(click.Option, ["--images"], type=FOLDER,
-                                  help="The folder that the paths start from.")
-present_option = functools.partial(click.Option, ["--present-from"], metavar="X",
-                                   help="The least value of an AU that is present.")
-unknown_option = functools.partial(click.Option, ["--unknown"], metavar="X",
-                                   help="The value that stands for not coded.")
+expressions_option = partial(click.Option, ["--expressions"], callback=parse_names, metavar="NAMES")
+aus_option = partial(click.Option, ["--aus"], callback=parse_columns, metavar="NUMBERS",
+                     help="The AUs of the columns, in their order.")
+images_option = partial(click.Option, ["--images"], type=FOLDER, help="Where the paths start.")
+present_option = partial(click.Option, ["--present-from"], metavar="X",
+                         help="The least value of an AU that is present.")
+unknown_option = partial(click.Option, ["--unknown"], metavar="X", help="The value for not coded.")
 OF_PARTS = (click.Option(["--as-published"], is_flag=True, help="Leave parts as published."),
             click.Option(["--seed"], default=0, type=SEED, metavar="N",
                          help="Seed of a validation part drawn here."))
@@ -337,4 +334,4 @@ writes(mafw, frames_option, click.Option(["--fold"], default=1, type=click.IntRa
                                          metavar="N", help="Whose parts are taken."))
 adds("opengraphau", add_lists, *OF_PARTS, images_option(), aus_option(required=True), source=FILE)
 for name, tool in TOOLS.items():
-    adds(name, functools.partial(add_files, tool), source=PATH)
+    adds(name, partial(add_files, tool), source=PATH)

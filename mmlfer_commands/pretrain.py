@@ -314,8 +314,7 @@ def prepare(opt, world):
     for note in notes:
         world.say(f"Warning: {note}", err=True)
     if len(train) < opt.batch_size:
-        raise InputError(f"{opt.faces}: {len(train)} training images, fewer than --batch-size "
-                         f"{opt.batch_size}")
+        raise InputError(f"{opt.faces}: {len(train)} images, under --batch-size {opt.batch_size}")
     world.check_batch(opt.batch_size)
     tests = {}
     if len(held):

@@ -71,9 +71,8 @@ def write_stats(p, n, source, vocabulary, path):
              "# Fractions by AU number; AUs below 0.20 count as 0 and are left out."]
     for emotion, count, row in zip(vocabulary.emotions, n, p):
         aus = {au: round(float(x), 4) for au, x in zip(vocabulary.aus, row) if x >= OBSERVED}
-        row = yaml.safe_dump({emotion: aus}, default_flow_style=None, allow_unicode=True,
-                             width=10**6).strip()
-        lines.append(f"{row}  # {count} images")
+        row = yaml.safe_dump({emotion: aus}, default_flow_style=None, allow_unicode=True, width=999)
+        lines.append(f"{row.strip()}  # {count} images")
     write_whole(path, ("\n".join(lines) + "\n").encode())
 
 

@@ -167,8 +167,7 @@ def synthesize_people(out, people, per_person, stats, size, seed):
               "in this folder instead, and copy them.")
 @click.option("--au-noise", default=0.0, type=FiniteRange(0, 1), help="Share of training "
               "rows given another row's AU labels. Faces and all other rows are unchanged.")
-@click.option("--people", type=COUNT, metavar="N", help="Draw N people instead, one folder "
-              "each, for `pretrain`.")
+@click.option("--people", type=COUNT, metavar="N", help="Draw N people instead, for `pretrain`.")
 @click.option("--per-person", default=20, type=COUNT, help="Faces of each of the --people.")
 @click.option("--size", default=112, type=SIZE, help="Side of a face, pixels.")
 @click.option("--seed", default=0, type=SEED, help="Seed of all random numbers.")
@@ -182,8 +181,7 @@ def command(out, n, test, stats, form, uncoded, soft, labels, au_noise, people, 
     if form == "csv" and (labels or au_noise or people):
         raise click.UsageError("--form csv has no --labels, --au-noise or --people.")
     if (uncoded or soft) and form != "csv":
-        raise click.UsageError("--uncoded and --soft need --form csv: RAF-CE's files code each row "
-                               "and have no shares.")
+        raise click.UsageError("--uncoded and --soft need --form csv: RAF-CE's files have neither.")
     if people:
         synthesize_people(out, people, per_person, stats, size, seed)
         return click.echo(f"{out}: {people} people of {per_person} faces")

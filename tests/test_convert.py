@@ -400,7 +400,7 @@ BAD = {  # a format's files -> its arguments and what is said
     "no metadata": ({"a.csv": ""}, ["huggingface", "."], ".: no metadata.csv in it or below it; name the data set's folder"),
     "no file_name": (
         {"metadata.csv": "picture,label\n1.jpg,joy\n"}, ["huggingface", "."],
-        "metadata.csv:1: no column image or file_name or filepath; the first row names the columns, as in image,expression,split,aus"),
+        "metadata.csv:1: no column image or file_name or filepath, as in image,expression,split,aus"),
     "an unknown column of expressions": (
         {"metadata.csv": "file_name,mood\n1.jpg,joy\n"}, ["huggingface", "."],
         "metadata.csv: name the expressions' --column: file_name, mood"),

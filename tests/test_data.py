@@ -247,9 +247,9 @@ def edit_rows(path, change):
 
 
 PARTITIONS = {
-    "train": ("0", "2", "0 train images, expected at least 4"),
-    "val": ("2", "0", "0 val images, expected at least 4"),
-    "test": ("1", "0", "0 test images, expected at least 1"),
+    "train": ("0", "2", "0 train images, under 4"),
+    "val": ("2", "0", "0 val images, under 4"),
+    "test": ("1", "0", "0 test images, under 1"),
 }
 
 
@@ -284,8 +284,8 @@ def test_the_aus_of_training_faces_count_alone():
 
 
 @pytest.mark.parametrize("name,code,left,message", [
-    ("val", "2", 3, "3 val images, expected at least 4"), ("train", "0", 3, "3 train images, expected at least 4"),
-    ("test", "1", 0, "0 test images, expected at least 1")])
+    ("val", "2", 3, "3 val images, under 4"), ("train", "0", 3, "3 train images, under 4"),
+    ("test", "1", 0, "0 test images, under 1")])
 def test_bad_images_that_leave_too_few_are_an_error(copy_of_faces, tmp_path, name, code, left, message):
     rows = [line.split() for line in (copy_of_faces / PARTITION).read_text().splitlines()]
     for lost in [n for n, p in rows if p == code][left:]:
@@ -421,9 +421,9 @@ def test_least_numbers_of_images():
 
     _labels.check_trainable(faces(4, 1, 4), "here", 4)
     _labels.check_trainable(faces(4, 1, 4, aus=0.1001), "here", 4)
-    for counts, message in (((3, 1, 4), "3 train images, expected at least 4"),
-                            ((4, 0, 4), "0 test images, expected at least 1"),
-                            ((4, 1, 3), "3 val images, expected at least 4"),
+    for counts, message in (((3, 1, 4), "3 train images, under 4"),
+                            ((4, 0, 4), "0 test images, under 1"),
+                            ((4, 1, 3), "3 val images, under 4"),
                             ((4, 1, 4, 0.099), "0.099 active AUs a training face")):
         with pytest.raises(mmlfer.InputError, match=message):
             _labels.check_trainable(faces(*counts), "here", 4)

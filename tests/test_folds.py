@@ -166,7 +166,7 @@ REFUSED = {  # columns, options, what is said
                         "{}: 2 folds; it takes three or more: one to test, one to validate, the rest to train on"),
     "a person in two": ({"fold": lambda i, row: i % 4, "person": lambda i, row: "p" if i in (4, 6) else ""}, ("--fold", 1),
                         "{}: person p is in fold 0 ({4}) and in fold 2 ({6}); keep each person in one, or remove the column person"),
-    "too few to validate": ({}, ("--folds", "persons", "--fold", 2), "1 val images, expected at least 4; see --folds, --fold, --batch-size"),
+    "too few to validate": ({}, ("--folds", "persons", "--fold", 2), "1 val images, under 4; see --folds, --fold, --batch-size"),
 }
 
 

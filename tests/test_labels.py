@@ -83,10 +83,8 @@ def test_rafces_names_keep_rafces_order(tmp_path):
 BAD = {  # content, and the line of it that is wrong
     "empty": ("", "labels.csv: empty; it begins with a row like image,expression,split,aus"),
     "header alone": ("image,expression,aus\n", "labels.csv: no row below the first; a row names an image"),
-    "no image": (PLAIN.replace("image,", "picture,"), "labels.csv:1: no column image or file_name or filepath; the first row "
-                 "names the columns, as in image,expression,split,aus"),
-    "no expression column": (PLAIN.replace("expression", "emotion"), "labels.csv:1: no column expression; the first row names "
-                             "the columns, as in image,expression,split,aus"),
+    "no image": (PLAIN.replace("image,", "picture,"), "labels.csv:1: no column image or file_name or filepath, as in image,expression,split,aus"),
+    "no expression column": (PLAIN.replace("expression", "emotion"), "labels.csv:1: no column expression, as in image,expression,split,aus"),
     "no AUs": (PLAIN.replace("aus", "units"), "labels.csv:1: no column aus, nor AU1, AU2 ...; add aus, ? for not coded"),
     "two images": (PLAIN.replace("split", "file_name"), "labels.csv:1: columns image and file_name say the same; keep one of the two"),
     "two AU 1": (WIDE.replace("au4", "AU1"), "labels.csv:1: columns AU01 and AU1 say the same; keep one of the two"),
@@ -168,7 +166,7 @@ def test_parts_that_are_too_small_name_their_column(tmp_path):
     faces = read(tmp_path, "image,expression,split,aus\n1.jpg,a,train,1\n2.jpg,b,train,1\n3.jpg,a,val,1\n4.jpg,a,test,1\n")
     with pytest.raises(mmlfer.InputError) as caught:
         _labels.check_trainable(faces, "here", 2)
-    assert str(caught.value) == "here: 1 val images, expected at least 2; see labels.csv (column split), --batch-size"
+    assert str(caught.value) == "here: 1 val images, under 2; see labels.csv (column split), --batch-size"
 
 
 @pytest.mark.parametrize("one, other", [("-1", "1"), ("12", "1-2"), ("1-2", "1--2x"), ("valence -1", "valence 1"), ("0", "-0"), ("1 2", "12")])

@@ -355,7 +355,7 @@ BAD = {  # a layout's files -> its arguments and the one line that is said
         "E/Train_Set/v.txt:3: expected a class 0..7, got '8'; fix this row, or name all classes with --expressions"),
     "affwild2 without images": (
         {"E/Train_Set/v.txt": "a,b,c,d,e,f,g,h\n0\n"}, ["abaw", "E"],
-        "E/Train_Set/v.txt: has no images' names; name the folder of the videos' folders with --images"),
+        "E/Train_Set/v.txt: names no images; add --images, the videos' parent folder"),
     "affwild2's video in two parts": (
         {"E/Train_Set/v.txt": "a,b,c,d,e,f,g,h\n0\n", "E/Validation_Set/w.txt": "a,b,c,d,e,f,g,h\n0\n", "A/Validation_Set/v.txt": "AU1\n0\n1\n",
          "v/1.jpg": "", "v/2.jpg": "", "w/1.jpg": ""}, ["abaw", "E", "A", "--images", ".", "--as-published"],

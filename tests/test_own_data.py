@@ -109,7 +109,7 @@ def test_what_synth_cannot_draw_is_one_line(tmp_path):
     rafce = "--form csv has no --labels, --au-noise or --people."
     for options, said in ((("--form", "csv", "--people", 2), rafce), (("--form", "csv", "--labels", tmp_path), rafce),
                           (("--form", "csv", "--au-noise", 0.1), rafce),
-                          (("--uncoded", 0.3), "--uncoded and --soft need --form csv: RAF-CE's files code each row and have no shares.")):
+                          (("--uncoded", 0.3), "--uncoded and --soft need --form csv: RAF-CE's files have neither.")):
         result = invoke("synth", tmp_path / "a", *options)
         assert result.exit_code == 2 and said in result.stderr
     assert not (tmp_path / "a").exists()

@@ -501,7 +501,7 @@ def test_what_cannot_be_used_ends_in_one_line(pretrained, people, tmp_path):
                                "more, or train.rec and train.idx",
         (people, w, "--holdout", 0.9): "--holdout 0.9: 7 of 8 people to hold out, of whom 8 have two images; give more "
                                        "people, or --holdout 0",
-        (people, w, "--batch-size", 31): f"{people}: 30 training images, fewer than --batch-size 31",
+        (people, w, "--batch-size", 31): f"{people}: 30 images, under --batch-size 31",
         (people, tmp_path / "w.csv"): f"{tmp_path}/w.csv: expected a file name that ends in .pth or .pt",
         (people, tmp_path / "d.pth"): f"{tmp_path}/d.pth: expected a file name that ends in .pth or .pt",
         (people, tmp_path / "x.pth"): f"{tmp_path}/x.pth: exists; --resume goes on with it, --overwrite replaces it",

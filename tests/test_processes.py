@@ -228,7 +228,7 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
 
 @pytest.mark.parametrize("how,line", [
     ("refused", "Error: bad luck"),
-    ("killed", "Error: another of torchrun's processes was ended; --resume goes on from the last checkpoint"),
+    ("killed", "Error: another of torchrun's processes ended; --resume goes on"),
     ("elsewhere", "w.last.pt: not the same on every machine; copy it to all")])
 def test_one_process_that_fails_ends_all_in_one_line(pretrained, people, tmp_path, how, line):
     """In the last case both fail at once."""
