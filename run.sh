@@ -18,6 +18,8 @@
 #   ROWS="stl mtl mal mal2 am-lab am-wild mml-lab mml-wild": rows of the results' Table 3; with a
 #     labels.csv "stl mtl mal mal2 am-train mml-train", whose statistics are those of its training rows
 #   RHOS="0.03 0.1 0.3 1"   RHOS_AM="0.1 0.3 1": values to search
+#   FOLDS="": with 10, cross-validation: every row and seed is trained ten times, each with another
+#     tenth as test set, and the tables are of all of them; the searches are of fold 1 alone
 #   JOBS=1: runs at once. With more, OMP_NUM_THREADS is set to each run's share of the cores, unless
 #     it is set already, and every line of a run begins with its folder. On 2 cores, 48x48: 67 s with
 #     JOBS=2, one thread each, and 80 s with JOBS=1 and two threads (the same twice).
@@ -32,7 +34,7 @@ fi
 DATA=${1:-./rafce} OUT=${2:-./runs}
 SEEDS=${SEEDS:-0 1 2} EPOCHS=${EPOCHS:-60} SIZE=${SIZE:-112} EXTRA=${EXTRA:-}
 RHOS=${RHOS:-0.03 0.1 0.3 1} RHOS_AM=${RHOS_AM:-0.1 0.3 1}
-JOBS=${JOBS:-1} DEVICES=${DEVICES:-auto}
+JOBS=${JOBS:-1} DEVICES=${DEVICES:-auto} FOLDS=${FOLDS:-}
 FIRST=${SEEDS%% *} RUNS=$OUT/final PROGRAM=$(dirname "$0")/mmlfer.py
 mmlfer() { python "$PROGRAM" "$@"; }
 
@@ -45,6 +47,11 @@ else
   echo "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: python mmlfer.py synth $DATA" >&2
   exit 1
 fi
+case $FOLDS in "" | [3-9] | [1-9][0-9] | [1-9][0-9][0-9]) ;; *)
+  echo "run.sh: FOLDS=$FOLDS: expected a number of folds, 3 or more" >&2
+  exit 1
+  ;;
+esac
 if [ "$JOBS" -gt 1 ]; then
   cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
@@ -68,6 +75,21 @@ train() { # FOLDER ROW SEED [options]; a row is METHOD or METHOD-STATISTICS
     --resume $EXTRA "$@")
   stage+=("$out" "$(printf '%q ' "${words[@]}")")
   turn=$((turn + 1))
+}
+
+search() { # FOLDER ROW [options]
+  local out=$OUT/search/$1 row=$2
+  shift 2
+  train "$out" "$row" "$FIRST" ${FOLDS:+--folds "$FOLDS" --fold 1} "$@"
+}
+
+final() { # ROW SEED [options]: a run, or one of each fold
+  local row=$1 seed=$2 fold
+  shift 2
+  if [ -z "$FOLDS" ]; then train "$RUNS/$row-$seed" "$row" "$seed" "$@"; fi
+  for fold in $(seq ${FOLDS:-0}); do
+    train "$RUNS/$row-$seed-f$fold" "$row" "$seed" --folds "$FOLDS" --fold "$fold" "$@"
+  done
 }
 
 # A script for `bash -c`, which does one run: $1 is the run's folder, $2 its command. With several
@@ -110,10 +132,10 @@ say "== 1/3  searches on validation with the first seed, and all that needs none
 for row in $ROWS; do
   for rho in $RHOS; do
     case $row in
-      mtl) train "$OUT/search/$row/$rho" "$row" "$FIRST" --rho "$rho" ;;
+      mtl) search "$row/$rho" "$row" --rho "$rho" ;;
       am*)
         for rho_am in $RHOS_AM; do
-          train "$OUT/search/$row/$rho-$rho_am" "$row" "$FIRST" --rho "$rho" --rho-am "$rho_am"
+          search "$row/$rho-$rho_am" "$row" --rho "$rho" --rho-am "$rho_am"
         done
         ;;
     esac
@@ -121,7 +143,7 @@ for row in $ROWS; do
 done
 for seed in $SEEDS; do
   for row in $ROWS; do
-    case $row in mtl | am*) ;; *) train "$RUNS/$row-$seed" "$row" "$seed" ;; esac
+    case $row in mtl | am*) ;; *) final "$row" "$seed" ;; esac
   done
 done
 finish
@@ -135,7 +157,7 @@ for row in $ROWS; do
   esac
   say "$row: $found"
   # shellcheck disable=SC2086
-  for seed in $SEEDS; do train "$RUNS/$row-$seed" "$row" "$seed" $found; done
+  for seed in $SEEDS; do final "$row" "$seed" $found; done
 done
 finish
 
@@ -148,10 +170,11 @@ mmlfer table "$RUNS" --out "$OUT/results.md"
 mmlfer plot "$RUNS"
 checkpoints=()
 for row in mtl mml-wild mml-train; do
-  if [ -f "$RUNS/$row-$FIRST/test.json" ]; then
-    tested=$RUNS/$row-$FIRST/test.json
-    mmlfer plot "$RUNS/$row-$FIRST"
-    checkpoints+=(--ckpt "$RUNS/$row-$FIRST/best.pt")
+  run=$RUNS/$row-$FIRST${FOLDS:+-f1}
+  if [ -f "$run/test.json" ]; then
+    tested=$run/test.json
+    mmlfer plot "$run"
+    checkpoints+=(--ckpt "$run/best.pt")
   fi
 done
 find_face() { # the first file of this name; places may have any letter
@@ -159,21 +182,15 @@ find_face() { # the first file of this name; places may have any letter
     { IFS= read -r -d '' first && printf '%s' "$first"; cat >/dev/null; }
 }
 faces=() # the first four of the test set that are there
-if [ -f "$DATA/labels.csv" ]; then # test.json names them
-  names='import json, sys; print(*json.load(open(sys.argv[1]))["names"], sep="\0", end="\0")'
-  while IFS= read -r -d '' name && [ ${#faces[@]} -lt 4 ]; do
-    if [ -f "$DATA/$name" ]; then faces+=("$DATA/$name"); fi
-  done < <(if [ -n "${tested:-}" ]; then python -c "$names" "$tested"; fi)
-else
-  while read -r name code && [ ${#faces[@]} -lt 4 ]; do
-    if [ "${code%$'\r'}" = 1 ]; then
-      name=${name#$'\xef\xbb\xbf'} # a byte order mark
-      face=$(find_face "${name%.*}_aligned.*")
-      face=${face:-$(find_face "$name")}
-      faces+=(${face:+"$face"})
-    fi
-  done <"$DATA/RAFCE_partition.txt"
-fi
+names='import json, sys; print(*json.load(open(sys.argv[1]))["names"], sep="\0", end="\0")'
+while IFS= read -r -d '' name && [ ${#faces[@]} -lt 4 ]; do
+  face=$DATA/$name # as labels.csv has it; RAF-CE's lists have names alone
+  if [ ! -f "$DATA/labels.csv" ]; then
+    face=$(find_face "${name%.*}_aligned.*")
+    face=${face:-$(find_face "$name")}
+  fi
+  if [ -f "$face" ]; then faces+=("$face"); fi
+done < <(if [ -n "${tested:-}" ]; then python -c "$names" "$tested"; fi)
 if [ ${#checkpoints[@]} -gt 0 ] && [ ${#faces[@]} -gt 0 ]; then
   mmlfer gradcam "${checkpoints[@]}" --out "$OUT/gradcam.png" "${faces[@]}"
 fi

@@ -99,8 +99,9 @@ def image_weights(truth, by_expression):
 
 def mean_squares(d, weights, people=None):
     """Two-way analysis of variance, without replication, of e = weights (d - m), m the weighted
-    mean of d. With people (N,), 0..C-1, whose images are not independent, each one's sum of e,
-    times C / N, takes the place of an image: N is C below.
+    mean of d. With people (N,), 0..C-1, whose images are not independent, each one's sum of e takes
+    the place of an image: N is C below. It is multiplied by C / N, so that the mean is as before,
+    and by (1 - 1/C) / (1 - n_c / N), because one with many images n_c pulls m to itself.
 
     d (S, N) by seed and image, weights (N,) -> MS images = S sum_i e_i^2 / (N - 1), MS seeds =
     N sum_s e_s^2 / (S - 1), MS rest = sum_si (e_si - e_i - e_s)^2 / ((N - 1) (S - 1)), with e_i and
@@ -109,7 +110,8 @@ def mean_squares(d, weights, people=None):
     """
     e = (d - (d * weights).mean()) * weights
     if people is not None:
-        e = by_person(e, people) * (people.max() + 1) / people.size
+        share = np.bincount(people) / people.size
+        e = by_person(e, people) * (len(share) - 1) / people.size / np.maximum(1 - share, 1e-9)
     seeds, images = e.shape
     by_image, by_seed = e.mean(0), e.mean(1, keepdims=True)
     squares = [seeds * (by_image**2).sum(), images * (by_seed**2).sum(),

@@ -12,10 +12,14 @@ expression's rate. ease is an image's own, whoever looks; taste a method's with 
 mean; leaning a net's towards some expressions at the cost of others, which changes neither Acc. nor
 Diag.; seed the ability of a net in all of them. The methods' difference is 0 over seeds and images
 where gain is. Variances and rates are near those of the raw results in tests/results.
+
+Where images are of persons, taste has a part that is a person's own, the same for all of its images,
+and each of ten folds of persons is tested by a net of its own.
 """
 
 import argparse
 import functools
+import itertools
 import sys
 from pathlib import Path
 from statistics import NormalDist
@@ -31,6 +35,9 @@ COUNTS = {909: (126, 54, 36, 44, 25, 178, 43, 113, 6, 44, 194, 37, 1, 8),  # RAF
 RATES = {909: (66, 15, 16, 11, 19, 69, 41, 72, 2, 27, 74, 4, 2, 4),  # of right answers, percent
          401: (61, 33, 16, 15, 5, 48, 61, 52, 2, 12, 65, 7, 2, 2)}
 EASE, TASTE, NOISE, LEANING = 0.64**0.5, 0.07**0.5, 0.29**0.5, 0.25  # deviations
+PERSON = 0.1**0.5  # deviation of a method with a person
+PERSONS = {"40, alike": np.full(40, 1 / 40), "40, unlike": 1 / np.arange(1, 41), "10, alike": np.full(10, 1 / 10)}
+FOLDS = 10
 MEASURES = ("Acc.", "Diag.")
 
 
@@ -93,6 +100,33 @@ def intervals(images, seeds, points, measure, difference=0, sets=1000, seed=0):
     return np.array(found)
 
 
+def simulate_persons(persons, seeds, points, sets, rng):
+    """Of two equal methods, right answers of the first minus the second's, (sets, seeds, 401), and the images' persons,
+    (401,): with these shares of the images in the mean, numbered from 0."""
+    cut, deviation, free = nets(401, points, "Acc.")
+    shares = PERSONS[persons] / PERSONS[persons].sum()
+    expression, person = np.repeat(np.arange(14), COUNTS[401]), rng.permutation(len(shares))[rng.choice(len(shares), 401, p=shares)]
+    ability = cut + rng.normal(0, deviation, (sets, 2, seeds, FOLDS, 1))
+    ability = ability + rng.normal(0, LEANING, (sets, 2, seeds, FOLDS, 14)) @ free
+    image = rng.normal(0, EASE, (sets, 1, 1, 401)) + rng.normal(0, TASTE, (sets, 2, 1, 401))
+    image = image + rng.normal(0, PERSON, (sets, 2, 1, len(shares)))[..., person]
+    right = ability[..., person % FOLDS, expression] + image + rng.normal(0, NOISE, (sets, 2, seeds, 401)) > 0
+    return right[:, 0].astype(float) - right[:, 1], np.unique(person, return_inverse=True)[1]
+
+
+def errors_of_persons(persons, seeds, points, sets=1000, seed=0):
+    """Of equal methods the percent of intervals that leave out 0, {measure: (of images, of persons)}, and of McNemar's p
+    of the first seeds below 0.05, "p": (of images, of persons)."""
+    rng, found = np.random.default_rng([seed, list(PERSONS).index(persons), seeds, points]), []
+    for _ in range(0, sets, 20):
+        several, people = simulate_persons(persons, seeds, points, 20, rng)
+        for d in several:
+            without = [[percent_without(np.array([table.interval(d, weights(401, measure), who)]), 0) / 100 for who in (None, people)]
+                       for measure in MEASURES]
+            found.append([*without, [table.mcnemar(one) < 0.05 for one in (d[0], table.by_person(d[:1], people)[0])]])
+    return dict(zip((*MEASURES, "p"), 100 * np.mean(found, 0)))
+
+
 def percent_without(found, value):
     """How many in a hundred intervals leave a value out."""
     return 100 * np.mean((found[:, 0] > value + 1e-9) | (found[:, 1] < value - 1e-9))
@@ -114,8 +148,20 @@ def lines(sets):
                            f"{50 * np.ptp(equal, axis=1).mean():7.2f}")
 
 
+def lines_of_persons(sets):
+    yield (f"\n{sets} sets of 401 images of persons in {FOLDS} folds, equal methods: percent of intervals that leave out 0, and of "
+           "McNemar's p below 0.05,\nby images and by persons.\n")
+    yield "persons     seeds  points over seeds   Acc.: images persons   Diag.: images persons   McNemar: images persons"
+    for persons in PERSONS:
+        for seeds in (3, 5):
+            for points in (0, 2):
+                errors = errors_of_persons(persons, seeds, points, sets)
+                yield (f"{persons:11} {seeds:5} {points:18} " + " ".join(f"{errors[name][0]:14.1f}{errors[name][1]:8.1f} " for name in errors))
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", type=int, default=1000)
-    for line in lines(parser.parse_args().sets):
+    sets = parser.parse_args().sets
+    for line in itertools.chain(lines(sets), lines_of_persons(sets)):
         print(line, flush=True)

@@ -62,9 +62,10 @@ def place(tmp_path):
         (tmp_path / f"rafce/{i:04}_aligned.jpg").touch()
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/python"
-    best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0], [0], 14), mmlfer.EMOTIONS), "pred": [0]}
+    tested = [f"{i:04}.jpg" for i in range(1, 20, 3)]
+    best = {**mmlfer.expression_metrics(mmlfer.confusion_matrix([0] * 7, [0] * 7, 14), mmlfer.EMOTIONS), "pred": [0] * 7}
     test = {"form": "wild", "stats": "wild", "table_sha256": "", "seed": 0, "rafce": False, "emotions": mmlfer.EMOTIONS,
-            "aus": mmlfer.AUS, "names": ["1.jpg"], "truth": [0], "best": best,
+            "aus": mmlfer.AUS, "names": tested, "truth": [0] * 7, "best": best,
             "data_sha256": "", "images_sha256": "", "backbone": ""}
     program.write_text(STAND_IN.format(python=sys.executable, test=json.dumps(test)))
     program.chmod(0o755)
@@ -130,11 +131,11 @@ def test_the_settings_of_the_paper_are_the_defaults(place):
     assert {(given["--epochs"], given["--size"], given["--data"]) for given in runs.values()} == {("60", "112", "./rafce")}
 
 
-def grad_cam(place):
+def grad_cam(place, **settings):
     """The words of the last call: gradcam's."""
     program = place / "bin/python"
     program.write_text(program.read_text().replace('note("start")', 'note("start"); Path("last").write_text("\\n".join(words))'))
-    result = run_sh(place, **FEW)
+    result = run_sh(place, **FEW, **settings)
     assert result.returncode == 0, result.stderr
     return (place / "last").read_text().split("\n")
 
@@ -144,9 +145,7 @@ def test_grad_cam_is_of_four_aligned_test_faces(place):
                      *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]
 
 
-def test_grad_cam_despite_a_byte_order_mark_loops_of_links_and_lost_faces(place):
-    rows = place / "rafce/RAFCE_partition.txt"
-    rows.write_bytes(b"\xef\xbb\xbf" + rows.read_bytes())
+def test_grad_cam_despite_loops_of_links_and_lost_faces(place):
     (place / "rafce/RAF-AU").symlink_to(place / "rafce")
     (place / "rafce/0001_aligned.jpg").unlink()
     (place / "rafce/0004.jpg").unlink(), (place / "rafce/0004_aligned.jpg").unlink()
@@ -159,7 +158,7 @@ def test_a_folder_with_labels_csv_has_rows_with_its_own_statistics(place):
     for name in ("labels.csv", "RAFCE_emolabel.txt", "a/1, 2.jpg", "a/3.jpg"):
         (place / "my faces" / name).touch()
     program = place / "bin/python"
-    program.write_text(program.read_text().replace('"names": ["1.jpg"]', '"names": ["a/1, 2.jpg"]'))
+    program.write_text(program.read_text().replace('"0001.jpg"', '"a/1, 2.jpg"'))
     result = run_sh(place, "my faces", SEEDS="0", RHOS="0.1", RHOS_AM="0.3")
     assert result.returncode == 0, result.stderr
     runs = trained(place)
@@ -170,6 +169,26 @@ def test_a_folder_with_labels_csv_has_rows_with_its_own_statistics(place):
     *_, words = zip(*map(json.loads, (place / "calls").read_text().splitlines()))
     assert words[-1] == ["gradcam", "--ckpt", "./runs/final/mtl-0/best.pt", "--ckpt", "./runs/final/mml-train-0/best.pt", "--out",
                          "./runs/gradcam.png", "my faces/a/1, 2.jpg"]
+
+
+def test_folds_are_trained_one_by_one_and_searched_with_the_first(place):
+    """Grad-CAM is of the test faces of fold 1."""
+    assert grad_cam(place, FOLDS="3") == ["gradcam", "--ckpt", "./runs/final/mtl-0-f1/best.pt", "--out", "./runs/gradcam.png",
+                                          *(f"./rafce/{i:04}_aligned.jpg" for i in (1, 4, 7, 10))]
+    runs = trained(place)
+    assert set(runs) == {"search/mtl/0.1", "search/mtl/0.3", *(f"final/{row}-{seed}-f{fold}" for row in ("stl", "mtl")
+                                                             for seed in (0, 1) for fold in (1, 2, 3))}
+    for out, given in runs.items():
+        assert (given["--folds"], given["--fold"]) == ("3", out[-1] if "-f" in out else "1")
+        assert given["--seed"] == (out.split("-")[1] if "-f" in out else "0")
+        assert given.get("--rho") == ("0.3" if out.startswith("final/mtl") else out.split("/")[-1] if "search" in out else None)
+
+
+@pytest.mark.parametrize("folds", ["2", "persons", "0", "10x", "-3"])
+def test_folds_are_a_number(place, folds):
+    result = run_sh(place, **FEW, FOLDS=folds)
+    assert result.returncode == 1 and result.stderr == f"run.sh: FOLDS={folds}: expected a number of folds, 3 or more\n"
+    assert not (place / "calls").exists()
 
 
 @pytest.fixture(scope="session")
