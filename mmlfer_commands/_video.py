@@ -3,15 +3,17 @@
 import collections
 import contextlib
 import dataclasses
+import functools
+import itertools
 import math
-import os
+import re
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from mmlfer import InputError, torch
+from mmlfer import InputError, refused, torch
 from mmlfer_commands._alignment import Face, find_again, find_faces, three_of
 
 AGAIN = 0.5  # seconds between searches of the whole frame
@@ -20,7 +22,7 @@ CUT = 30  # mean difference (0..255) of two frames, shrunk to 16x9 pixels, above
 SHORT = 1.0  # seconds by which the frames may end before their file says
 TRIES = 8  # times to read on where a file is broken
 RATES = (1, 60)  # frames per second: a file's own rate outside of these is not believed
-DRAWN = 640  # the longer side of a drawn copy, pixels: OpenCV's VP9 is slow
+QUICK = {"deadline": "realtime", "cpu-used": "8", "crf": "30", "b": "0"}  # how VP9 encodes it
 
 # ---------------------------------------------------------------- reading
 
@@ -29,136 +31,119 @@ DRAWN = 640  # the longer side of a drawn copy, pixels: OpenCV's VP9 is slow
 Frame = collections.namedtuple("Frame", "number time image")
 
 
-@contextlib.contextmanager
-def no_remarks():
-    """Keep OpenCV and FFmpeg from writing to standard error within this context."""
-    import cv2
-
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # where standard error is closed
-            kept = os.dup(2)
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, 2)
-            nothing = stack.enter_context(open(os.devnull, "w"))
-            os.dup2(nothing.fileno(), 2)
-        yield
-
-
-def as_opencv_takes(path):
-    """A path for OpenCV: as bytes, because it crashes at names that are not in UTF-8, and absolute,
-    because FFmpeg takes `http:` at its beginning for an address."""
-    return os.fsencode(os.path.abspath(path))
-
-
 def camera_number(clip):
     """The number of a camera, or None where this is the path of a file."""
     return int(clip) if clip.isdecimal() and not Path(clip).exists() else None
-
-
-def is_picture(path):
-    """Whether a file is one image, whatever its name says."""
-    try:
-        with Image.open(path, formats=("JPEG", "PNG", "BMP", "WEBP", "TIFF")) as image:
-            return getattr(image, "n_frames", 1) == 1
-    except Exception:  # Pillow's plugins raise every kind
-        return False
 
 
 class ClipError(InputError):
     """One clip cannot be read; the program goes on with the others."""
 
 
-def times_of_file(path):
-    """The times at which a file's picture begins and should end, seconds, and the number of its
-    frames, 0 where the file does not say. OpenCV counts time from the first frame, and tells the
-    length of the sound."""
+def end_and_count(file, stream):
+    """The time at which a file's picture should end, seconds, and the number of its frames; 0 where
+    the file does not say."""
+    start = float((stream.start_time or 0) * stream.time_base)
+    said = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))  # Matroska's
+    if stream.duration:
+        end = start + float(stream.duration * stream.time_base)
+    elif said:
+        end = 3600 * int(said[1]) + 60 * int(said[2]) + float(said[3])
+    else:
+        return (file.duration or 0) / 1e6, stream.frames
+    return end, stream.frames or round((end - start) * (stream.average_rate or 0))
+
+
+def decoded(file, stream):
+    """Yield the frames of an open file; what is broken is passed over."""
     import av
 
-    try:
-        with av.open(os.path.abspath(path)) as file:
-            stream = file.streams.video[0]
-            start = float((stream.start_time or 0) * stream.time_base)
-            said = stream.metadata.get("DURATION", "")  # Matroska's: 00:00:02.400000000
-            if stream.duration:
-                end = start + float(stream.duration * stream.time_base)
-            elif said:
-                end = sum(float(part) * 60**i for i, part in enumerate(said.split(":")[::-1]))
-            else:
-                return start, (file.duration or 0) / av.time_base, stream.frames
-            return start, end, stream.frames or round((end - start) * (stream.average_rate or 0))
-    except (av.error.FFmpegError, IndexError, ValueError):
-        return 0.0, 0.0, 0
+    for _ in range(TRIES):
+        with contextlib.suppress(OSError, av.error.FFmpegError):
+            for packet in file.demux(stream):
+                with contextlib.suppress(OSError, av.error.FFmpegError):
+                    yield from packet.decode()
+            return
+
+
+def upright(frame):
+    """A decoded frame as RGB (H, W, 3), turned as its file says."""
+    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
 class Clip:
     """A video file, or a camera, with its first frame found. ClipError if it has none."""
 
     def __init__(self, clip):
+        self.name, self.camera, self.ended = clip, camera_number(clip), False
+        self.end, self.count, self.rate = 0.0, 0, Fraction(30)  # as a file says; frames per second
+        with contextlib.ExitStack() as files:
+            self.coming = self.of_file(files) if self.camera is None else self.of_camera(files)
+            self.first = next(self.coming, None)
+            if self.first is None and self.camera is None:
+                raise ClipError(f"{clip}: no frame in it; give another copy")
+            if self.first is None:
+                raise ClipError(f"camera {clip}: there is none, or another program has it; connect "
+                                "one, or give a video file")
+            self.files = files.pop_all()
+        self.read, self.time, self.step = 0, self.first[0], 0.0
+
+    def of_camera(self, files):
+        """Yield (time, function that gives the image or None) of each frame. The ExitStack `files`
+        closes the camera."""
         import cv2
 
-        self.name, self.camera, self.ended = clip, camera_number(clip), False
-        if self.camera is None:
-            self.check_file(Path(clip))
-        with no_remarks():
-            source = as_opencv_takes(clip) if self.camera is None else self.camera
-            self.capture = cv2.VideoCapture(source)
-            opened = self.capture.isOpened()
-            self.grabbed = opened and self.grab()
-        if self.camera is not None and not self.grabbed:
-            raise ClipError(f"camera {clip}: there is none, or another program has it; connect "
-                            "one, or give a video file")
-        if not opened:
-            raise ClipError(f"{clip}: not a video that can be read: something else, or cut off "
-                            "before its index; give another copy")
-        if not self.grabbed:
-            raise ClipError(f"{clip}: no frame in it; give another copy")
-        self.opened, self.begin, self.end, self.count = time.monotonic(), 0.0, 0.0, 0
-        if self.camera is None:
-            with no_remarks():
-                self.begin, self.end, self.count = times_of_file(clip)
-        self.read, self.time, self.step = 0, self.begin, 0.0
-        rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if RATES[0] <= rate <= RATES[1] else 30.0
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        capture, begin = cv2.VideoCapture(self.camera), None
+        files.callback(capture.release)
 
-    @staticmethod
-    def check_file(path):
+        def image():
+            whole, bgr = capture.retrieve()
+            return bgr[:, :, ::-1] if whole else None
+
+        while capture.grab():
+            now = time.monotonic()
+            begin = begin or now
+            yield now - begin, image
+
+    def of_file(self, files):
+        """The same of a file, with the times that it has itself."""
+        import av
+
+        path = Path(self.name)
         if not path.exists():
             raise ClipError(f"{path}: no such file; give a video, or the number of a camera")
         if path.is_dir():
             raise ClipError(f"{path}: a folder; give its videos, as {path}/*.mp4")
-        if path.is_file() and is_picture(path):
-            raise ClipError(f"{path}: one picture, not a video; `mmlfer predict --photos` takes it")
-
-    def grab(self):
-        """Go to the next frame that can be read. -> whether there is one"""
-        return any(self.capture.grab() for _ in range(TRIES if self.camera is None else 1))
-
-    def now(self):
-        """The time of the frame that was grabbed last, seconds."""
-        import cv2
-
-        if self.camera is not None:
-            return time.monotonic() - self.opened
-        return self.begin + self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        try:  # PyAV takes no name that is not in UTF-8
+            file = files.enter_context(av.open(files.enter_context(path.open("rb"))))
+            stream = file.streams.video[0]
+        except (OSError, av.error.FFmpegError, IndexError):
+            raise ClipError(f"{path}: not a video that can be read: something else, or cut off "
+                            "before its index; give another copy") from None
+        if file.format.name.endswith("_pipe"):
+            raise ClipError(f"{path}: a picture, not a video; `mmlfer predict --photos` takes it")
+        self.end, self.count = end_and_count(file, stream)
+        if RATES[0] <= (stream.guessed_rate or 0) <= RATES[1]:
+            self.rate = stream.guessed_rate
+        stream.thread_type, now = "AUTO", float(-1 / self.rate)
+        for frame in decoded(file, stream):
+            now = now + float(1 / self.rate) if frame.time is None else frame.time
+            yield now, functools.partial(upright, frame)
 
     def frames(self, every=1, rate=None, start=0.0, end=math.inf):
         """Yield the Frames from `start` to before `end`, seconds: of every `every` frames one, or
         `rate` per second. The others are passed over and not made into images."""
         due = start
-        while self.grabbed:
-            number, now = self.read, self.now()
+        for number, (now, image_of) in enumerate(itertools.chain([self.first], self.coming)):
             if now >= end:
                 return
             self.read, self.time, self.step = number + 1, now, now - self.time
             if now >= due - 1e-6 and number % every == 0:
                 if rate:
                     due += max(1, math.ceil((now - due) * rate + 1e-6)) / rate
-                decoded, image = self.capture.retrieve()
-                if decoded:
-                    yield Frame(number, now, np.ascontiguousarray(image[:, :, ::-1]))
-            self.grabbed = self.grab()
+                if (image := image_of()) is not None:
+                    yield Frame(number, now, np.ascontiguousarray(image))
         self.ended = True
 
     def remarks(self):
@@ -175,7 +160,7 @@ class Clip:
                    f"{self.count}; broken ones are left out, the times of the others are right")
 
     def close(self):
-        self.capture.release()
+        self.files.close()
 
 
 # ---------------------------------------------------------------- who is who
@@ -291,56 +276,46 @@ class Drawing:
     """A VP9 file of constant rate: a frame is repeated until the time of the next one."""
 
     def __init__(self, path, rate):
-        self.path, self.rate = path, rate
-        self.writer, self.written, self.end = None, 0, 0.0  # end: of the last frame, seconds
+        self.path, self.rate, self.whole = path, rate, True
+        self.file, self.written, self.end = None, 0, 0.0  # end: of the last frame, seconds
 
     def add(self, image, now):
         """Show an image (H, W, 3) from `now` on, seconds."""
-        import cv2
+        import av
 
-        if self.writer is None:
-            self.begin, self.size = now, image.shape[1::-1]
-            code = cv2.VideoWriter_fourcc(*"VP90")
-            with no_remarks():  # OpenCV would say that .webm does not know this code
-                self.writer = cv2.VideoWriter(as_opencv_takes(self.path), cv2.CAP_FFMPEG, code,
-                                              self.rate, self.size)
-            if not self.writer.isOpened():
-                raise InputError(f"{self.path}: cannot be written; free some space, or leave out "
-                                 "--draw")
+        if self.file is None:
+            self.begin = now
+            with refused(self.path, "cannot be written ({}); free some space, or leave out --draw"):
+                self.out = self.path.open("xb")  # PyAV takes no name that is not in UTF-8
+            self.file = av.open(self.out, "w", "webm")
+            self.stream = self.file.add_stream("libvpx-vp9", self.rate, options=QUICK)
+            self.stream.height, self.stream.width = image.shape[:2]
         else:
             self.hold(now)
-        self.image, self.end = np.ascontiguousarray(image[:, :, ::-1]), now + 1 / self.rate
+        self.frame, self.end = av.VideoFrame.from_ndarray(image), now + 1 / self.rate
 
     def hold(self, until):
         """Write the last image as often as it takes to reach this time."""
         while self.written < round((until - self.begin) * self.rate):
-            self.writer.write(self.image)
+            self.frame.pts, self.frame.time_base = self.written, 1 / self.rate
+            self.write(self.frame)
             self.written += 1
 
+    def write(self, frame=None):
+        """Write a frame, or the file's end. What fails is said at the end: the rows go on."""
+        try:
+            self.file.mux(self.stream.encode(frame))
+            if frame is None:
+                self.file.close()
+                self.out.close()
+        except OSError:
+            self.whole = False
+
     def close(self):
-        """Show the last image until the end."""
-        if self.writer:
+        """Show the last image until the end. InputError if not all could be written."""
+        if self.file:
             self.hold(self.end)
-            self.writer.release()
-
-    def check(self):
-        """InputError if the closed file's last frame cannot be read: OpenCV reports no failure."""
-        import cv2
-
-        with no_remarks():
-            capture = cv2.VideoCapture(as_opencv_takes(self.path))
-            capture.set(cv2.CAP_PROP_POS_FRAMES, self.written - 1)
-            whole = capture.grab()
-        if self.writer and not whole:
+            self.write()
+        if not self.whole:
             raise InputError(f"{self.path}: not written whole; free some space and draw again; "
                              "the rows are written")
-
-
-def fit(image):
-    """An image whose longer side has DRAWN pixels and both sides are even; and the factor."""
-    import cv2
-
-    zoom = DRAWN / max(image.shape)
-    size = [max(2, round(zoom * n / 2) * 2) for n in image.shape[1::-1]]
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
-    return cv2.resize(image, size, interpolation=how), zoom

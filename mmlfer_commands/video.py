@@ -24,11 +24,12 @@ from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import Lines, csv_table, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, check_installed
-from mmlfer_commands._video import AGAIN, Clip, ClipError, Drawing, Tracker, camera_number, fit
+from mmlfer_commands._video import AGAIN, Clip, ClipError, Drawing, Tracker, camera_number
 from mmlfer_commands.crop import every_option, fps_option, like_option
 from mmlfer_commands.predict import Item, predict_crops
 
 BATCH, AHEAD = 8, 4  # faces in a batch of the net; frames that are decoded ahead
+DRAWN = 640  # the longer side of a drawn copy, pixels
 FACE = ("confidence", "success", "x", "y", "width", "height",
         *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
 
@@ -92,7 +93,7 @@ font = functools.cache(ImageFont.load_default)  # loaded once for each size
 
 
 def strip_of(result, width):
-    """A strip (H, width, 3) with the first expressions on bars of their probabilities' length."""
+    """A strip of this width, of the first expressions on bars of their probabilities' length."""
     line = 15
     picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
@@ -101,23 +102,24 @@ def strip_of(result, width):
         pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
         text = f"{expression['name']} {100 * expression['p']:.0f} %"
         pen.text((4, top + 1), text, "#ffffff", font=font(11))
-    return np.asarray(picture)
+    return picture
 
 
 def draw_frame(image, faces):
-    """A copy of a frame (H, W, 3), 640 pixels long, with a box, a number and a strip for each face.
+    """A copy of a frame (H, W, 3), DRAWN pixels long, with box, number and strip for each face.
     faces: [(Item, its `answer`)]."""
-    picture, zoom = fit(image)
-    canvas = Image.fromarray(picture)
+    zoom = DRAWN / max(image.shape)
+    size = [max(2, 2 * round(zoom * n / 2)) for n in image.shape[1::-1]]  # VP9 takes even sides
+    canvas = Image.fromarray(image).resize(size, reducing_gap=2)
     pen = ImageDraw.Draw(canvas)
     for item, result in faces:
         left, top, width, height = zoom * item.details["face"].box
         pen.rectangle((left, top, left + width, top + height), outline="#ffd400", width=2)
         pen.text((left + 4, top + 2), str(item.details["face_id"]), "#ffd400", font=font(14))
         strip = strip_of(result, int(max(width, min(150, canvas.width))))
-        x = min(max(left, 0), canvas.width - strip.shape[1])
-        y = min(max(top + height, 0), canvas.height - strip.shape[0])
-        canvas.paste(Image.fromarray(strip), (round(max(x, 0)), round(max(y, 0))))
+        x = min(max(left, 0), canvas.width - strip.width)
+        y = min(max(top + height, 0), canvas.height - strip.height)
+        canvas.paste(strip, (round(max(x, 0)), round(max(y, 0))))
     return np.asarray(canvas)
 
 
@@ -188,8 +190,6 @@ def run_clip(job, name, stem):
             drawing = Drawing(job.out / f"{stem}.webm", clip.rate)
             files.callback(drawing.close)
         count, faces, without = predict_clip(job, clip, table, drawing)
-    if drawing:
-        drawing.check()
     say(f"{shown(name)}: {count} frames, {faces} faces, {without} frames without one: "
         f"{shown(path)}", err=False)
     for remark in (remarks := list(clip.remarks())):

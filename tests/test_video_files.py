@@ -70,7 +70,7 @@ def test_videos_of_any_name(templated, nobody, tmp_path, monkeypatch):
 
 
 def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tmp_path, capfd):
-    kinds = {"picture": "one picture, not a video; `mmlfer predict --photos` takes it", "folder": "a folder; give its videos, as {}/*.mp4",
+    kinds = {"picture": "a picture, not a video; `mmlfer predict --photos` takes it", "folder": "a folder; give its videos, as {}/*.mp4",
              "nothing": "no such file; give a video, or the number of a camera", "text": NO_VIDEO, "sound": NO_VIDEO, "empty clip": NO_VIDEO}
     paths = [tmp_path / f"{kind}.mp4" for kind in kinds]
     for kind, path in zip(kinds, paths):
@@ -84,15 +84,11 @@ def test_what_is_no_video_is_named_and_the_others_are_read(templated, nobody, tm
     assert capfd.readouterr().err == ""  # OpenCV and FFmpeg say nothing beside
 
 
-def test_a_video_that_opens_without_a_frame(templated, tmp_path, monkeypatch):
-    class Nothing:
-        def __init__(self, path):
-            self.isOpened, self.grab, self.release = lambda: True, lambda: False, lambda: None
-
-    (tmp_path / "a.mp4").write_bytes(b"")
-    monkeypatch.setattr(cv2, "VideoCapture", Nothing)
-    result = run(templated, tmp_path / "out", tmp_path / "a.mp4")
-    assert (result.exit_code, result.stderr) == (1, f"Warning: skipped {tmp_path}/a.mp4: no frame in it; give another copy\n")
+def test_a_video_that_opens_without_a_frame(templated, sixty, tmp_path):
+    content = sixty[1].read_bytes()
+    (tmp_path / "a.webm").write_bytes(content[: content.index(b"\x1f\x43\xb6\x75") + 4])  # cut off where Matroska's first cluster begins
+    result = run(templated, tmp_path / "out", tmp_path / "a.webm")
+    assert (result.exit_code, result.stderr) == (1, f"Warning: skipped {tmp_path}/a.webm: no frame in it; give another copy\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -149,7 +145,7 @@ def test_one_name_for_two_clips_and_outputs_that_are_there(templated, nobody, tm
 
 
 def test_ctrl_c_leaves_whole_rows(templated, sixty, tmp_path, monkeypatch):
-    monkeypatch.setattr(_video, "DRAWN", 64)
+    monkeypatch.setattr(video, "DRAWN", 64)
     calls = []
 
     def search(image, found=()):
@@ -197,7 +193,7 @@ def test_a_full_disk_leaves_whole_rows(templated, nobody, sixty, tmp_path):
 
 
 def test_a_full_disk_while_drawing_keeps_the_rows(templated, nobody, sixty, tmp_path, monkeypatch):
-    monkeypatch.setattr(_video, "DRAWN", 128)
+    monkeypatch.setattr(video, "DRAWN", 128)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12000, before[1]))
     try:
@@ -290,20 +286,23 @@ def test_a_cameras_frames_are_answered_one_by_one_and_a_files_in_batches(templat
 
 def test_a_frame_that_cannot_be_decoded_is_left_out(monkeypatch):
     camera = Camera(n=6)
-    camera.retrieve = lambda: (False, None) if camera.read == 3 else (True, np.zeros((4, 4, 3), np.uint8))
+    camera.retrieve = lambda: (False, None) if camera.read == 3 else (True, np.full((4, 4, 3), (1, 2, 3), np.uint8))
     monkeypatch.setattr(cv2, "VideoCapture", lambda number: camera)
-    assert [frame.number for frame in _video.Clip("0").frames()] == [0, 1, 3, 4, 5]
+    frames = list(_video.Clip("0").frames())
+    assert [frame.number for frame in frames] == [0, 1, 3, 4, 5]
+    assert all((frame.image == (3, 2, 1)).all() for frame in frames)  # RGB of OpenCV's BGR
 
 
-def test_a_file_may_be_called_as_a_camera_and_an_animation_is_no_picture(tmp_path, monkeypatch):
+def test_a_file_may_be_called_as_a_camera_and_an_animation_is_no_picture(templated, nobody, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [_video.camera_number(clip) for clip in ("3", "03", "3.mp4", "-1")] == [3, 3, None, None]
-    (tmp_path / "3").touch()
-    assert _video.camera_number("3") is None
     one, two = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    one.save("one.webp")
-    one.save("two.webp", save_all=True, append_images=[two])
-    assert [_video.is_picture(name) for name in ("one.webp", "two.webp", "3")] == [True, False, False]
+    one.save("3", "WEBP")
+    one.save("two.gif", save_all=True, append_images=[two])
+    assert _video.camera_number("3") is None
+    result = run(templated, "out", "3", "two.gif")
+    assert result.stderr == "Warning: skipped 3: a picture, not a video; `mmlfer predict --photos` takes it\n"
+    assert os.listdir("out") == ["two.csv"] and len(rows_of("out/two.csv")) == 2
 
 
 def test_a_camera_that_is_not_there(templated, tmp_path, monkeypatch):
@@ -318,7 +317,7 @@ def test_a_camera_that_is_not_there(templated, tmp_path, monkeypatch):
 
 def test_a_drawn_copy_plays_as_fast_and_as_long(templated, nobody, tmp_path, monkeypatch):
     """At a variable rate, with each frame at its time; of a part of the clip only that part; without sound."""
-    monkeypatch.setattr(_video, "DRAWN", 64)
+    monkeypatch.setattr(video, "DRAWN", 64)
     times = [0, 40, 80, 200, 240, 500, 540, 1000, 1040, 1200]
     images = grey(10, (64, 48))
     clip = write_at(tmp_path / "a.webm", images, times, "libvpx-vp9")
@@ -381,7 +380,7 @@ def test_decoding_searching_and_predicting_have_a_thread_each(templated, everywh
             return function(*args)
         return run
 
-    for where, name in ((_video.Clip, "now"), (_video.Tracker, "find"), (predict, "predict_faces"), (video, "answer")):
+    for where, name in ((_video, "upright"), (_video.Tracker, "find"), (predict, "predict_faces"), (video, "answer")):
         monkeypatch.setattr(where, name, noted(name, getattr(where, name)))
     assert run(templated, tmp_path, sixty[0], "--end", 0.5).exit_code == 0
     assert [len(idents) for idents in threads.values()] == [1] * 4 and len(set.union(*threads.values())) == 4
