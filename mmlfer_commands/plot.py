@@ -1,5 +1,6 @@
 """mmlfer plot: curves of runs (Fig. 5), a confusion matrix, a video's probabilities over time."""
 
+import contextlib
 import csv
 import json
 import re
@@ -19,28 +20,24 @@ WEIGHTS = {"w_au": r"$\omega^{AU}$", "w_am": r"$\omega^{AM}$"}
 def plot_curves(log, steps, path):
     """Figure 5: accuracy over iterations, and the mean weights of each epoch. log: {column of
     log.csv: one number per epoch}; steps: iterations of an epoch."""
-    plt, figure, (left, right) = two_axes(12)
-    x = steps * log["epoch"]
-    for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
-        left.plot(x, 100 * log[key], ".-", label=f"validation {name}")
-    for key, name in WEIGHTS.items():
-        right.plot(x, log[key], ".-", label=f"mean {name}")
-    left.set(ylim=(0, 100))
-    save_curves(plt, figure, path)
+    with curves(12, path) as (left, right):
+        x = steps * log["epoch"]
+        for key, name in (("val_acc", "Acc."), ("val_diag", "Diag.")):
+            left.plot(x, 100 * log[key], ".-", label=f"validation {name}")
+        for key, name in WEIGHTS.items():
+            right.plot(x, log[key], ".-", label=f"mean {name}")
+        left.set(ylim=(0, 100))
 
 
-def two_axes(width):
-    """A figure's two places, for accuracy and for weights over iterations."""
+@contextlib.contextmanager
+def curves(width, path):
+    """Two places to draw accuracy and weights over iterations; the figure is then written, all of
+    its curves within the picture."""
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(width, 4), layout="constrained")
     left.set(ylabel="%", title="(a) accuracy")
     right.set(ylabel="weight", title="(b) weights, mean of each epoch")
-    return plt, figure, (left, right)
-
-
-def save_curves(plt, figure, path):
-    """Write a figure of two_axes, all of its curves within the picture."""
-    left, right = figure.axes
+    yield left, right
     top = max([1, *(max(line.get_ydata()) for line in right.lines)])  # rho may be above 1
     right.set(ylim=(-0.02 * top, 1.02 * top))
     for axis in (left, right):
@@ -54,35 +51,34 @@ def save_curves(plt, figure, path):
 
 def plot_methods(rows, path):
     """Figure 5 of several methods, each the mean of its seeds. rows: Rows of read_results."""
-    plt, figure, (left, right) = two_axes(14)
-    for i, row in enumerate(rows, 1):
-        runs = [part for run in row.seeds.values() for part in run.folds or [run]]
-        folders = [run.path.parent for run in runs]
-        logs = [read_part(run.path.with_name("log.csv"), parse_log, run.texts) for run in runs]
-        check_lengths(folders, logs)
-        steps = read_part(folders[0] / "config.yaml", parse_steps, runs[0].texts)
-        mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
-        color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
-        title = row.title.replace("$", r"\$")  # no mathematics in a file's name
-        look = {"color": color, "marker": "." if len(mean["epoch"]) == 1 else ""}  # no line then
-        left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=title, **look)
-        for i, (key, style) in enumerate(zip(WEIGHTS, ("-", "--")), 1):
-            if i in learned(row.method):
-                right.plot(steps * mean["epoch"], mean[key], style,
-                           label=f"{title}, {WEIGHTS[key]}", **look)
-    left.set(title="(a) validation accuracy, mean of the seeds")
-    save_curves(plt, figure, path)
+    with curves(14, path) as (left, right):
+        for i, row in enumerate(rows, 1):
+            runs = [part for run in row.seeds.values() for part in run.folds or [run]]
+            folders = [run.path.parent for run in runs]
+            logs = [read_part(run.path.with_name("log.csv"), parse_log, run.texts) for run in runs]
+            check_lengths(folders, logs)
+            steps = read_part(folders[0] / "config.yaml", parse_steps, runs[0].texts)
+            mean = {key: np.mean([log[key] for log in logs], 0) for key in logs[0]}
+            color = f"C{len(rows) - i}"  # the last row, the paper's method, has the first colour
+            title = row.title.replace("$", r"\$")  # no mathematics in a file's name
+            marker = "." if len(mean["epoch"]) == 1 else ""  # one point makes no line
+            look = {"color": color, "marker": marker}
+            left.plot(steps * mean["epoch"], 100 * mean["val_acc"], label=title, **look)
+            for i, (key, style) in enumerate(zip(WEIGHTS, ("-", "--")), 1):
+                if i in learned(row.method):
+                    right.plot(steps * mean["epoch"], mean[key], style,
+                               label=f"{title}, {WEIGHTS[key]}", **look)
+        left.set(title="(a) validation accuracy, mean of the seeds")
 
 
 def check_lengths(folders, logs):
     """Refuse seeds of one method whose logs differ in length: they have no mean."""
     lengths = [len(log["epoch"]) for log in logs]
-    longest = lengths.index(max(lengths))
-    for folder, n in zip(folders, lengths):
-        if n < lengths[longest]:
-            raise InputError(f"{folder}/log.csv: {n} epochs, but {lengths[longest]} in "
-                             f"{folders[longest]}/log.csv, another run of this method; train this "
-                             "run again")
+    short, longest = lengths.index(min(lengths)), lengths.index(max(lengths))
+    if short != longest:
+        raise InputError(f"{folders[short]}/log.csv: {lengths[short]} epochs, but "
+                         f"{lengths[longest]} in {folders[longest]}/log.csv, another run of this "
+                         "method; train this run again")
 
 
 def plot_confusion(numbers, path):
