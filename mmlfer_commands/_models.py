@@ -174,32 +174,21 @@ def write_folder(folder, state, test, versions):
     write_whole(folder / CARD, card(state, test).encode())
 
 
-def result_of(source, state):
-    """The figures of a checkpoint in the test.json beside it, and its "rafce"; {} if not tested."""
+def tested(source, state):
+    """A model's figures on its test set, as its folder has them, or the test.json beside the file;
+    None if it was not tested."""
+    if "test" in state:
+        return state["test"]
+    names = ("n", "accuracy", "diag", "macro_f1", "per_class", "au_f1", "au_f1_macro")
     try:
         run = json.loads((Path(source).parent / "test.json").read_text(encoding="utf-8"))
         result = run[Path(source).stem]
-        return {**result, "rafce": run.get("rafce")} if result["epoch"] == state["epoch"] else {}
+        images = dict(zip(state["emotions"], map(sum, result["confusion"])))
+        figures = {"images": images, "rafce": run.get("rafce"),
+                   **{name: result[name] for name in names}}
+        return figures if result["epoch"] == state["epoch"] else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def accuracy_on_test(source, state):
-    """A model's test accuracy; None if it is not known."""
-    test = state["test"] if "test" in state else result_of(source, state)
-    return (test or {}).get("accuracy")
-
-
-def tested(source, state):
-    """A model's figures on its test set, as its folder has them; None if it was not tested."""
-    if "test" in state:
-        return state["test"]
-    result = result_of(source, state)
-    if "confusion" not in result:
         return None
-    images = dict(zip(state["emotions"], map(sum, result["confusion"])))
-    names = ("rafce", "n", "accuracy", "diag", "macro_f1", "per_class", "au_f1", "au_f1_macro")
-    return {"images": images, **{name: result[name] for name in names}}
 
 
 def front_matter(state, test):

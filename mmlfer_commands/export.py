@@ -9,7 +9,7 @@ import numpy as np
 
 from mmlfer import AU_NAMES, PATH, refused, torch, write_whole
 from mmlfer_commands._models import (
-    CARD, accuracy_on_test, adjust_option, ckpt_option, load_model, tested, write_folder)
+    CARD, adjust_option, ckpt_option, load_model, tested, write_folder)
 from mmlfer_commands._outputs import check_output, new_folder
 from mmlfer_commands._runs import check_installed, versions
 
@@ -47,7 +47,7 @@ def metadata(ckpt, state):
         "parts of the side; null: not measured",
         "method": cfg["method"], "stats": Path(cfg["stats"]).name, "epoch": state["epoch"],
         "logit_adjust": cfg["logit_adjust"],
-        "test_accuracy": accuracy_on_test(ckpt, state),
+        "test_accuracy": (tested(ckpt, state) or {}).get("accuracy"),
         "versions": {**versions(), "onnx": onnx.__version__}}
     return {name: json.dumps(value) for name, value in facts.items()}
 

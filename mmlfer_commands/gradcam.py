@@ -64,20 +64,15 @@ def known_truths(paths, data):
     return [truths.get(Path(path).resolve()) for path in paths]
 
 
-def read_all(paths, size):
-    """The images as arrays (S, S, 3); InputError for the first that cannot be read."""
-    images = list(decode(paths, size))
-    for image in images:
-        if isinstance(image, str):
-            raise InputError(f"cannot be read as an image: {image}")
-    return images
-
-
-def explain(net, images, batch=16):
-    """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N images (S, S, 3), all as arrays."""
+def explain(net, images, name, batch=16):
+    """Maps (N, S, S), p_emo (N, K) and p_au (N, J) of N images (S, S, 3), all as arrays. InputError
+    that names the net if they are not finite."""
     device = next(net.parameters()).device
     parts = [gradcam(net, x.to(device)) for x in as_batch(images).split(batch)]
     maps, z_emo, z_au = (torch.cat(part) for part in zip(*parts))
+    if not all(t.isfinite().all() for t in (maps, z_emo, z_au)):
+        raise InputError(f"{name}: outputs that are not finite: its training diverged; take "
+                         "another checkpoint")
     return [t.cpu().numpy() for t in (maps, z_emo.softmax(1), z_au.sigmoid())]
 
 
@@ -104,19 +99,18 @@ def hint_at_photographs(paths, images, template):
 def compute_columns(ckpts, paths, device):
     """A column for each checkpoint: a dict of its images, maps (N, S, S), prediction for each face,
     and each face's label in the data set that it was trained on."""
-    read = functools.cache(functools.partial(read_all, paths))  # once for each size
+    read = functools.cache(lambda size: list(decode(paths, size)))  # once for each size
     find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
     columns = []
     for ckpt in ckpts:
         net, state = load_model(ckpt, device)
         config = state["config"]
         images = read(config["size"])
+        if bad := [image for image in images if isinstance(image, str)]:
+            raise InputError(f"cannot be read as an image: {bad[0]}")
         if not columns:
             hint_at_photographs(paths, images, state.get("template"))
-        maps, p_emo, p_au = explain(net, images)
-        if not all(np.isfinite(array).all() for array in (maps, p_emo, p_au)):
-            raise InputError(f"{ckpt}: outputs that are not finite: its training diverged; take "
-                             "another checkpoint")
+        maps, p_emo, p_au = explain(net, images, ckpt)
         said = [prediction_lines(state, *p) for p in zip(p_emo, p_au)]
         columns.append({"head": f"{config['method']} ({state['source']})", "images": images,
                         "maps": maps, "said": said, "truths": find_truths(config["data"])})

@@ -28,7 +28,7 @@ from mmlfer_commands._rafce import parse_aus
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
 from mmlfer_commands._compounds import compounds_option
-from mmlfer_commands._models import accuracy_on_test, adjust_option, ckpt_option, load_model
+from mmlfer_commands._models import adjust_option, ckpt_option, load_model, tested
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import csv_text, encoded
 from mmlfer_commands._runs import check_installed
@@ -96,7 +96,7 @@ class Model:
         self.fast = folded(self.net)  # Grad-CAM is of the net itself
         self.size, self.table = self.state["config"]["size"], self.state["table"].tolist()
         self.template = choose_template(like, self.state)
-        self.accuracy = accuracy_on_test(ckpt, self.state)
+        self.accuracy = (tested(ckpt, self.state) or {}).get("accuracy")
 
     def predict(self, content, name, top, crops, near):
         """What `predict --photos --json` prints of a picture; with `crops` also each face's row of
@@ -117,9 +117,7 @@ class Model:
     def gradcam(self, content, name):
         """The Grad-CAM of an aligned face over it, for the predicted expression, as PNG."""
         image = read_picture(content, name, self.size)
-        maps, *probabilities = explain(self.net, [image])
-        if not all(np.isfinite(array).all() for array in (maps, *probabilities)):
-            raise InputError("the net's outputs are not finite: take another checkpoint")
+        maps, *_ = explain(self.net, [image], "the net")
         colour = 1.5 - abs(4 * maps[0][..., None] - (3, 2, 1))  # (S, S, 3), from blue to red
         shown = (0.55 * image + 0.45 * 255 * colour.clip(0, 1)).round().astype(np.uint8)
         return encoded(Image.fromarray(shown), "PNG")
@@ -152,21 +150,15 @@ class Service:
 
     def __init__(self, model):
         self.model, self.facts = model, model.facts()
-        self.html = PAGE.read_bytes()
-        self.samples = {str(i): draw_sample(*sample) for i, sample in enumerate(SAMPLES)}
+        self.fixed = {"/": (PAGE.read_bytes(), "text/html"),
+                      "/health": (json.dumps(self.facts) + "\n", "application/json"),
+                      **{f"/sample/{i}.jpg": (draw_sample(*sample), "image/jpeg")
+                         for i, sample in enumerate(SAMPLES)}}
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
         self.turn, self.taken = asyncio.Lock(), 0
 
-    async def page(self, request):
-        return self.html, "text/html"
-
-    async def health(self, request):
-        return json.dumps(self.facts) + "\n", "application/json"
-
-    async def sample(self, request):
-        if sample := self.samples.get(request.path_params["number"]):
-            return sample, "image/jpeg"
-        raise http_error(404, f"there are {len(self.samples)} samples, from 0 on")
+    async def look_up(self, request):
+        return self.fixed[request.url.path]
 
     async def predict(self, request):
         name, top, kind, *how = read_parameters(request.query_params, self.facts["expressions"])
@@ -307,7 +299,7 @@ def build_app(service, place):
     from starlette.responses import Response
     from starlette.routing import Route
 
-    headers = {"Content-Security-Policy": policy(service.html.decode()),
+    headers = {"Content-Security-Policy": policy(PAGE.read_text("utf-8")),
                "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
                "Cross-Origin-Resource-Policy": "same-origin", "Cache-Control": "no-store"}
 
@@ -338,8 +330,7 @@ def build_app(service, place):
             click.echo(f"Warning: a request failed: {sentence}", err=True)
         return fail(500, sentence)
 
-    routes = [("/", "GET", service.page), ("/health", "GET", service.health),
-              ("/sample/{number}.jpg", "GET", service.sample),
+    routes = [*((path, "GET", service.look_up) for path in service.fixed),
               ("/predict", "POST", service.predict), ("/gradcam", "POST", service.gradcam)]
     app = Starlette(routes=[Route(path, answering(function), methods=[method])
                             for path, method, function in routes],

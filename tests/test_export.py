@@ -21,7 +21,8 @@ def exported(sketch_34, tmp_path_factory):
     """A checkpoint of ResNet-34 beside a test.json, and its export."""
     folder = tmp_path_factory.mktemp("export")
     shutil.copy(sketch_34, folder / "best.pt")
-    result = {"best": {"epoch": 0, "accuracy": 0.4375}, "last": {"epoch": 3, "accuracy": 0.25}}
+    figures = {"confusion": [[1]], **dict.fromkeys(("n", "diag", "macro_f1", "per_class", "au_f1", "au_f1_macro"), 0)}
+    result = {"best": {"epoch": 0, "accuracy": 0.4375, **figures}, "last": {"epoch": 3, "accuracy": 0.25, **figures}}
     (folder / "test.json").write_text(json.dumps(result))
     result = invoke("export", "--ckpt", folder / "best.pt", "--out", folder / "model.onnx")
     assert result.exit_code == 0, result.output
@@ -76,13 +77,14 @@ def test_the_metadata_say_what_a_user_must_know(exported):
 
 
 def test_the_accuracy_is_of_this_checkpoint_or_unknown(sketch, tmp_path):
-    state = {"epoch": 2}
-    assert export.accuracy_on_test(tmp_path / "best.pt", state) is None
-    for content, expected in (({"best": {"epoch": 2, "accuracy": 0.5}}, 0.5), ({"best": {"epoch": 1, "accuracy": 0.5}}, None),
+    state = {"epoch": 2, "emotions": ["awe"]}
+    assert export.tested(tmp_path / "best.pt", state) is None
+    others = {"confusion": [[4]], **dict.fromkeys(("n", "diag", "macro_f1", "per_class", "au_f1", "au_f1_macro"), 0)}
+    for content, expected in (({"best": {"epoch": 2, "accuracy": 0.5, **others}}, 0.5), ({"best": {"epoch": 1, "accuracy": 0.5, **others}}, None),
                               ([], None), ({"best": None}, None)):
         (tmp_path / "test.json").write_text(json.dumps(content))
-        assert export.accuracy_on_test(tmp_path / "best.pt", state) == expected
-        assert export.accuracy_on_test(tmp_path / "other.pt", state) is None
+        assert (export.tested(tmp_path / "best.pt", state) or {}).get("accuracy") == expected
+        assert export.tested(tmp_path / "other.pt", state) is None
 
 
 def test_the_template_stands_in_the_metadata(sketch):

@@ -82,10 +82,10 @@ def test_what_speaks_against_an_expression_is_no_attention():
 def test_many_images_in_chunks_are_as_one_by_one(ckpt):
     net, _ = mmlfer.load_net(ckpt, "cpu")
     images = [np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8) for i in range(35)]
-    maps, p_emo, p_au = gradcam.explain(net, images)
+    maps, p_emo, p_au = gradcam.explain(net, images, "")
     assert (maps.shape, p_emo.shape, p_au.shape) == ((35, 32, 32), (35, 14), (35, 32))
     for i in (0, 15, 16, 31, 32, 34):
-        one = gradcam.explain(net, images[i : i + 1])
+        one = gradcam.explain(net, images[i : i + 1], "")
         for whole, alone in zip((maps, p_emo, p_au), one):
             assert np.allclose(whole[i], alone[0], atol=1e-4)
 

@@ -114,8 +114,8 @@ def test_the_page_and_the_figure_take_a_folder(folder, there, trained, faces_fol
         assert invoke("gradcam", "--ckpt", ckpt, "--out", out, *images).exit_code == 0
         heads.append(_models.load_model(ckpt)[1]["source"])
     assert heads == [str(folder), f"hf:user/model@{hub.COMMIT}"]
-    assert _models.accuracy_on_test(trained[0] / "best.pt", mmlfer.read_checkpoint(trained[0] / "best.pt")) \
-        == _models.accuracy_on_test(folder, _models.load_model(folder)[1]) is not None
+    assert _models.tested(trained[0] / "best.pt", mmlfer.read_checkpoint(trained[0] / "best.pt")) \
+        == _models.tested(folder, _models.load_model(folder)[1]) is not None
 
 
 def test_training_starts_from_a_folders_backbone(folder, faces_folder, tmp_path):

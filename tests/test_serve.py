@@ -133,7 +133,7 @@ def test_crops_are_what_the_net_saw_and_gradcam_shows_where_it_looked(server, ck
         status, headers, content = ask(server, "/gradcam", content)
         assert (status, headers["Content-Type"]) == (200, "image/png")
         heat = np.asarray(Image.open(io.BytesIO(content)), float)
-        maps, _, _ = gradcam.explain(net, [crop])
+        maps, _, _ = gradcam.explain(net, [crop], "")
         jet = pytest.importorskip("matplotlib").colormaps["jet"](maps[0])[..., :3]
         assert abs(heat - 0.55 * crop - 0.45 * 255 * jet).mean() < 4 and maps[0].max() == 1
     larger = ask(server, "/gradcam", (photos / "face 4 %.png").read_bytes())[2]  # of 48x48 is read as the net reads it
@@ -249,9 +249,9 @@ NEAR = "near: expected the five points of at most 20 faces, as an answer has the
     ("/predict", None, "GET", 405, "GET /predict: method not allowed; see "),
     ("/", b"x", "POST", 405, "POST /: method not allowed; see "),
     ("/../etc/passwd", None, "GET", 404, "GET /../etc/passwd: not found; see "),
-    ("/sample/3.jpg", None, "GET", 404, "there are 3 samples, from 0 on"),
-    (f"/sample/{'9' * 5000}.jpg", None, "GET", 404, "there are 3 samples, from 0 on"),
-    ("/sample/%C2%B2.jpg", None, "GET", 404, "there are 3 samples, from 0 on"),
+    ("/sample/3.jpg", None, "GET", 404, "GET /sample/3.jpg: not found; see "),
+    (f"/sample/{'9' * 5000}.jpg", None, "GET", 404, f"GET /sample/{'9' * 72}: not found; see "),
+    ("/sample/%C2%B2.jpg", None, "GET", 404, "GET /sample/\u00b2.jpg: not found; see "),
 ])
 def test_requests_that_make_no_sense(server, path, body, method, status, sentence):
     got, told = fails(server, path, body, method)
@@ -325,21 +325,21 @@ def test_what_fails_in_the_server_is_its_error_and_never_a_face(capsys, error, s
             await app(scope, None, lambda message: answers.append(message) or asyncio.sleep(0))
         return answers
 
-    service = type("Stub", (), {"html": b"", **dict.fromkeys(("page", "health", "sample", "predict", "gradcam"), staticmethod(fails))})
+    service = type("Stub", (), {"fixed": {"/health": ()}, **dict.fromkeys(("look_up", "predict", "gradcam"), staticmethod(fails))})
     start, body = asyncio.run(asked(serve.build_app(service, serve.Place("127.0.0.1", ipaddress.ip_address("127.0.0.1"), 8000))))
     assert (start["status"], json.loads(body["body"])) == (500, {"error": sentence}) and capsys.readouterr().err == said
 
 
 def test_a_gradcam_that_is_not_finite_is_an_error(monkeypatch):
     model, face = serve.Model.__new__(serve.Model), io.BytesIO()
-    model.net, model.size = None, 8
+    model.net, model.size = torch.nn.Linear(1, 1), 8
     Image.new("RGB", (8, 8)).save(face, "PNG")
     for bad in range(3):
-        arrays = [np.zeros((1, 8, 8)), np.zeros((1, 2)), np.zeros((1, 3))]
-        monkeypatch.setattr(serve, "explain", lambda net, images, arrays=arrays: arrays)
+        arrays = [torch.zeros(1, 8, 8), torch.zeros(1, 2), torch.zeros(1, 3)]
+        monkeypatch.setattr(gradcam, "gradcam", lambda net, x, arrays=arrays: arrays)
         assert model.gradcam(face.getvalue(), "face").startswith(b"\x89PNG")
         arrays[bad][0, -1] = np.nan
-        with pytest.raises(mmlfer.InputError, match="^the net's outputs are not finite: take another checkpoint$"):
+        with pytest.raises(mmlfer.InputError, match="^the net: outputs that are not finite: its training diverged; take another checkpoint$"):
             model.gradcam(face.getvalue(), "face")
 
 
