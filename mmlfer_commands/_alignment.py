@@ -111,9 +111,8 @@ def look(image, anchors, side, wide):
     face upright and always `wide` pixels wide."""
     target = PUBLIC * wide + (side - wide) / 2
     matrix = similarity(anchors, target)
-    faces = detect(warp(image, matrix, side), side)
-    faces = [face for face in faces if face.score >= SURE
-             and same_face(three_of(face.points), target)]
+    faces = [face for face in detect(warp(image, matrix, side), side)
+             if face.score >= SURE and same_face(three_of(face.points), target)]
     return in_image(max(faces, key=lambda f: f.score), matrix) if faces else None
 
 

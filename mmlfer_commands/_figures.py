@@ -26,7 +26,7 @@ def pyplot():
     return plt
 
 
-def save_figure(plt, figure, path):
+def save_figure(figure, path):
     """Write a figure whole, in the format that its name ends in, with nothing cut off."""
     kind, known = Path(path).suffix[1:].lower() or "png", figure.canvas.get_supported_filetypes()
     if kind not in known:
@@ -38,7 +38,7 @@ def save_figure(plt, figure, path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # names in any script
         figure.savefig(buffer, format=kind, dpi=150, bbox_inches="tight", **marked)
-    plt.close(figure)
+    pyplot().close(figure)
     write_whole(path, buffer.getvalue())
 
 

@@ -126,9 +126,9 @@ def set_title(axis, lines):
 
 def draw_columns(columns, paths, out):
     """Figure 4: one row per image; the face, then each checkpoint's map, prediction and AUs."""
-    plt = pyplot()
-    figure, axes = plt.subplots(len(paths), 1 + len(columns), squeeze=False, layout="constrained",
-                                figsize=(2.9 * (1 + len(columns)), 3.3 * len(paths)))
+    size = 2.9 * (1 + len(columns)), 3.3 * len(paths)
+    figure, axes = pyplot().subplots(len(paths), 1 + len(columns), squeeze=False, figsize=size,
+                                     layout="constrained")
     for row, path in enumerate(paths):
         truths = {column["truths"][row] for column in columns} - {None}
         own = len(truths) > 1  # the data sets have different labels: each checkpoint shows its own
@@ -148,7 +148,7 @@ def draw_columns(columns, paths, out):
         axis.axis("off")
     figure.supxlabel("Grad-CAM: what speaks for the predicted expression, from blue (nothing) to "
                      "red (most)", fontsize=8)
-    save_figure(plt, figure, out)
+    save_figure(figure, out)
 
 
 @click.command("gradcam")

@@ -33,8 +33,7 @@ def plot_curves(log, steps, path):
 def curves(width, path):
     """Two places to draw accuracy and weights over iterations; the figure is then written, all of
     its curves within the picture."""
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(width, 4), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(width, 4), layout="constrained")
     left.set(ylabel="%", title="(a) accuracy")
     right.set(ylabel="weight", title="(b) weights, mean of each epoch")
     yield left, right
@@ -46,7 +45,7 @@ def curves(width, path):
         axis.grid(alpha=0.3)
         if axis.lines:  # no weights where no method learns them
             axis.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the curves, over none
-    save_figure(plt, figure, path)
+    save_figure(figure, path)
 
 
 def plot_methods(rows, path):
@@ -83,10 +82,9 @@ def check_lengths(folders, logs):
 
 def plot_confusion(numbers, path):
     """The confusion matrix of parse_numbers: colours are shares of a row, numbers are counts."""
-    plt = pyplot()
     confusion = np.array(numbers["confusion"])  # (K, K)
     n, emotions = confusion.sum(1), numbers["emotions"]
-    figure, axis = plt.subplots(figsize=(8.5, 7.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(8.5, 7.5), layout="constrained")
     share = 100 * confusion / np.maximum(n, 1)[:, None]
     picture = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axis.set_xticks(range(len(n)), emotions, rotation=60, ha="right", rotation_mode="anchor",
@@ -100,7 +98,7 @@ def plot_confusion(numbers, path):
              f"Diag. {100 * numbers['diag']:.2f} %")
     axis.set(xlabel="predicted", ylabel="true (images)", title=title)
     figure.colorbar(picture, ax=axis, label="% of the row", shrink=0.8)
-    save_figure(plt, figure, path)
+    save_figure(figure, path)
 
 
 def parse_log(text):
@@ -185,9 +183,9 @@ def band_label(name):
 def plot_table(times, names, faces, table, path):
     """Probabilities over time as bands of colour, those of expressions above those of AUs; a panel
     for each of the faces that are seen longest. InputError if the table has none."""
-    plt, n = pyplot(), len(times)
     if not faces:
-        raise InputError(f"{table}: no face in its {plural(n, 'frame')}: nothing to draw")
+        raise InputError(f"{table}: no face in its {plural(len(times), 'frame')}: nothing to draw")
+    n = len(times)
     wide = -(-n // COLUMNS)
     step = times[-1] - times[-2] if n > 1 else 1
     edges = np.append(times[::wide], times[-1] + step)
@@ -197,8 +195,8 @@ def plot_table(times, names, faces, table, path):
     parts = [part for part in parts if not np.isnan(faces[chosen[0]][1][:, part]).all()]
     heights = [len(part) for part in parts] * len(chosen)
     size = 9, 0.6 * len(chosen) + 0.15 * sum(heights)
-    figure, axes = plt.subplots(len(heights), squeeze=False, sharex=True, layout="constrained",
-                                figsize=size, height_ratios=heights)
+    figure, axes = pyplot().subplots(len(heights), squeeze=False, sharex=True, figsize=size,
+                                     layout="constrained", height_ratios=heights)
     places = iter(axes[:, 0])
     for i in chosen:
         values = column_means(*faces[i], n, wide)
@@ -217,7 +215,7 @@ def plot_table(times, names, faces, table, path):
                     aspect=30)
     if len(faces) > len(chosen):
         figure.suptitle(f"{len(chosen)} of {len(faces)} faces, those seen longest", fontsize=9)
-    save_figure(plt, figure, path)
+    save_figure(figure, path)
 
 
 @click.command("plot")

@@ -78,12 +78,11 @@ def write_stats(p, n, source, vocabulary, path):
 
 def plot_stats(tables, aus, path):
     """Figure 2's content: a heat map for each (title, row names, p (K, J)), of the same AUs."""
-    plt = pyplot()
     columns = np.flatnonzero(np.any([(p >= OBSERVED).any(0) for *_, p in tables], 0))
     if not len(columns):
         raise InputError(f"{path}: nothing to draw, no AU is at 20 % or more")
-    figure, axes = plt.subplots(len(tables), 1, figsize=(8.5, 4.6 * len(tables)), squeeze=False,
-                                layout="constrained")
+    figure, axes = pyplot().subplots(len(tables), 1, figsize=(8.5, 4.6 * len(tables)),
+                                     squeeze=False, layout="constrained")
     for axis, (title, names, p) in zip(axes[:, 0], tables):
         shown = np.where(p >= OBSERVED, 100 * p, np.nan)[:, columns]
         picture = axis.imshow(shown, vmin=0, vmax=100, cmap="viridis", aspect="auto")
@@ -95,7 +94,7 @@ def plot_stats(tables, aus, path):
                 axis.text(j, k, f"{value:.0f}", ha="center", va="center", fontsize=7,
                           color="black" if value > 60 else "white")
         figure.colorbar(picture, ax=axis, label="p(AU | expression), %")
-    save_figure(plt, figure, path)
+    save_figure(figure, path)
 
 
 @click.command("stats")

@@ -29,7 +29,7 @@ def ckpt(faces_folder, tmp_path_factory):
 def kept(monkeypatch):
     """The figures that are drawn; nothing is written."""
     figures = []
-    monkeypatch.setattr(gradcam, "save_figure", lambda plt, figure, path: figures.append(figure))
+    monkeypatch.setattr(gradcam, "save_figure", lambda figure, path: figures.append(figure))
     yield figures
     _figures.pyplot().close("all")
 

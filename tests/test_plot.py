@@ -39,7 +39,7 @@ def run(tmp_path):
 def kept(monkeypatch):
     """{file name: figure} of the drawn figures; nothing is written."""
     figures = {}
-    monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: figures.setdefault(path.name, figure))
+    monkeypatch.setattr(plot, "save_figure", lambda figure, path: figures.setdefault(path.name, figure))
     yield figures
     _figures.pyplot().close("all")
 

@@ -163,7 +163,7 @@ def test_a_folders_name_stays_within_its_comment(faces_folder, tmp_path, name):
 
 def test_heat_map_shows_both_tables(faces_folder, tmp_path, monkeypatch):
     kept = []
-    monkeypatch.setattr(stats, "save_figure", lambda plt, figure, path: kept.append(figure))
+    monkeypatch.setattr(stats, "save_figure", lambda figure, path: kept.append(figure))
     result = invoke("stats", "--data", faces_folder, "--against", "lab", "--plot", tmp_path / "h.png")
     assert result.exit_code == 0, result.output
     here, there = [axis for axis in kept[0].axes if axis.images]

@@ -493,7 +493,7 @@ def test_an_export_of_many_runs_draws_their_curves(trained, tmp_path, monkeypatc
     log = folder / "mml, 1/log.csv"
     log.write_text(log.read_text().replace("0.", "0.0"))
     assert invoke("table", folder, "--out", "-", "--export", out).exit_code == 0
-    monkeypatch.setattr(plot, "save_figure", lambda plt, figure, path: drawn.append(
+    monkeypatch.setattr(plot, "save_figure", lambda figure, path: drawn.append(
         [(line.get_label(), line.get_xydata().tolist()) for axis in figure.axes for line in axis.lines]))
     assert [invoke("plot", place).stdout for place in (folder, out)] == [f"{place}/curves.png\n" for place in (folder, out)]
     assert drawn[0] == drawn[1] and len(drawn[0]) == 3

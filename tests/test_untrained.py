@@ -12,7 +12,7 @@ from conftest import SMALL, invoke, load
 from PIL import Image
 
 import mmlfer
-from mmlfer_commands import _labels, serve, synth
+from mmlfer_commands import _figures, _labels, serve, synth
 
 CODED = {1: ("train", "val", "test"), 4: ("test",), 12: ("train",), 45: ()}  # the parts in which an AU is coded
 
@@ -73,7 +73,7 @@ def test_predict_answers_nothing_for_them(run, own, tmp_path, monkeypatch):
     assert [au["au"] for au in told["aus"]] == [1, 12] and told["p_aus"] == {"1": 1.0, "4": None, "12": 1.0, "45": None}
     assert row["aus"] == "1+12" and [row[f"AU{au}_{kind}"] for au in ("04", "45", "12") for kind in "pc"] == [""] * 4 + ["1.0", "1"]
     drawn = []
-    monkeypatch.setattr("mmlfer_commands.gradcam.save_figure", lambda plt, figure, path: (drawn.append(figure), plt.close(figure)))
+    monkeypatch.setattr("mmlfer_commands.gradcam.save_figure", lambda figure, path: (drawn.append(figure), _figures.pyplot().close(figure)))
     done("gradcam", "--ckpt", tmp_path / "best.pt", own / "0.png", "--out", tmp_path / "g.png")
     assert drawn[0].axes[1].get_title().endswith("AUs: 1 12")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from reference import AUS, EMOTIONS
 
 import mmlfer
-from mmlfer_commands import _labels, _stats
+from mmlfer_commands import _figures, _labels, _stats
 
 NAMES, NUMBERS = ("calm: no AU", "joy, loud", "no"), (1, 4, 12, 13, 45)  # "no" is false in YAML
 SHOWN = {"calm: no AU": {}, "no": {1: 0.8, 4: 0.7}, "joy, loud": {12: 0.9, 45: 0.5, 4: 0.3}}
@@ -128,8 +128,8 @@ def test_every_command_takes_the_names_from_the_checkpoint(run, own, tmp_path, m
     header = (tmp_path / "p.csv").read_text().splitlines()[0]
     assert "expression_3" in header and "expression_4" not in header and "AU45_p" in header
     drawn = []
-    monkeypatch.setattr("mmlfer_commands.plot.save_figure", lambda plt, figure, path: (drawn.append(figure), plt.close(figure)))
-    monkeypatch.setattr("mmlfer_commands.gradcam.save_figure", lambda plt, figure, path: (drawn.append(figure), plt.close(figure)))
+    monkeypatch.setattr("mmlfer_commands.plot.save_figure", lambda figure, path: (drawn.append(figure), _figures.pyplot().close(figure)))
+    monkeypatch.setattr("mmlfer_commands.gradcam.save_figure", lambda figure, path: (drawn.append(figure), _figures.pyplot().close(figure)))
     assert invoke("plot", out).exit_code == 0
     assert [label.get_text() for label in drawn[1].axes[0].get_xticklabels()] == list(NAMES)
     assert invoke("gradcam", "--ckpt", out / "best.pt", *images, "--out", tmp_path / "g.png").exit_code == 0

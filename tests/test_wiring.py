@@ -175,7 +175,7 @@ def test_a_run_with_runs_below_it_is_a_run(tmp_path, monkeypatch):
 def test_a_written_figure_is_closed(tmp_path):
     plt = _figures.pyplot()
     plt.close("all")
-    _figures.save_figure(plt, plt.subplots()[0], tmp_path / "f.SVG")
+    _figures.save_figure(plt.subplots()[0], tmp_path / "f.SVG")
     assert plt.get_fignums() == [] and (tmp_path / "f.SVG").read_bytes().startswith(b"<?xml")
 
 
