@@ -155,7 +155,7 @@ class Service:
                       **{f"/sample/{i}.jpg": (draw_sample(*sample), "image/jpeg")
                          for i, sample in enumerate(SAMPLES)}}
         self.pool = concurrent.futures.ThreadPoolExecutor(1)
-        self.turn, self.taken = asyncio.Lock(), 0
+        self.turn, self.places = asyncio.Lock(), asyncio.Semaphore(PLACES)
 
     async def look_up(self, request):
         return self.fixed[request.url.path]
@@ -172,10 +172,9 @@ class Service:
 
     async def of_picture(self, request, function, *args):
         """function(bytes of the request's body, *args), called when it is this request's turn."""
-        if self.taken >= PLACES:
+        if self.places.locked():
             raise http_error(503, f"{PLACES} pictures are waiting; try again in a few seconds")
-        self.taken += 1
-        try:
+        async with self.places:
             content = await before(RECEIVE, receive(request), 408, "the picture did not arrive "
                                    f"within {RECEIVE} seconds; send it again")
             await before(WAIT, self.turn.acquire(), 503, f"other pictures took {WAIT} seconds; "
@@ -184,8 +183,6 @@ class Service:
                 return await asyncio.wrap_future(self.pool.submit(function, content, *args))
             finally:
                 self.turn.release()
-        finally:
-            self.taken -= 1
 
 
 async def before(seconds, awaited, status, sentence):

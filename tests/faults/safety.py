@@ -65,7 +65,7 @@ FAULTS = [
           "            self.taken -= 1", "            pass",
           "serve::test_500_requests_of_good_and_bad_pictures_by_16_at_a_time"),
     Fault("serve-any-number-waits", "mmlfer_commands/serve.py",
-          "if self.taken >= PLACES:", "if False:", "serve::test_too_many_waiting_pictures_are_turned_away"),
+          "if self.places.locked():", "if False:", "serve::test_too_many_waiting_pictures_are_turned_away"),
     Fault("serve-tells-places", "mmlfer_commands/serve.py",
           'Path(config["data"]).name', 'config["data"]', "serve::test_health_describes_the_checkpoint"),
     Fault("page-asks-elsewhere", "mmlfer_commands/page.html",
