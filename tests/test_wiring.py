@@ -96,8 +96,8 @@ def test_crop_and_predict_take_the_alignment_that_is_given(sketch, tmp_path, mon
 
     def crop_photos(photos, names, crops):
         cropped.append((photos, crops.template, crops.size, crops.out))
-        crops.count = 3
-        return 2, 0
+        for path, crops.count in (("a", 3), ("b", 3), ("c", 3)):  # three faces in the first
+            yield path, []
 
     monkeypatch.setattr(crop, "crop_photos", crop_photos)
     monkeypatch.setattr(predict, "items_of_photos", recorder(found, []))
