@@ -222,7 +222,7 @@ def check_numbers(run, what, *tensors):
 
 
 def pretrain_epoch(run, images, caught):
-    """Train to the end of the epoch, or until a signal. -> whether one came to any process"""
+    """Train to the end of the epoch, or until a signal came to any process."""
     every = 1 if run.world.device.type == "cpu" else 50  # steps: each check waits for the device
     start = time.perf_counter() - run.elapsed
     stop, where = False, io.StringIO() if run.world.rank else None  # one bar for all processes
@@ -246,7 +246,6 @@ def pretrain_epoch(run, images, caught):
             if stop:
                 break
     run.elapsed = time.perf_counter() - start
-    return stop
 
 
 def end_pretraining_epoch(run, tests, paths, digest):
@@ -277,13 +276,12 @@ def pretrain_epochs(run, images, tests, paths, digest):
     """All epochs still to do; a signal ends the program after a checkpoint."""
     with caught_signals() as caught:
         while run.epoch < run.opt.epochs:
-            stop = pretrain_epoch(run, images, caught)
+            pretrain_epoch(run, images, caught)
             if run.step == run.steps:
                 end_pretraining_epoch(run, tests, paths, digest)
-                stop = run.world.told_to_stop(caught)  # meanwhile, or in the last step
             elif run.world.rank == 0:
                 save_checkpoint(run.state(digest), paths["last"])
-            if stop:
+            if run.world.told_to_stop(caught):  # it waits until the first process has written
                 run.world.say(stopped_line(paths["last"], "pretrain", paths["out"]), err=True)
                 sys.exit(128 + (caught or [signal.SIGTERM])[-1])
 
