@@ -60,12 +60,10 @@ def places_of(wanted, state):
     if not {*wanted.values()} <= {*own}:
         parts = [[frozenset([one]) for one in sorted(pair)] for pair in wanted.values()]
     for key in sorted({*sum(parts, [])}, key=sorted):
-        if len(found := own.get(key, ())) != 1:
-            same = " and ".join(state["emotions"][k] for k in found)
-            what = f"its {same} mean the same" if same else f"it has no {' '.join(key)}"
-            raise InputError(f"{state['source']}: --compounds: {what} among its expressions, "
-                             f"{', '.join(state['emotions'])}; give a checkpoint of the basic "
-                             "ones, or a file with NAME: a + b in its own names")
+        if (n := len(own.get(key, ()))) != 1:
+            raise InputError(f"{state['source']}: --compounds: {n or 'none'} of its expressions "
+                             f"mean {' '.join(key)}, and one should: {', '.join(state['emotions'])}"
+                             "; a file may have NAME: a + b in its own names")
     return [[own[key][0] for key in part] for part in parts]
 
 
@@ -82,9 +80,8 @@ def with_compounds(net, state, source):
     unused = [name for k, name in enumerate(state["emotions"]) if k not in sum(places, [])]
     how = "products of basic expressions" if len(places[0]) > 1 else "the checkpoint's own"
     click.echo(f"--compounds {source}: {how}; not used: {', '.join(unused) or 'none'}", err=True)
-    table = torch.zeros(len(wanted), state["table"].shape[1])
-    return net, {**state, "emotions": list(wanted), "table": table, "test": None,
-                 "compounds": f"{how}, by --compounds {Path(source).name}"}
+    return net, {**state, "emotions": list(wanted), "test": None, "compounds": how,
+                 "table": torch.zeros(len(wanted), state["table"].shape[1])}
 
 
 def only_compounds(faces, emotions, folder):

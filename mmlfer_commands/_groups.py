@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import ACTIVE, LABEL_FILES, NOT_CODED, InputError, percent
-from mmlfer_commands._labels import read_rows
 from mmlfer_commands._inputs import by_numbers
+from mmlfer_commands._labels import read_rows
 
 FIGURES = {"accuracy": "Acc.", "diag": "Diag.", "au_f1_macro": "AU F1"}
 PEOPLE = 10  # fewest people, or images where nobody is named, of a group that is compared
@@ -15,19 +15,19 @@ PEOPLE = 10  # fewest people, or images where nobody is named, of a group that i
 def check_column(faces, by, folder):
     """InputError if faces of a folder were not read with this column, because it is not there."""
     if by not in faces.columns:
-        path, columns = Path(folder, faces.files[0]), ()
-        if faces.files != LABEL_FILES:
-            (_, columns), *_ = read_rows(path)
+        path = Path(folder, faces.files[0])
+        columns = () if faces.files == LABEL_FILES else next(read_rows(path))[1]
         raise InputError(f"{path}: no column {by} for --by; it has {', '.join(columns) or 'none'}")
 
 
 def groups_of(texts, least):
     """{group: its rows} by a column's texts (N,); those of fewer than `least` rows are joined."""
-    rows = {name: np.flatnonzero(texts == name) for name in sorted({*texts}, key=by_numbers)}
+    texts = np.where(texts == "", "(none)", texts)
+    rows = {text: np.flatnonzero(texts == text) for text in sorted({*texts}, key=by_numbers)}
     small = [name for name in rows if len(rows[name]) < least]
     if len(small) > 1:
         joined = np.concatenate([rows.pop(name) for name in small])
-        rows[f"below {least}, joined: {', '.join(name or '(none)' for name in small)}"] = joined
+        rows[f"below {least}, joined: {', '.join(small)}"] = joined
     return rows
 
 
@@ -37,8 +37,8 @@ def terms_of(faces, p_emo, p_au, trained):
     right = named & (p_emo.argmax(1) == faces.y_emo)[:, None]
     coded = (faces.y_au != NOT_CODED) & np.isin(faces.vocabulary.aus, trained)
     present, active = coded & (faces.y_au == 1), coded & (p_au > ACTIVE)
-    any_of = [x.any(1, keepdims=True) for x in (right, named)]
-    terms = any_of, (right, named), (2 * (present & active), 1 * present + active)
+    terms = [[x.any(1, keepdims=True) for x in (right, named)], (right, named),
+             (2 * (present & active), present + 1 * active)]
     return dict(zip(FIGURES, terms))
 
 
@@ -48,15 +48,15 @@ def figure(tops, bottoms):
         return (tops / np.maximum(bottoms, 1)).sum(-1) / (bottoms > 0).sum(-1)
 
 
-def jackknife(tops, bottoms, people):
-    """A figure of faces (n, C) of people (n,) -> the people (m,), the figure, and how far it moves
-    if one of them is left out (m,): the sum of squares is its variance."""
-    who, index = np.unique(people, return_inverse=True)
-    t, b = np.zeros((2, len(who), tops.shape[1]))
-    np.add.at(t, index, tops)
-    np.add.at(b, index, bottoms)
-    without = figure(t.sum(0) - t, b.sum(0) - b)
-    return who, figure(t.sum(0), b.sum(0)), (without - without.mean()) * np.sqrt(1 - 1 / len(who))
+def jackknife(tops, bottoms, people, rows):
+    """A figure of rows of faces (N, C) of people (N,), 0..P-1; the number of these; and how far it
+    moves if one of them is left out, (P,): the sum of the squares is its variance."""
+    t, b = np.zeros((2, people.max() + 1, tops.shape[1]))
+    np.add.at(t, people[rows], tops[rows])
+    np.add.at(b, people[rows], bottoms[rows])
+    here, without = b.any(1), figure(t.sum(0) - t, b.sum(0) - b)
+    moves = np.where(here, without - without[here].mean(), 0) * np.sqrt(1 - 1 / here.sum())
+    return figure(t.sum(0), b.sum(0)), here.sum(), moves
 
 
 def largest(groups, tops, bottoms, people, least):
@@ -67,38 +67,31 @@ def largest(groups, tops, bottoms, people, least):
     at least that of all faces at its size: twenty faces may all be right by luck. None if fewer
     than two groups have `least` faces with such a label, of PEOPLE people.
     """
-    labelled = {name: rows[bottoms[rows].any(1)] for name, rows in groups.items()}
-    kept = {name: rows for name, rows in labelled.items()
-            if len(rows) >= least and len({*people[rows]}) >= PEOPLE}
-    if len(kept) < 2:
+    alone = {name: jackknife(tops, bottoms, people, rows) for name, rows in groups.items()
+             if bottoms[rows].any(1).sum() >= least}
+    names = [name for name, (_, n, _) in alone.items() if n >= PEOPLE]
+    if len(names) < 2:
         return None
-    alone = [jackknife(tops[rows], bottoms[rows], people[rows]) for rows in kept.values()]
-    rows = np.concatenate([*kept.values()])
-    *_, of_all = jackknife(tops[rows], bottoms[rows], people[rows])
-    moves = np.zeros((len(kept), people.max() + 1))
-    for row, (who, _, moved) in zip(moves, alone):
-        row[who] = moved
-    least_variance = [(of_all**2).sum() * len(of_all) / len(who) for who, *_ in alone]
+    values, n, moves = (np.array(x) for x in zip(*map(alone.get, names)))
+    _, n_all, of_all = jackknife(tops, bottoms, people, slice(None))
     covariance = moves @ moves.T
-    np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), least_variance))
-    noise = np.random.default_rng(0).multivariate_normal(np.zeros(len(kept)), covariance, 20_000)
-    half, order = float(np.quantile(np.ptp(noise, 1), 0.95)), np.argsort([x for _, x, _ in alone])
-    difference = float(alone[order[-1]][1] - alone[order[0]][1])
-    return {"high": [*kept][order[-1]], "low": [*kept][order[0]], "difference": difference,
+    np.fill_diagonal(covariance, np.maximum(covariance.diagonal(), (of_all**2).sum() * n_all / n))
+    noise = np.random.default_rng(0).multivariate_normal(0 * values, covariance, 20_000)
+    half, order = float(np.quantile(np.ptp(noise, 1), 0.95)), np.argsort(values)
+    difference = float(np.ptp(values))
+    return {"high": names[order[-1]], "low": names[order[0]], "difference": difference,
             "interval": [difference - half, min(difference + half, 1.0)]}
 
 
 def by_group(faces, by, least, p_emo, p_au, trained):
     """What `eval --json` has of the groups by a column of the faces."""
-    groups, rows = groups_of(faces.columns[by], least), []
-    terms = terms_of(faces, p_emo, p_au, trained)
+    groups, terms = groups_of(faces.columns[by], least), terms_of(faces, p_emo, p_au, trained)
     given = faces.columns.get("person", np.arange(len(faces.names)))
     people = np.unique(given.astype(str), return_inverse=True)[1]
-    for name, of in groups.items():
-        rows.append({"group": name, "n": len(of)})
-        for key, (t, b) in terms.items():
-            value = float(figure(t[of].sum(0), b[of].sum(0)))
-            rows[-1][key] = None if np.isnan(value) else value
+    rows = [{"group": name, "n": len(of)} for name, of in groups.items()]
+    for row, of in zip(rows, groups.values()):
+        values = {key: float(figure(t[of].sum(0), b[of].sum(0))) for key, (t, b) in terms.items()}
+        row |= {key: None if np.isnan(value) else value for key, value in values.items()}
     return {"by": by, "groups": rows, "largest": {
         key: largest(groups, *of, people, least) for key, of in terms.items()}}
 
@@ -106,13 +99,12 @@ def by_group(faces, by, least, p_emo, p_au, trained):
 def group_lines(found):
     """by_group's answer as lines of text, in percent."""
     heads = "".join(f"{name + ' %':>9}" for name in FIGURES.values())
-    lines = [f"\n{'by ' + found['by']:24}{'images':>7}{heads}"]
+    yield f"\n{'by ' + found['by']:24}{'images':>7}{heads}"
     for row in found["groups"]:
         cells = "".join(f"{percent(row[key]):>9}" for key in FIGURES)
-        lines.append(f"{row['group'] or '(none)':24.80}{row['n']:7}{cells}")
-    for key, name in FIGURES.items():
-        if one := found["largest"][key]:
-            low, high = (100 * x for x in one["interval"])
-            lines.append(f"largest difference, {name}: {100 * one['difference']:.2f} [{low:.2f}, "
-                         f"{high:.2f}], {one['high'] or '(none)'} over {one['low'] or '(none)'}")
-    return lines
+        yield f"{row['group']:24.80}{row['n']:7}{cells}"
+    for key, one in found["largest"].items():
+        if one:
+            numbers = "{:.2f} [{:.2f}, {:.2f}]".format(
+                *(100 * x for x in (one["difference"], *one["interval"])))
+            yield f"largest difference, {FIGURES[key]}: {numbers}, {one['high']} over {one['low']}"

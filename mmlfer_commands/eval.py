@@ -62,9 +62,6 @@ def report(numbers, untrained=()):
               "cannot be read.")
 def command(ckpt, tau, compounds, data, split, by, least, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
-    if compounds and not data:
-        raise click.UsageError("--compounds goes with --data: the checkpoint's own data have the "
-                               "expressions that it was trained on.")
     net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
@@ -93,8 +90,7 @@ def command(ckpt, tau, compounds, data, split, by, least, as_json, device, preci
         numbers["groups"] = by_group(faces, by, least, *p, state["trained_aus"])
     untrained = [au for au in state["aus"] if au not in state["trained_aus"]]
     text = f"{describe(everything, data)}\n\n{report(numbers, untrained)}"
-    if by:
-        text = "\n".join([text, *group_lines(numbers["groups"])])
+    text = "\n".join([text, *(group_lines(numbers["groups"]) if by else ())])
     if papers and not bad:
         figures = "; ".join(f"{name} {acc} / {diag}" for name, (acc, diag) in PRINTED.items())
         text += f"\n\nthe paper's nets, trained on RAF-CE, Acc. / Diag. here: {figures}"

@@ -271,8 +271,9 @@ def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, sm
     stems = output_names([Path(clip) if camera_number(clip) is None else Path(f"camera{clip}")
                           for clip in clips])
     check_new(out, stems, draw, listed)
+    tables = [out / f"{stem}.csv" for stem in stems]
     if listed:
-        listed, compounds = listed_frames(listed, clips, stems), compounds or "c-expr"
+        listed, compounds = listed_frames(listed, clips, tables), compounds or "c-expr"
     check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision, tau, compounds)
     net = folded(net)

@@ -82,8 +82,8 @@ def test_an_answer_for_each_frame_of_the_list(ckpt, faces, tmp_path):
     assert [int(k) for _, k in rows] == want
     assert result.stdout.splitlines()[-1] == f"{tmp_path}/out/predictions.txt: 30 of 30 rows"
     assert result.stderr.splitlines()[1:] == [
-        "7 rows have as their answer the nearest frame's: no face (7-16x9, two people_left, two people_right)",
-        "3 rows have as their answer the nearest frame's: the clip ends before (7-16x9)"]
+        "7 rows have the nearest frame's answer: no face in theirs (7-16x9, two people_left, two people_right)",
+        "3 rows have the nearest frame's answer: the clip ends before (7-16x9)"]
 
 
 def test_clips_without_a_face_and_clips_that_are_not_there(ckpt, faces, tmp_path):
@@ -98,7 +98,7 @@ def test_clips_without_a_face_and_clips_that_are_not_there(ckpt, faces, tmp_path
     k = C_EXPR.index(name)
     assert handed_in(tmp_path / "out") == [[f"{video}/0000{i}.jpg", str(k)] for video in "ab" for i in (1, 2)]
     assert result.stdout.splitlines()[-1].endswith("predictions.txt: 4 of 8 rows")
-    assert result.stderr.splitlines()[-2:] == [f"2 rows have as their answer the commonest, {name}: no face (b)",
+    assert result.stderr.splitlines()[-2:] == [f"2 rows have the commonest answer, {name}: no face in their clip (b)",
                                                "4 rows are lacking: their clip is not given, or cannot be read (c, d)"]
     result = run(ckpt, tmp_path / "out", clip, "--list", tmp_path / "list.txt")
     assert (result.exit_code, "out/a.csv: exists" in result.stderr) == (1, True)
@@ -142,8 +142,8 @@ def test_the_sides_of_a_clip_are_told_by_the_middle_between_two_people(tmp_path)
             csv.writer(file).writerows([columns, *some])
         return tmp_path / "t.csv"
 
-    assert _challenge.answers_of(table(rows), ["a", "b", "c"], "") == ({0: 1, 1: 2, 2: 1, 4: 2}, 4)  # the first of equal areas is below
-    assert _challenge.answers_of(table(rows), ["a", "b", "c"], "left") == ({0: 0, 2: 1, 4: 2}, 4)
-    assert _challenge.answers_of(table(rows), ["a", "b", "c"], "right") == ({0: 1, 1: 2, 4: 1}, 4)
-    assert _challenge.answers_of(table(rows[2:5]), ["a", "b", "c"], "right") == ({1: 2, 2: 1}, 3)
-    assert _challenge.answers_of(table([]), ["a"], "") == ({}, None)
+    assert _challenge.answers_of(table(rows), "", ["a", "b", "c"]) == ({0: 1, 1: 2, 2: 1, 4: 2}, 4)  # the first of equal areas is below
+    assert _challenge.answers_of(table(rows), "_left", ["a", "b", "c"]) == ({0: 0, 2: 1, 4: 2}, 4)
+    assert _challenge.answers_of(table(rows), "_right", ["a", "b", "c"]) == ({0: 1, 1: 2, 4: 1}, 4)
+    assert _challenge.answers_of(table(rows[2:5]), "_right", ["a", "b", "c"]) == ({1: 2, 2: 1}, 3)
+    assert _challenge.answers_of(table([]), "", ["a"]) == ({}, -1)

@@ -57,7 +57,7 @@ def test_each_groups_figures_are_those_of_naive_loops(sketch, grouped):
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--by", "age", "--least", 5, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["groups"]
-    joined = "below 5, joined: (none), 70+"
+    joined = "below 5, joined: 70+, (none)"
     assert [(one["group"], one["n"]) for one in found["groups"]] == [("0-3", 17), ("4-19", 18), ("20-39", 16), (joined, 5)]
     for one in found["groups"]:
         of = [i for i, row in enumerate(rows) if row["split"] == "test" and row["Age"] in (("", "70+") if one["group"] == joined else (one["group"],))]
@@ -80,8 +80,8 @@ def test_the_report_has_a_line_for_each_group_and_difference(sketch, grouped):
     lines = result.stdout.splitlines()
     at = lines.index("by Age                   images   Acc. %  Diag. %  AU F1 %")
     of = {one["group"]: one for one in numbers["groups"]}
-    assert [line[:24].strip() for line in lines[at + 1 : at + 6]] == ["(none)", "0-3", "4-19", "20-39", "70+"]
-    for line, one in zip(lines[at + 1 :], [of[name] for name in ("", "0-3", "4-19", "20-39", "70+")]):
+    assert [line[:24].strip() for line in lines[at + 1 : at + 6]] == ["0-3", "4-19", "20-39", "70+", "(none)"]
+    for line, one in zip(lines[at + 1 :], [of[name] for name in ("0-3", "4-19", "20-39", "70+", "(none)")]):
         cells = [f"{100 * one[key]:.2f}" if one[key] is not None else "-" for key in ("accuracy", "diag", "au_f1_macro")]
         assert line[24:].split() == [str(one["n"]), *cells]
     one = numbers["largest"]["diag"]
@@ -89,7 +89,7 @@ def test_the_report_has_a_line_for_each_group_and_difference(sketch, grouped):
     assert f"largest difference, Diag.: {100 * one['difference']:.2f} [{100 * low:.2f}, {100 * high:.2f}], {one['high']} over {one['low']}" in lines
     assert sum(line.startswith("largest difference") for line in lines) == 3
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--by", "age", "--least", 100)
-    assert "below 100, joined: (none), 0-3, 4-19, 20-39, 70+" in result.stdout and "largest" not in result.stdout
+    assert "below 100, joined: 0-3, 4-19, 20-39, 70+, (none)" in result.stdout and "largest" not in result.stdout
 
 
 @pytest.mark.parametrize("column,data,said", [
@@ -130,11 +130,14 @@ def test_the_jackknife_leaves_out_one_person_after_the_other(key):
     rng = np.random.default_rng(1)
     people = rng.integers(0, 15, 60) * 3
     tops, bottoms = made(rng, 60)[key]
-    who, value, moves = _groups.jackknife(tops, bottoms, people)
-    assert who.tolist() == sorted({*people.tolist()}) and value == pytest.approx(naive_figure(tops, bottoms))
-    without = [naive_figure(tops[people != p], bottoms[people != p]) for p in who]
-    assert moves == pytest.approx((np.array(without) - np.mean(without)) * np.sqrt((len(who) - 1) / len(who)))
-    m = len(who)
+    rows = np.arange(10, 60)
+    value, m, moves = _groups.jackknife(tops, bottoms, people, rows)
+    who = sorted({p for p, b in zip(people[rows].tolist(), bottoms[rows]) if b.any()})
+    assert m == len(who) and value == pytest.approx(naive_figure(tops[rows], bottoms[rows]))
+    others = [rows[people[rows] != p] for p in who]
+    without = [naive_figure(tops[some], bottoms[some]) for some in others]
+    assert moves[who] == pytest.approx((np.array(without) - np.mean(without)) * np.sqrt((m - 1) / m))
+    assert len(moves) == max(people) + 1 and not np.delete(moves, who).any()
     assert (moves**2).sum() == pytest.approx((m - 1) / m * sum((x - np.mean(without)) ** 2 for x in without))
 
 
@@ -236,6 +239,6 @@ def test_groups_go_with_compounds_and_adjusted_logits(grouped, tmp_path):
     assert result.exit_code == 0, result.output
     numbers = json.loads(result.stdout)
     found, n = numbers["groups"]["groups"], [row for row in grouped[1] if row["expression"] != "?"]
-    weights = {name: sum(row["Age"] == name for row in n) for name in AGES}
+    weights = {name or "(none)": sum(row["Age"] == name for row in n) for name in AGES}
     assert sum(weights[one["group"]] * (one["accuracy"] or 0) for one in found) / len(n) == pytest.approx(numbers["accuracy"])
     assert sum(one["n"] for one in found) == 60
