@@ -1,6 +1,6 @@
 """Many runs' results in three files: runs.csv, a row for each test.json and what config.yaml has
 beyond the options; logs.csv, their log.csv; predictions.npz, truth (N,) and the best epochs' pred
-(runs, N) in the order of the rows; fold (N,), of whose images alone a row has predictions, and
+(runs, N) in the order of the rows, fold (N,), of whose images alone a row has predictions, and
 people (N,), as numbers, where the runs have them."""
 
 import csv
@@ -69,7 +69,7 @@ def read_export(path):
         for row, pred in zip(read_csv(path), labels.pop("pred"), strict=True):
             name, run = row.pop("run"), unflat(row)
             config = yaml.safe_dump({**run["options"], **run.pop("config", {})})
-            here = labels["fold"] == run["fold"] if "fold" in labels else ...
+            here = labels["fold"] == run.get("fold", 1) if "fold" in labels else ...
             run["best"]["pred"] = pred[here].tolist()
             run |= {name: labels[name][here].tolist() for name in LABELS if name in labels}
             yield (path.parent / name / "test.json", run,

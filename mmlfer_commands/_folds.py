@@ -17,17 +17,15 @@ def load_fold(folder, options, keep=()):
     """load_faces. Where a run's options have a fold I, part I is to test, the next to validate and
     the rest to train on, whatever else labels.csv says; Faces.fold has each image's part."""
     folds, fold = options["folds"], options["fold"]
-    if folds is None and fold is None:
-        return load_faces(folder, keep=keep)
-    faces = load_faces(folder, keep=(*keep, "person", "fold"), parts=False)
+    if folds is fold is None:
+        return load_faces(folder, keep)
+    faces = load_faces(folder, (*keep, "person", "fold"), parts=False)
     where = f"{folder}/{faces.files[1]}"
     parts = find_folds(faces, folds, where)
     k = max(parts)
-    if k < 3:
-        raise InputError(f"{where}: {plural(k, 'fold')}; it takes three or more: one to test, one "
-                         "to validate, the rest to train on")
-    if not fold or fold > k:
-        raise InputError(f"{where}: {k} folds; --fold 1 to --fold {k} names one of them")
+    if k < 3 or not fold or fold > k:
+        raise InputError(f"{where}: {plural(k, 'fold')}; it takes three or more, and --fold I, "
+                         f"1 to {k}, says which to test")
     split = np.where(parts == fold, TEST, np.where(parts == fold % k + 1, VAL, TRAIN))
     return dataclasses.replace(faces, split=split, fold=parts)
 
@@ -35,13 +33,13 @@ def load_fold(folder, options, keep=()):
 def load_fold_of(state, folder, keep=()):
     """load_faces; in the fold of a checkpoint's dict, if these are the data that it is of."""
     options = state["config"]
-    if (options["folds"], options["fold"]) != (None, None):
+    if options["folds"] or options["fold"]:
         with contextlib.suppress(InputError):  # other data may have no such folds
             faces = load_fold(folder, options, keep)
             if {*faces.of("train").names}.issuperset(state["train_names"] or [""]):
                 return faces
         tell_once(f"{folder}: not what the folds of {state['source']} are of; its own parts count")
-    return load_faces(folder, keep=keep)
+    return load_faces(folder, keep)
 
 
 def find_folds(faces, folds, where):
@@ -52,13 +50,10 @@ def find_folds(faces, folds, where):
         return given_folds(faces, folds, where)
     if folds == "persons" and people is not None:
         return numbered(people)
-    if folds in (None, "persons"):
-        column = "person" if folds else "fold"
-        raise InputError(f"{where}: no column {column}; without it, --folds K makes K folds")
     units, n = ("images", len(faces.names)) if people is None else ("persons", len({*people}))
-    if not folds.isdecimal() or not 3 <= int(folds) <= n:
-        raise InputError(f"--folds {folds}: expected persons, or a number from 3 to {n}, the "
-                         f"{units} in {where}")
+    if not str(folds).isdecimal() or not 3 <= int(folds) <= n:
+        raise InputError(f"{where}: --folds takes 3 to {n}, the number of its {units}, or persons, "
+                         "by its column person; with a column fold, it may be left out")
     if people is None:
         return dealt(faces.y_emo, int(folds))
     shares = dict.fromkeys(range(1, int(folds) + 1), 1 / int(folds))
@@ -91,11 +86,10 @@ def given_folds(faces, folds, where):
     for name, person, text in zip(faces.names, people, texts):
         other, its_text = first.setdefault(person, (name, text))
         if text != its_text:
-            raise InputError(f"{where}: person {person} is in fold {its_text} ({other}) and in "
-                             f"fold {text} ({name}); keep each person in one, or remove the column "
-                             "person")
+            raise InputError(f"{where}: person {person} is in two folds, with {other} and {name}; "
+                             "keep each in one, or remove the column person")
     parts = numbered(texts, (ALWAYS,))
     if folds not in (None, str(max(parts))):
-        raise InputError(f"{where}: its column fold has {plural(max(parts), 'fold')}, not --folds "
-                         f"{folds}; leave --folds out, or remove the column")
+        raise InputError(f"{where}: its column fold has {max(parts)}, not --folds {folds}; leave "
+                         "--folds out, or remove the column")
     return parts

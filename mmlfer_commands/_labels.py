@@ -30,18 +30,16 @@ AU_CELLS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": NOT_CODED}
 SHARES = {TRAIN: 0.6, TEST: 0.2, VAL: 0.2}  # of a partition that is drawn here
 
 
-def load_faces(folder, vocabulary=None, keep=(), parts=True):
+def load_faces(folder, keep=(), parts=True):
     """The labels in a data set's folder, as Faces without images: from labels.csv if it is there,
-    else from RAF-CE's files. If a vocabulary is given (a checkpoint's), they are recoded to it.
-    Faces.columns has those of the columns `keep` that labels.csv has. Without `parts` its column
-    split is not read, and all of it is to train on."""
+    else from RAF-CE's files. Faces.columns has those of the columns `keep` that labels.csv has.
+    Without `parts` its column split is not read, and all of it is to train on."""
     if Path(folder).is_file():
         raise InputError(f"{folder}: a file; give the folder that it lies in")
     path = Path(folder) / LABELS
     if path.is_file() and (path.parent / LABEL_FILES[0]).is_file():
         tell_once(f"{folder}: read from {LABELS}, not from {LABEL_FILES[0]}")
-    faces = read_labels_csv(path, keep, parts).faces() if path.is_file() else load_labels(folder)
-    return recode(faces, vocabulary, folder) if vocabulary else faces
+    return read_labels_csv(path, keep, parts).faces() if path.is_file() else load_labels(folder)
 
 
 def images_of(folder):

@@ -1,6 +1,7 @@
 """Finished runs as rows: what `table` and `plot` read."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import (
-    METHODS, Config, InputError, Vocabulary, confusion_matrix, expression_f1, expression_metrics,
-    loss_sources, mean_defined, ratio, refused)
+    METHODS, Config, InputError, Vocabulary, confusion_matrix, expression_metrics, loss_sources,
+    mean_defined, ratio, refused)
 from mmlfer_commands._exports import READING, read_export
 from mmlfer_commands._inputs import by_numbers, find_files
 from mmlfer_commands._outputs import name_of
@@ -42,7 +43,6 @@ class Tested:
     truth: np.ndarray  # (N,)
     pred: np.ndarray  # (N,)
     people: list  # N persons, by name or number, or None; of joined and checked runs 0..C-1, (N,)
-    rates: np.ndarray  # (2 + K,) Acc., Diag. and each expression's; NaN where it has no image
     au_counts: np.ndarray  # (J, 2), as au_metrics has them
     content: dict  # all of test.json
     texts: dict  # in an export, those of log.csv and config.yaml
@@ -53,12 +53,13 @@ class Tested:
         """Whether the prediction is the truth, (N,)."""
         return self.truth == self.pred
 
-    @property
-    def f1(self):
-        """Macro F1 of expressions and of AUs, (2,); NaN where there is none."""
+    @functools.cached_property
+    def numbers(self):
+        """What expression_metrics gives, and the macro F1 of the AUs."""
         confusion = confusion_matrix(self.truth, self.pred, len(self.emotions))
         of_aus = [ratio(2 * both, total) for both, total in self.au_counts.tolist()]
-        return np.array([mean_defined(expression_f1(confusion)), mean_defined(of_aus)], float)
+        own = expression_metrics(confusion, self.emotions)
+        return {**own, "au_f1_macro": mean_defined(of_aus)}
 
     def row(self):
         """What runs must have in common to be in one row."""
@@ -102,7 +103,8 @@ def shown_backbone(backbone, options):
 
 
 def rates(numbers, emotions):
-    """Acc., Diag. and each expression's rate, (2 + K,), from a test.json's numbers."""
+    """Acc., Diag. and each expression's rate, NaN where it has no image, (2 + K,), from a
+    test.json's numbers."""
     per_class = [numbers["per_class"][emotion] for emotion in emotions]
     return np.array([numbers["accuracy"], numbers["diag"], *per_class], float)
 
@@ -116,11 +118,14 @@ def read_run(path, content=None, texts=()):
         k = len(emotions)
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are not of these expressions")
-        own = expression_metrics(confusion_matrix(truth, pred, k), emotions)
         people, fold = run.get("people"), run.get("fold", 1)
-        au_counts = np.array([*best.get("au_counts", {}).values()], int).reshape(-1, 2)
         names = (run["names_sha256"] if "names_sha256" in run else
                  hashlib.sha256(json.dumps(run["names"]).encode()).hexdigest())
+        au_counts = np.array([*best.get("au_counts", {}).values()], int).reshape(-1, 2)
+        tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
+                        run["rafce"], emotions, names, np.array(truth), np.array(pred), people,
+                        au_counts, run, texts)
+        own = tested.numbers
         whole = (best.get("confusion", own["confusion"]) == own["confusion"]
                  and best["n"] == len(truth)
                  and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
@@ -130,9 +135,6 @@ def read_run(path, content=None, texts=()):
                  and type(run["seed"]) is int and isinstance(run["rafce"], bool))
         if not whole:
             raise ValueError("numbers that do not fit each other")
-        tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
-                        run["rafce"], emotions, names, np.array(truth), np.array(pred), people,
-                        rates(own, emotions), au_counts, run, texts)
         hash((tested.row(), names, *(people or ())))  # no lists among the options
         return tested
     except READING as error:
@@ -192,16 +194,15 @@ def joined(runs):
     for run in runs:
         other = folds.setdefault(run.content["fold"], run)
         if other is not run:
-            raise InputError(f"{run.path}: fold {run.content['fold']} of the same method, options "
-                             f"and seed as {other.path}; remove one")
+            raise InputError(f"{run.path}: the same method, options, seed and fold as "
+                             f"{other.path}; remove one")
     if missing := [str(i) for i in range(1, k + 1) if i not in folds]:
         raise InputError(f"{runs[0].path}: of the {k} folds of this method, options and seed there "
                          f"is no test.json of {', '.join(missing)}; train with --fold {missing[0]}")
     runs = [folds[i] for i in range(1, k + 1)]
-    truth, pred = (np.concatenate(parts) for parts in zip(*((r.truth, r.pred) for r in runs)))
-    own = expression_metrics(confusion_matrix(truth, pred, len(runs[0].emotions)), runs[0].emotions)
     return dataclasses.replace(
-        runs[0], truth=truth, pred=pred, rates=rates(own, runs[0].emotions), folds=tuple(runs),
+        runs[0], folds=tuple(runs), truth=np.concatenate([run.truth for run in runs]),
+        pred=np.concatenate([run.pred for run in runs]),
         au_counts=np.sum([run.au_counts for run in runs], 0),
         people=all(r.people for r in runs) and [person for r in runs for person in r.people],
         names=hashlib.sha256("".join(run.names for run in runs).encode()).hexdigest())

@@ -14,30 +14,27 @@ from mmlfer import PATH, RUN_FILES, InputError, write_whole
 from mmlfer_commands._exports import FILES, row_of_run, write_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
-from mmlfer_commands._results import PRINTED, read_part, read_results, read_runs, read_tests
+from mmlfer_commands._results import PRINTED, read_part, rates, read_results, read_runs, read_tests
 
 
-FOLDS = """
+PERSONS = """
 
-Each image was tested once, in one of {} folds, by the net of that fold, which was not trained on
-it; a seed's results are of all folds together."""
-PEOPLE = """
-
-Images of one person are not independent: the images are of {} persons, and persons take the
-images' place in the intervals. McNemar's p is that of the signs of the persons' differences."""
+The images of one person are not independent: in the intervals {} persons take the place of the
+images, and McNemar's p is that of the signs of the persons' differences."""
 
 
 def spread(values):
     """Mean and standard deviation over seeds, in percent, as text."""
-    values = [100 * v for v in values]
+    values = 100 * np.array(values, float)
     if np.isnan(values).any():  # no test image
         return "-"
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if values[1:] else "")
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def spreads(row, numbers="rates"):
-    """spread of Acc., Diag. and each expression's rate, or of a Tested's other numbers."""
-    return [spread(v) for v in zip(*(getattr(run, numbers) for run in row.seeds.values()))]
+def spreads(row):
+    """spread of Acc., Diag. and each expression's rate."""
+    runs = row.seeds.values()
+    return [spread(values) for values in zip(*(rates(run.numbers, run.emotions) for run in runs))]
 
 
 def table_2(rows, truth, emotions):
@@ -51,9 +48,11 @@ def table_2(rows, truth, emotions):
 def table_3(rows, rafce):
     header, body = ["method", "seeds", "Acc.", "Diag."], []
     folds = any(run.folds for row in rows for run in row.seeds.values())
-    header += ["macro F1", "AU F1"] * folds
+    more = {"macro F1": "macro_f1", "AU F1": "au_f1_macro"} if folds else {}
+    header += more
     for row in rows:
-        body.append([row.title, len(row.seeds), *spreads(row)[:2], *spreads(row, "f1") * folds])
+        others = [[run.numbers[key] for run in row.seeds.values()] for key in more.values()]
+        body.append([row.title, len(row.seeds), *spreads(row)[:2], *map(spread, others)])
         if rafce:
             body[-1].append("{} / {}".format(*PRINTED[row.name]) if row.name in PRINTED else "")
     return markdown([*header, "paper's Acc. / Diag."] if rafce else header, body)
@@ -185,11 +184,10 @@ def results(folder):
     runs = [run for row in rows for run in row.seeds.values()]
     rafce, truth, people = all(run.rafce for run in runs), runs[0].truth, max(runs[0].people) + 1
     text = Path(__file__).with_name("results.md").read_text("utf-8")
-    data = "RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns"
-    notes = FOLDS.format(len(runs[0].folds)) if runs[0].folds else ""
-    notes += PEOPLE.format(people) if people < len(truth) else ""
     return string.Template(text).substitute(
-        data=data, images=len(truth), notes=notes, table_3=table_3(rows, rafce),
+        data="RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns",
+        images=len(truth), folds=f" in {len(runs[0].folds)} folds" if runs[0].folds else "",
+        persons=PERSONS.format(people) if people < len(truth) else "", table_3=table_3(rows, rafce),
         table_2=table_2(rows, truth, runs[0].emotions), comparisons=comparisons(rows))
 
 
@@ -206,12 +204,12 @@ def export_results(folder, out):
         log = read_part(run.path.with_name("log.csv"), str.splitlines, run.texts)
         logs += [{"run": name, **row} for row in csv.DictReader(log)]
     labels, pred = {"truth": whole.truth}, np.zeros((len(runs), len(whole.truth)), int)
+    labels["fold"] = np.concatenate([0 * run.truth + run.content.get("fold", 1)
+                                     for run in whole.folds or [whole]])
     if max(whole.people) + 1 < len(whole.people):
         labels["people"] = whole.people
-    if whole.folds:
-        labels["fold"] = np.concatenate([0 * r.truth + r.content["fold"] for r in whole.folds])
     for run, row in zip(runs, pred):
-        row[labels["fold"] == run.content["fold"] if whole.folds else ...] = run.pred
+        row[labels["fold"] == run.content.get("fold", 1)] = run.pred
     write_export(out, rows, logs, pred=pred, **labels)
 
 

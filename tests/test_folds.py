@@ -125,7 +125,6 @@ def test_one_person_is_left_out_at_a_time(faces):
     assert all(len({*one}) == 1 for one in people) and len({one[0] for one in people}) == 15 == len(names)
     tested = [one[0] for one in people if one[0] in "abcdefghij"]
     assert tested == sorted(tested)
-    assert "15 folds; --fold 1 to --fold 15 names one of them" in refusal("train", "--data", faces, "--folds", "persons", "--fold", 16)
 
 
 def test_a_column_fold_is_taken_as_it_is(faces, tmp_path):
@@ -146,26 +145,28 @@ def changed(rows, **columns):
     return [{name: cell for name, cell in row.items() if columns.get(name, 1)} for row in rows]
 
 
+NUMBER = ("{}: --folds takes 3 to 15, the number of its persons, or persons, by its column person; with a column fold, it may be left "
+          "out")
+WHICH = "{}: %s folds; it takes three or more, and --fold I, 1 to %s, says which to test"
 REFUSED = {  # columns, options, what is said
-    "two": ({}, ("--folds", 2, "--fold", 1), "--folds 2: expected persons, or a number from 3 to 15, the persons in {}"),
-    "more than people": ({}, ("--folds", 16, "--fold", 1), "--folds 16: expected persons, or a number from 3 to 15, the persons in {}"),
-    "more than images": ({"person": None}, ("--folds", 81, "--fold", 1),
-                         "--folds 81: expected persons, or a number from 3 to 80, the images in {}"),
-    "a word": ({}, ("--folds", "people", "--fold", 1), "--folds people: expected persons, or a number from 3 to 15, the persons in {}"),
-    "no fold": ({}, ("--folds", 4), "{}: 4 folds; --fold 1 to --fold 4 names one of them"),
-    "fold 5 of 4": ({}, ("--folds", 4, "--fold", 5), "{}: 4 folds; --fold 1 to --fold 4 names one of them"),
-    "no people": ({"person": None}, ("--folds", "persons", "--fold", 1), "{}: no column person; without it, --folds K makes K folds"),
-    "a fold of nothing": ({}, ("--fold", 1), "{}: no column fold; without it, --folds K makes K folds"),
+    "two": ({}, ("--folds", 2, "--fold", 1), NUMBER),
+    "more than people": ({}, ("--folds", 16, "--fold", 1), NUMBER),
+    "more than images": ({"person": None}, ("--folds", 81, "--fold", 1), NUMBER.replace("15", "80").replace("its persons", "its images")),
+    "a word": ({}, ("--folds", "people", "--fold", 1), NUMBER),
+    "no fold": ({}, ("--folds", 4), WHICH % (4, 4)),
+    "fold 5 of 4": ({}, ("--folds", 4, "--fold", 5), WHICH % (4, 4)),
+    "person 16": ({}, ("--folds", "persons", "--fold", 16), WHICH % (15, 15)),
+    "no people": ({"person": None}, ("--folds", "persons", "--fold", 1), NUMBER.replace("15", "80").replace("its persons", "its images")),
+    "a fold of nothing": ({}, ("--fold", 1), NUMBER),
     "another number": ({"fold": lambda i, row: ord(row["person"] or "a") % 4}, ("--folds", 5, "--fold", 1),
-                       "{}: its column fold has 4 folds, not --folds 5; leave --folds out, or remove the column"),
+                       "{}: its column fold has 4, not --folds 5; leave --folds out, or remove the column"),
     "people and a column": ({"fold": lambda i, row: ord(row["person"] or "a") % 4}, ("--folds", "persons", "--fold", 1),
-                            "{}: its column fold has 4 folds, not --folds persons; leave --folds out, or remove the column"),
+                            "{}: its column fold has 4, not --folds persons; leave --folds out, or remove the column"),
     "an empty cell": ({"fold": lambda i, row: "" if i in (7, 9) else ord(row["person"] or "a") % 4}, ("--fold", 1),
                       "{}: {7} has no fold; name it, or write train for an image that every fold is to train on"),
-    "two in a column": ({"fold": lambda i, row: ord(row["person"] or "a") % 2}, ("--fold", 1),
-                        "{}: 2 folds; it takes three or more: one to test, one to validate, the rest to train on"),
+    "two in a column": ({"fold": lambda i, row: ord(row["person"] or "a") % 2}, ("--fold", 1), WHICH % (2, 2)),
     "a person in two": ({"fold": lambda i, row: i % 4, "person": lambda i, row: "p" if i in (4, 6) else ""}, ("--fold", 1),
-                        "{}: person p is in fold 0 ({4}) and in fold 2 ({6}); keep each person in one, or remove the column person"),
+                        "{}: person p is in two folds, with {4} and {6}; keep each in one, or remove the column person"),
     "too few to validate": ({}, ("--folds", "persons", "--fold", 2), "1 val images, under 4; see --folds, --fold, --batch-size"),
 }
 
@@ -317,8 +318,8 @@ def cells(text, title):
 
 def test_table_is_of_all_folds_of_a_seed(faces, runs):
     text, rows = done("table", runs, "--out", "-").stdout, rows_of(faces)
-    assert "78 test images" in text and "Each image was tested once, in one of 3 folds," in text
-    assert "the images are of 15 persons" in text and "| method | seeds | Acc. | Diag. | macro F1 | AU F1 |" in text
+    assert "78 test images in 3 folds. Percent" in text
+    assert "in the intervals 15 persons take the place" in text and "| method | seeds | Acc. | Diag. | macro F1 | AU F1 |" in text
     one, other = counted(rows, runs, "mml", 0), counted(rows, runs, "mml", 1)
     told = [f"{np.mean(pair):.2f} ± {np.std(pair, ddof=1):.2f}" for pair in zip(one, other)]
     assert cells(text, "mml train") == ["mml train", "2", *told]
@@ -353,7 +354,7 @@ def test_a_fold_that_is_missing_or_there_twice_is_named(runs, tmp_path):
     shutil.copytree(runs, copy, ignore=shutil.ignore_patterns("*.pt"))
     shutil.copytree(copy / "mml-0-2", copy / "again")
     assert refusal("table", copy, "--out", "-") == (
-        f"Error: {copy}/mml-0-2/test.json: fold 2 of the same method, options and seed as {copy}/again/test.json; remove one\n")
+        f"Error: {copy}/mml-0-2/test.json: the same method, options, seed and fold as {copy}/again/test.json; remove one\n")
     shutil.rmtree(copy / "again")
     for fold in (1, 3):
         (copy / f"mml-1-{fold}/test.json").unlink()
@@ -413,7 +414,7 @@ def test_people_of_a_partition_count_in_its_intervals_too(runs, tmp_path):
         (tmp_path / method).mkdir()
         (tmp_path / method / "test.json").write_text(json.dumps(run))
     both = done("table", tmp_path, "--out", "-").stdout
-    assert "persons take the" in both and "Each image was tested once" not in both and "AU F1" not in both
+    assert "persons take the place" in both and "folds" not in both and "AU F1" not in both
     people = content["stl"].pop("people")
     (tmp_path / "stl/test.json").write_text(json.dumps(content["stl"]))
     assert done("table", tmp_path, "--out", "-").stdout == both

@@ -320,7 +320,7 @@ def test_labels_in_another_vocabulary(tmp_path):
     renamed = dataclasses.replace(faces, vocabulary=mmlfer.Vocabulary(("a", "b", "c"), faces.vocabulary.aus))
     assert len({faces.sha256(), moved.sha256(), renamed.sha256()}) == 3
     with pytest.raises(mmlfer.InputError) as caught:
-        _labels.load_faces(tmp_path, mmlfer.Vocabulary(("contempt", "sadly, angry"), (1,)))
+        _labels.recode(faces, mmlfer.Vocabulary(("contempt", "sadly, angry"), (1,)), tmp_path)
     assert str(caught.value) == (f"{tmp_path}/labels.csv: a/0001.jpg: 'happily surprised' is not among the expressions to tell apart: "
                                  "contempt, sadly, angry; rename it or remove its rows")
 
@@ -336,6 +336,6 @@ def test_further_columns_are_kept_where_they_are_asked_for(tmp_path, capsys):
     first, second, third, last = asked.columns["person"]
     assert first == last == "p" and len({first, second, third}) == 3
     assert asked.select([3, 1]).columns["age"].tolist() == ["0-9", ""]
-    other = _labels.load_faces(tmp_path, mmlfer.Vocabulary(("b", "a"), ()), ("age",))
+    other = _labels.recode(_labels.load_faces(tmp_path, ("age",)), mmlfer.Vocabulary(("b", "a"), ()), tmp_path)
     assert other.columns["age"].tolist() == ["30-39", "", "0-9", "0-9"]
     assert _labels.load_faces(tmp_path).columns == {} and "2 columns, Age, note" in capsys.readouterr().err
