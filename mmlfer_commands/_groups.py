@@ -104,7 +104,9 @@ def group_lines(found):
         cells = "".join(f"{percent(row[key]):>9}" for key in FIGURES)
         yield f"{row['group']:24.80}{row['n']:7}{cells}"
     for key, one in found["largest"].items():
+        text = "no two groups are large enough to be compared"
         if one:
-            numbers = "{:.2f} [{:.2f}, {:.2f}]".format(
-                *(100 * x for x in (one["difference"], *one["interval"])))
-            yield f"largest difference, {FIGURES[key]}: {numbers}, {one['high']} over {one['low']}"
+            difference, low, high = (100 * x for x in (one["difference"], *one["interval"]))
+            text = (f"{difference:.2f} [{low:.2f}, {high:.2f}] with 95 %, {one['high']} over "
+                    f"{one['low']}")
+        yield f"largest difference of two, {FIGURES[key]}: {text}"

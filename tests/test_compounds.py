@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from clips import grey, write_clip
 from conftest import invoke, run_of, with_template
 from PIL import Image
 from reference import EMOTIONS
@@ -181,6 +182,16 @@ def test_the_page_offers_the_compounds_and_not_the_basic_expressions_figures(bas
     face = (faces_folder / "aligned/0001_aligned.jpg").read_bytes()
     model = serve.Model(ckpt, None, "cpu", 0.0, "c-expr")
     assert model.gradcam(face, "face").startswith(b"\x89PNG") and model.net.fe.out_features == 7
+
+
+def test_serve_and_video_take_the_option(basic, nobody, tmp_path, monkeypatch):
+    ckpt, given = with_template(basic, tmp_path / "t.pt"), []
+    monkeypatch.setattr(serve, "run_server", lambda service, *_: given.append(service.facts["expressions"]))
+    assert invoke("serve", "--ckpt", ckpt, "--compounds", "c-expr", "--port", 0, "--device", "cpu").exit_code == 0
+    clip = write_clip(tmp_path / "grey.webm", grey(2))
+    assert invoke("video", clip, "--ckpt", ckpt, "--compounds", "c-expr", "--out", tmp_path, "--device", "cpu").exit_code == 0
+    columns = (tmp_path / "grey.csv").read_text().splitlines()[0].split(",")
+    assert given == [list(C_EXPR)] and [name for name in columns if name.startswith("p_")] == ["p_" + name.replace(" ", "_") for name in C_EXPR]
 
 
 def test_the_net_itself_gives_sums_of_logits(basic):

@@ -86,10 +86,11 @@ def test_the_report_has_a_line_for_each_group_and_difference(sketch, grouped):
         assert line[24:].split() == [str(one["n"]), *cells]
     one = numbers["largest"]["diag"]
     low, high = one["interval"]
-    assert f"largest difference, Diag.: {100 * one['difference']:.2f} [{100 * low:.2f}, {100 * high:.2f}], {one['high']} over {one['low']}" in lines
-    assert sum(line.startswith("largest difference") for line in lines) == 3
+    said = f"{100 * one['difference']:.2f} [{100 * low:.2f}, {100 * high:.2f}] with 95 %, {one['high']} over {one['low']}"
+    assert f"largest difference of two, Diag.: {said}" in lines and sum(line.startswith("largest difference") for line in lines) == 3
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--by", "age", "--least", 100)
-    assert "below 100, joined: 0-3, 4-19, 20-39, 70+, (none)" in result.stdout and "largest" not in result.stdout
+    assert "below 100, joined: 0-3, 4-19, 20-39, 70+, (none)" in result.stdout
+    assert result.stdout.count(": no two groups are large enough to be compared\n") == 3
 
 
 @pytest.mark.parametrize("column,data,said", [
@@ -100,6 +101,24 @@ def test_a_column_that_is_not_there_is_one_line(sketch, grouped, faces_folder, c
     folder = grouped[0] if data == "grouped" else faces_folder
     result = invoke("eval", "--ckpt", sketch, "--data", folder, "--by", column)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"Error: {folder}/{said}".strip())
+
+
+def test_groups_of_as_many_as_least_are_not_joined():
+    texts = np.array(["b"] * 3 + ["10"] * 2 + ["9"] * 3 + [""] * 2, object)
+    assert {name: rows.tolist() for name, rows in _groups.groups_of(texts, 3).items()} == {
+        "9": [5, 6, 7], "b": [0, 1, 2], "below 3, joined: 10, (none)": [3, 4, 8, 9]}
+    assert list(_groups.groups_of(texts, 2)) == ["9", "10", "(none)", "b"] and list(_groups.groups_of(texts[:5], 3)) == ["10", "b"]
+
+
+def test_aus_that_are_not_trained_are_in_no_figure():
+    """AU 4 is never predicted where it is, and nothing trained it."""
+    faces = mmlfer.Faces(["a", "b"], np.zeros(2, int), np.ones(2), np.array([[1, 1], [0, 1]]), columns={"g": np.array(["x", "y"], object)},
+                         vocabulary=mmlfer.Vocabulary(("e", "f"), (1, 4)))
+    p_emo, p_au = np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([[0.8, 0.1], [0.1, 0.2]])
+    for trained, f1 in (((1,), [1.0, None]), ((1, 4), [0.5, 0.0]), ((), [None, None])):
+        found = _groups.by_group(faces, "g", 1, p_emo, p_au, trained)
+        assert [one["au_f1_macro"] for one in found["groups"]] == f1 and [one["accuracy"] for one in found["groups"]] == [1, 0]
+        assert found["largest"] == dict.fromkeys(("accuracy", "diag", "au_f1_macro"))
 
 
 def test_any_column_makes_groups(sketch, grouped):
