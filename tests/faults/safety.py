@@ -62,7 +62,7 @@ FAULTS = [
     Fault("serve-starts-ghostscript", "mmlfer_commands/serve.py",
           ", formats=KINDS)", ")", "serve::test_postscript_is_not_read_though_pillow_could_with_another_program"),
     Fault("serve-places-are-lost", "mmlfer_commands/serve.py",
-          "            self.taken -= 1", "            pass",
+          "        async with self.places:", "        if await self.places.acquire():",
           "serve::test_500_requests_of_good_and_bad_pictures_by_16_at_a_time"),
     Fault("serve-any-number-waits", "mmlfer_commands/serve.py",
           "if self.places.locked():", "if False:", "serve::test_too_many_waiting_pictures_are_turned_away"),
