@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from mmlfer import EMOTIONS, InputError, plural, torch
+from mmlfer import EMOTIONS, InputError, plural, refused, torch
 from mmlfer_commands._formats import read_list
 from mmlfer_commands._labels import spelling_of
 
@@ -51,37 +51,36 @@ def read_compounds(source):
     return wanted
 
 
-def places_of(wanted, state):
+def places_of(wanted, emotions, where):
     """Where each compound's two basic expressions are in a checkpoint's outputs, (C, 2); where it
     has all of the compounds itself, where they are, (C, 1)."""
     own, parts = {}, [[pair] for pair in wanted.values()]
-    for k, name in enumerate(state["emotions"]):
+    for k, name in enumerate(emotions):
         own.setdefault(meaning(name), []).append(k)
     if not {*wanted.values()} <= {*own}:
         parts = [[frozenset([one]) for one in sorted(pair)] for pair in wanted.values()]
     for key in sorted({*sum(parts, [])}, key=sorted):
         if (n := len(own.get(key, ()))) != 1:
-            raise InputError(f"{state['source']}: --compounds: {n or 'none'} of its expressions "
-                             f"mean {' '.join(key)}, and one should: {', '.join(state['emotions'])}"
-                             "; a file may have NAME: a + b in its own names")
+            raise InputError(f"{where}: --compounds: {n or 'none'} of its expressions mean "
+                             f"{' '.join(key)}, and one should: {', '.join(emotions)}; a file may "
+                             "have NAME: a + b in its own names")
     return [[own[key][0] for key in part] for part in parts]
 
 
-def with_compounds(net, state, source):
-    """A checkpoint's base net and dict with the compounds of --compounds for its expressions:
-    z_ab = z_a + z_b, by sums of the FE classifier's rows, because the softmax of that is p_a p_b
-    over the sum of all pairs'. Its test and p(AU | expression) are of others, and left out."""
-    wanted = read_compounds(source)
-    places = places_of(wanted, state)
-    for name, rows in list(net.fe.named_parameters()):
-        setattr(net.fe, name, torch.nn.Parameter(rows.detach()[torch.tensor(places)].sum(1)))
-    net.fe.out_features = len(wanted)
-    net.vocabulary = dataclasses.replace(net.vocabulary, emotions=tuple(wanted))
-    unused = [name for k, name in enumerate(state["emotions"]) if k not in sum(places, [])]
+def with_compounds(state, source, where):
+    """A checkpoint's dict with the compounds of --compounds for its expressions: z_ab = z_a + z_b,
+    by sums of the FE classifier's rows, because the softmax of that is p_a p_b over the sum of all
+    pairs'. Its test and p(AU | expression) are of others, and left out."""
+    wanted, emotions = read_compounds(source), state["emotions"]
+    places = places_of(wanted, emotions, where)
+    unused = [name for k, name in enumerate(emotions) if k not in sum(places, [])]
     how = "products of basic expressions" if len(places[0]) > 1 else "the checkpoint's own"
     click.echo(f"--compounds {source}: {how}; not used: {', '.join(unused) or 'none'}", err=True)
-    return net, {**state, "emotions": list(wanted), "test": None, "compounds": how,
-                 "table": torch.zeros(len(wanted), state["table"].shape[1])}
+    with refused(where, "damaged ({}); take another copy", IndexError):
+        net = {name: rows[torch.tensor(places)].sum(1) if name.startswith("fe.") else rows
+               for name, rows in state["net"].items()}
+    return {**state, "net": net, "emotions": list(wanted), "test": None, "compounds": how,
+            "table": torch.zeros(len(wanted), state["table"].shape[1])}
 
 
 def only_compounds(faces, emotions, folder):

@@ -1,23 +1,12 @@
 """A checkpoint's figures by groups of faces, and by how much two groups differ at most."""
 
-from pathlib import Path
-
 import numpy as np
 
-from mmlfer import ACTIVE, LABEL_FILES, NOT_CODED, InputError, percent
+from mmlfer import ACTIVE, NOT_CODED, percent
 from mmlfer_commands._inputs import by_numbers
-from mmlfer_commands._labels import read_rows
 
 FIGURES = {"accuracy": "Acc.", "diag": "Diag.", "au_f1_macro": "AU F1"}
 PEOPLE = 10  # fewest people, or images where nobody is named, of a group that is compared
-
-
-def check_column(faces, by, folder):
-    """InputError if faces of a folder were not read with this column, because it is not there."""
-    if by not in faces.columns:
-        path = Path(folder, faces.files[0])
-        columns = () if faces.files == LABEL_FILES else next(read_rows(path))[1]
-        raise InputError(f"{path}: no column {by} for --by; it has {', '.join(columns) or 'none'}")
 
 
 def groups_of(texts, least):

@@ -44,10 +44,10 @@ def load_model(source, device="auto", precision="float32", tau=0.0, compounds=No
         click.echo(f"model: {name}", err=True)
     state = read_folder(folder) if folder.is_dir() else read_checkpoint(folder)
     state = adjusted(state, tau, name) if tau else state
+    state = with_compounds(state, compounds, name) if compounds else state
     net = base_net_of(state, name, device, precision)
     tell_if_slower(precision, net.mean.device)
-    state = {**state, "source": name}
-    return with_compounds(net, state, compounds) if compounds else (net, state)
+    return net, {**state, "source": name}
 
 
 def adjusted(state, tau, name):

@@ -11,7 +11,7 @@ from mmlfer import (
 from mmlfer_commands._labels import describe, recode, recorded_folder
 from mmlfer_commands._folds import load_fold_of
 from mmlfer_commands._compounds import compounds_option, only_compounds
-from mmlfer_commands._groups import by_group, check_column, group_lines
+from mmlfer_commands._groups import by_group, group_lines
 from mmlfer_commands._models import adjust_option, ckpt_option, load_model
 from mmlfer_commands._nets import folded
 from mmlfer_commands._rafce import is_rafce
@@ -66,8 +66,8 @@ def command(ckpt, tau, compounds, data, split, by, least, as_json, device, preci
     net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_fold_of(state, data, (by, "person") if by else ())
-    if by:
-        check_column(everything, by, data)
+    if by and by not in everything.columns:
+        raise InputError(f"{data}/{everything.files[0]}: no column {by}, which --by names")
     papers = split == "test" and state["emotions"] == [*EMOTIONS] and is_rafce(everything)
     if compounds:
         everything = only_compounds(everything, state["emotions"], data)

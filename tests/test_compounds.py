@@ -143,6 +143,14 @@ def test_a_list_that_cannot_be_used_is_one_line(basic, faces_folder, tmp_path, t
     assert (result.exit_code, result.stderr) == (1, "Error: --compounds c_expr: neither rafce, nor c-expr, nor a file\n")
 
 
+def test_a_damaged_checkpoint_is_one_line(basic, faces_folder, tmp_path):
+    state = torch.load(basic, weights_only=True)
+    state["net"]["fe.weight"] = state["net"]["fe.weight"][:3]
+    torch.save(state, tmp_path / "best.pt")
+    result = invoke("predict", "--ckpt", tmp_path / "best.pt", "--compounds", "rafce", faces_folder / "aligned")
+    assert result.exit_code == 1 and result.stderr.splitlines()[1].startswith(f"Error: {tmp_path}/best.pt: damaged (")
+
+
 def test_every_spelling_has_one_meaning():
     same = [("happy", "Happily", "happiness", "JOY", "joyful"), ("sad", "sadly", "sadness"), ("surprise", "surprised"),
             ("fear", "fearful", "fearfully", "afraid", "scared"), ("anger", "angry", "angrily"), ("disgust", "disgusted", "disgustedly"),
