@@ -180,8 +180,9 @@ def test_people_with_many_images_count_as_one():
     narrow = _groups.largest(groups, right, ones, np.arange(1200), 20)
     width = [np.diff(one["interval"])[0] for one in (wide, narrow)]
     assert width[0] / width[1] == pytest.approx(np.sqrt(20), rel=0.05)
-    crossed = _groups.largest(groups, right, ones, np.tile(np.arange(60).repeat(10), 2), 20)
-    assert crossed["difference"] == wide["difference"]
+    both = np.tile(np.repeat(np.arange(60), 10), 2)  # each person in both groups, in which 2 of 3 are right alike
+    alike = _groups.largest(groups, np.tile(right[:600] | (np.arange(600) % 3 > 0)[:, None], (2, 1)), ones, both, 20)
+    assert alike["difference"] == 0 and alike["interval"] == pytest.approx([0, 0], abs=1e-6)
     assert _groups.largest(groups, right, ones, np.repeat(np.arange(12), 100), 20) is None  # six people in each
 
 
