@@ -15,12 +15,13 @@ import pytest
 from conftest import ROOT, exported, invoke
 
 import mmlfer
-from mmlfer_commands import _rafce, _results, _stats, build, demo, synth, table
+from mmlfer_commands import _labels, _rafce, _results, _stats, build, demo, synth, table
 from mmlfer_commands._alignment import FACE_COLUMNS, POINTS, SMALL
 
 RAW = ROOT / "tests/results"
 FEW, MANY = RAW / "401", RAW / "10401"  # by their test faces
 SETS = [FEW / "clean", *(MANY / name for name in ("clean", "augment", "bf16", "ceiling", "noise"))]  # each one data set
+SHARED = [RAW / "shares" / name for name in ("soft",)]  # of other stand-ins, with votes
 PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "tests/results/README.md", "weights/README.md",
                                                 "mmlfer_commands/README.md")}
 README, PAGE_OF_RESULTS, _, PAGE_OF_COMMANDS = PAGES.values()
@@ -178,20 +179,20 @@ def test_the_lines_of_python_run_as_they_stand(sketch, faces_folder, tmp_path, m
 def test_the_results_are_what_table_prints_from_the_raw_results():
     page = PAGE_OF_RESULTS.split("\n## The cost of a step\n")[0]
     rows = [line for line in page.splitlines() if re.match(r"\| \w.*\d\.\d\d", line)]
-    printed = [line for text in map(results, (MANY, *SETS)) for line in text.splitlines()]
+    printed = [line for text in map(results, (MANY, *SETS, *SHARED)) for line in text.splitlines()]
     assert len(rows) > 70 and [row for row in rows if row not in printed] == []
-    for folder in (FEW / "clean", MANY / "clean", MANY / "noise"):
+    for folder in (FEW / "clean", MANY / "clean", MANY / "noise", *SHARED):
         table_3, pairs = results(folder).split("## Table 3")[1].split("## Paired comparisons")
         assert [line for line in table_3.splitlines() if line.startswith("| ") and line not in page.splitlines()] == []
         signals = [line for line in pairs.splitlines() if line.startswith("| ") and "signal" in line]
         assert [line for line in signals if line not in rows] == []  # none is kept quiet
     files = [path for path in RAW.rglob("*") if path.is_file() and path.suffix != ".md"]
-    assert {path.name for path in files} == {"runs.csv", "logs.csv", "predictions.npz"} and len(files) == 3 * len(SETS) <= 60
+    assert {path.name for path in files} == {"runs.csv", "logs.csv", "predictions.npz"} and len(files) == 3 * len(SETS + SHARED) <= 60
     assert sum(path.stat().st_size for path in files) < 2_000_000
     assert not any(re.search(rb"\.jpg|/tmp|/home|/root", path.read_bytes()) for path in files)
 
 
-@pytest.mark.parametrize("folder", [*SETS, MANY], ids=lambda folder: str(folder.relative_to(RAW)))
+@pytest.mark.parametrize("folder", [*SETS, *SHARED, MANY], ids=lambda folder: str(folder.relative_to(RAW)))
 def test_the_pages_of_all_pairs_are_what_table_prints(folder):
     """table FOLDER --out FOLDER/tables.md writes them."""
     assert (folder / "tables.md").read_text(encoding="utf-8") == results(folder)
@@ -214,7 +215,7 @@ def test_the_table_of_the_readme_has_the_stand_ins_beside_the_paper():
 
 def test_the_claims_stand_in_the_tables():
     """`table` prints every interval that a sentence in the READMEs quotes."""
-    printed = "\n".join(map(results, [MANY, *SETS]))
+    printed = "\n".join(map(results, [MANY, *SETS, *SHARED]))
     pairs = set(re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", printed))
     prose = "\n".join(line for page in PAGES.values() for line in page.splitlines() if not line.startswith("|"))
     quoted = re.findall(r"([+-]?\d+\.\d\d)\s+(?:points\s+)?\[([+-]?\d+\.\d\d),\s+([+-]?\d+\.\d\d)\]", prose)
@@ -280,10 +281,19 @@ def drawn(tmp_path_factory):
         _rafce.write_labels(folder, *synth.draw_rows(2000, test, _stats.load_stats("wild"), 0))
     few, many = map(_rafce.load_labels, folders)
     synth.mislabel(folders[1], 0.3, 0)
-    return {FEW / "clean": few, **dict.fromkeys(SETS[1:], many), MANY / "noise": _rafce.load_labels(folders[1])}
+    shares = {folder: with_votes(tmp_path_factory.mktemp("votes")) for folder in SHARED}
+    return {FEW / "clean": few, **dict.fromkeys(SETS[1:], many), MANY / "noise": _rafce.load_labels(folders[1]), **shares}
 
 
-@pytest.mark.parametrize("folder", SETS, ids=lambda folder: str(folder.relative_to(RAW)))
+def with_votes(folder):
+    """The labels of `synth --n 2000 --test 10000 --form csv --soft`, without the faces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synth, "draw_faces", lambda *args: None)
+        synth.synthesize_csv(folder / "f", 2000, "wild", 48, 0, 10_000, soft=True)
+    return _labels.load_faces(folder / "f")
+
+
+@pytest.mark.parametrize("folder", [*SETS, *SHARED], ids=lambda folder: str(folder.relative_to(RAW)))
 def test_the_raw_results_are_of_the_stand_ins_that_the_readme_draws(drawn, folder):
     runs, truth = exported(folder)
     assert {row["data_sha256"] for row, *_ in runs.values()} == {drawn[folder].sha256()}
