@@ -1,6 +1,8 @@
 """The intervals of `table`: by hand, against naive loops, and how often they leave out the truth."""
 
+import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -107,6 +109,50 @@ def test_interval_matches_naive_loops(seeds, deviation):
             weights = table.image_weights(truth, by_expression)
             low, high = naive_interval(d, weights)
             assert table.interval(d, weights) == pytest.approx((max(low, -1), min(high, 1)), abs=1e-5)
+
+
+# ---------------------------------------------------------------- images of one person
+
+
+def test_each_image_a_person_is_as_without_persons():
+    rng = np.random.default_rng(2)
+    d, weights = rng.integers(-1, 2, (3, 40)), table.image_weights(rng.integers(0, 3, 40), True)
+    people = rng.permutation(40)
+    assert table.interval(d, weights, people) == pytest.approx(table.interval(d, weights), abs=1e-12)
+    assert table.interval(d, weights, np.zeros(40, int)) == (-1, 1)  # one person tells nothing
+
+
+def test_an_interval_of_persons_by_hand():
+    """Persons with equal numbers of images: as of their means. One with half of the images counts by 1 - 1/2, twice."""
+    d = np.array([[1, 1, 0, 0, 1, 0, -1, 0, 0, 0], [1, 0, 0, 1, 1, 1, 0, 0, -1, 0], [0, 1, 1, 0, 0, 0, -1, 1, 0, 0]])
+    people, ones = np.array([0, 1, 0, 1, 2, 2, 3, 4, 4, 3]), np.ones(10)
+    means = np.stack([d[:, people == c].mean(1) for c in range(5)], 1)
+    assert table.interval(d, ones, people) == pytest.approx(table.interval(means, np.ones(5)), abs=1e-12)
+    # sums of e = d - 1/4 of the persons 1, -1/2, -1/2; times 3/4 (1 - 1/3) / (1 - n / 4): 1, -1/3, -1/3
+    d, people = np.array([[1, 1, -1, 0]]) / 4, np.array([0, 0, 1, 2])
+    e = np.array([2 * (1 - 1 / 4), -1 - 1 / 4, -1 / 4]) / 4 * (3 / 4) * (2 / 3) / (1 - np.array([2, 1, 1]) / 4)
+    half = 4.30265 * math.sqrt((e @ e) / 2 / 3)
+    assert table.interval(d, np.ones(4), people) == pytest.approx((1 / 16 - half, 1 / 16 + half), abs=1e-5)
+
+
+@pytest.mark.parametrize("d", [[0, 0], [3], [5, -2, 1, 1], [1, 1, 1, -4, 0, 2, 2], [7, 7, -7, 3, -1, 2, 2, -2, 11], [-6, 1, 1]])
+def test_mcnemars_p_of_persons_is_that_of_all_signs(d):
+    sums = np.array(list(itertools.product((1, -1), repeat=len(d)))) @ d
+    assert table.mcnemar(np.array(d)) == pytest.approx(np.mean(np.abs(sums) >= abs(sum(d))), abs=1e-12)
+
+
+def test_mcnemars_p_of_many_images_is_exact():
+    """Against exact fractions, and far in the tail not below 0."""
+    for b, c in ((520, 500), (1_000, 940), (900, 100)):
+        few = sum(math.comb(b + c, i) for i in range(min(b, c) + 1))
+        assert table.mcnemar(np.repeat([1, 0, -1], [b, 500, c])) == pytest.approx(float(Fraction(2 * few, 2 ** (b + c))), abs=1e-11)
+
+
+@pytest.mark.parametrize("persons", simulation.PERSONS)
+def test_images_of_persons_err_as_often_as_they_say_by_persons_alone(persons):
+    """3 to 7 % of 1,000 sets by persons, and 9 to 50 % by images; here of 300, where chance adds at most 1.5 %."""
+    for name, (images, by_persons) in simulation.errors_of_persons(persons, 3, 0, 300).items():
+        assert by_persons <= 11 and images >= 1.5 * by_persons, name
 
 
 # ---------------------------------------------------------------- how often it errs
