@@ -192,8 +192,7 @@ def one_voice():
 @contextlib.contextmanager
 def first_speaks():
     """Nothing is shown of what torchrun's processes print, except of the first one."""
-    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as stack:
-        if int(os.environ.get("RANK", 0)):
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-            stack.enter_context(contextlib.redirect_stderr(nowhere))
-        yield
+    with open(os.devnull, "w") as nowhere:
+        out, err = (nowhere,) * 2 if int(os.environ.get("RANK", 0)) else (sys.stdout, sys.stderr)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield

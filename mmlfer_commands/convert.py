@@ -324,12 +324,10 @@ writes(bp4d, frames_option, present_option(default=1.0), unknown_option(default=
 writes(emotionet, images_option(required=True, help="The folder of the images."),
        present_option(default=1.0), unknown_option(default=999.0), several=True, source=FILE)
 writes(ckplus, click.Option(["--frames"], default=3, type=click.IntRange(1), metavar="N",
-                            help="How many of the last frames to take."),
-       present_option(default=0.0))
+                            help="How many last frames to take."), present_option(default=0.0))
 writes(jaffe)
-writes(abaw, images_option(), aus_option(default=ABAW_AUS),
-       expressions_option(default=",".join(ABAW), help="The classes' names, from 0."),
-       several=True, source=PLACE)
+writes(abaw, images_option(), aus_option(default=ABAW_AUS), expressions_option(
+    default=",".join(ABAW), help="The classes' names, from 0."), several=True, source=PLACE)
 writes(mafw, frames_option, click.Option(["--fold"], default=1, type=click.IntRange(1, 5),
                                          metavar="N", help="Whose parts are taken."))
 adds("opengraphau", add_lists, *OF_PARTS, images_option(), aus_option(required=True), source=FILE)
