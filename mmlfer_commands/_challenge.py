@@ -39,7 +39,8 @@ def answers_of(table, side, emotions):
     outermost two (the median of it)."""
     columns, rows = read_columns(table)
     what = "expression_smooth" if "expression_smooth" in columns else "expression"
-    rows = [row for _, row in rows]
+    kept = ("frame", "face_id", "success", "x", "width", "height", what)  # of a hundred
+    rows = [{name: row[name] for name in kept} for _, row in rows]
     faces = [row for row in rows if row["success"] == "1"]
     area, middles = collections.Counter(), collections.defaultdict(list)
     for row in faces:
@@ -47,7 +48,8 @@ def answers_of(table, side, emotions):
         middles[row["frame"]].append(row["middle"])
         area[row["face_id"]] += float(row["width"]) * float(row["height"])
     if edges := [(min(xs) + max(xs)) / 2 for xs in middles.values() if side and len(xs) > 1]:
-        faces = [row for row in faces if (row["middle"] < np.median(edges)) == (side == "_left")]
+        edge = np.median(edges)
+        faces = [row for row in faces if (row["middle"] < edge) == (side == "_left")]
     faces.sort(key=lambda row: area[row["face_id"]])  # the last one of a frame stays
     answers = {int(row["frame"]): emotions.index(row[what]) for row in faces}
     return answers, max((int(row["frame"]) for row in rows), default=-1)
