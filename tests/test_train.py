@@ -35,7 +35,7 @@ import mmlfer
 from mmlfer_commands import _rafce, train
 
 COLUMNS = ["epoch", "train_loss_emo", "train_loss_au", "train_loss_am", "w_au", "w_am", "val_acc",
-           "val_diag", "lr", "seconds", "images_per_second"]
+           "val_diag", "val_macro_f1", "lr", "seconds", "images_per_second"]
 
 
 def test_train_writes_what_it_promises(trained, faces_folder):
@@ -125,7 +125,7 @@ def test_an_epoch_without_a_right_answer_is_still_the_best_so_far(tmp_path, monk
     """The first epoch is always kept; a later one of the same accuracy does not replace it."""
     cfg, said = mmlfer.Config(data="-", size=32, arch="resnet18", method="stl", weights="none", device="cpu", epochs=3), [0.0, 0.0, 0.25]
     run = run_of(cfg, 1)
-    monkeypatch.setattr(train, "evaluate", lambda *_: {"accuracy": said[run.epoch], "diag": 0.0})
+    monkeypatch.setattr(train, "evaluate", lambda *_: {"accuracy": said[run.epoch], "diag": 0.0, "macro_f1": 0.0})
     for best in (1, 1, 3):
         run.elapsed = 1.0
         train.end_epoch(run, None, tmp_path)
