@@ -10,15 +10,14 @@ import numpy as np
 
 from mmlfer import (
     EMOTIONS, LABEL_FILES, PATH, SEED, InputError, image_index, is_aligned, progress, refused, stem)
+from mmlfer_commands._compounds import meaning
 from mmlfer_commands._labels import describe, load_faces, split_faces, write_labels_csv
 from mmlfer_commands._outputs import new_folder
 from mmlfer_commands._rafce import one_image_a_row, parse_aus, parse_code, read_labels, write_labels
 
 BASIC = ("surprised", "fearful", "disgusted", "happy", "sad", "angry")  # RAF-ML's columns
-ADVERBS = {"happily": "happy", "sadly": "sad", "fearfully": "fearful", "angrily": "angry",
-           "disgustedly": "disgusted"}
-COMPOUNDS = {frozenset((BASIC.index(ADVERBS[adverb]), BASIC.index(basic))): k
-         for k, (adverb, basic) in enumerate(name.split() for name in EMOTIONS)}
+COMPOUNDS = {frozenset(i for i, basic in enumerate(BASIC) if meaning(basic) <= meaning(name)): k
+             for k, name in enumerate(EMOTIONS)}
 
 
 def name_compound(p):

@@ -261,3 +261,24 @@ def test_groups_go_with_compounds_and_adjusted_logits(grouped, tmp_path):
     weights = {name or "(none)": sum(row["Age"] == name for row in n) for name in AGES}
     assert sum(weights[one["group"]] * (one["accuracy"] or 0) for one in found) / len(n) == pytest.approx(numbers["accuracy"])
     assert sum(one["n"] for one in found) == 60
+
+
+def test_rafdbs_attributes_make_groups(faces_folder, tmp_path):
+    """From its folder by `convert` to the groups of `eval`; an image without an attribute file is in none."""
+    for place in ("EmoLabel", "Image/aligned", "Annotation/manual"):
+        (tmp_path / place).mkdir(parents=True)
+    lines = []
+    for i in range(1, 41):
+        name = f"{'train' if i % 2 else 'test'}_{i:05d}"
+        lines.append(f"{name}.jpg {1 + i % 7}")
+        (tmp_path / f"Image/aligned/{name}_aligned.jpg").symlink_to(faces_folder / f"aligned/{i:04d}_aligned.jpg")
+        if i < 39:
+            (tmp_path / f"Annotation/manual/{name}_manu_attri.txt").write_text("1 2\n" * 5 + f"{i // 2 % 2}\n2\n{i // 2 % 3 + 1}\n")
+    (tmp_path / "EmoLabel/list_patition_label.txt").write_text("\n".join(lines))
+    result = invoke("convert", "rafdb", tmp_path, tmp_path)
+    assert result.exit_code == 0, result.output
+    ckpt = checkpoint(tmp_path / "best.pt", ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"))
+    want = {"gender": {"male": 9, "female": 10}, "race": {"Asian": 19}, "age": {"4-19": 6, "20-39": 7, "40-69": 6}}
+    for by, groups in want.items():
+        result = invoke("eval", "--ckpt", ckpt, "--data", tmp_path, "--by", by, "--least", 1, "--json")
+        assert {one["group"]: one["n"] for one in json.loads(result.stdout)["groups"]["groups"]} == {**groups, "(none)": 1}
