@@ -5,7 +5,7 @@ import dataclasses
 
 import numpy as np
 
-from mmlfer import TEST, TRAIN, VAL, InputError, Stream, plural, tell_once
+from mmlfer import TEST, TRAIN, VAL, InputError, plural, tell_once
 from mmlfer_commands._inputs import by_numbers
 from mmlfer_commands._labels import load_faces, split_people
 
@@ -50,12 +50,11 @@ def find_folds(faces, folds, where):
         return given_folds(faces, folds, where)
     if folds == "persons" and people is not None:
         return numbered(people)
-    units, n = ("images", len(faces.names)) if people is None else ("persons", len({*people}))
-    if not str(folds).isdecimal() or not 3 <= int(folds) <= n:
-        raise InputError(f"{where}: --folds takes 3 to {n}, the number of its {units}, or persons, "
-                         "by its column person; with a column fold, it may be left out")
-    if people is None:
-        return dealt(faces.y_emo, int(folds))
+    units, people = ("images", faces.names) if people is None else ("persons", people)
+    most = len({*people})
+    if not str(folds).isdecimal() or not 3 <= int(folds) <= most:
+        raise InputError(f"{where}: --folds takes 3 to {most}, the number of its {units}, or "
+                         "persons, by its column person; with a column fold, it may be left out")
     shares = dict.fromkeys(range(1, int(folds) + 1), 1 / int(folds))
     return split_people(faces.y_emo, people, SEED, shares)
 
@@ -65,16 +64,6 @@ def numbered(texts, none=()):
     order = sorted({*texts}.difference(none), key=by_numbers)
     numbers = {text: i for i, text in enumerate(order, 1)}
     return np.array([numbers.get(text, 0) for text in texts])
-
-
-def dealt(y_emo, k):
-    """k folds: the images of each expression are dealt out in random order, (N,) 1..k. The next
-    expression goes on where one ends: sizes differ by one at most, as those of an expression."""
-    rng = np.random.default_rng([SEED, Stream.PARTITION])
-    parts = np.empty(len(y_emo), int)
-    rows = np.concatenate([rng.permutation(np.flatnonzero(y_emo == e)) for e in np.unique(y_emo)])
-    parts[rows] = np.arange(len(rows)) % k + 1
-    return parts
 
 
 def given_folds(faces, folds, where):

@@ -487,14 +487,14 @@ def split_people(y_emo, people, seed, shares=SHARES):
     People are placed one by one, those with the most images first (equal ones in random order).
     Each goes to the part that still lacks most of the expressions in their images. Then, where an
     expression has nobody to train on, the person with the fewest images that has it is moved there.
-    Parts none of which is for training are folds: they are to be equally large, too.
+    Parts none of which is for training are folds; of those that lack the same, the smallest grows.
     """
     names, person = np.unique(people, return_inverse=True)
     y_emo = np.where(y_emo == NOT_NAMED, max(y_emo) + 1, y_emo)  # they are shared out as one more
     images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
     np.add.at(images, (person, y_emo), 1)
     if TRAIN not in shares:
-        images = np.column_stack([images, images.sum(1)])
+        images = np.column_stack([images, images.sum(1) / 1000])
     wanted = np.array(list(shares.values()))[:, None] * images.sum(0)  # by part and expression
     missing, part = wanted.copy(), np.empty(len(names), int)
     order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(names))

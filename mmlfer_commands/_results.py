@@ -42,11 +42,12 @@ class Tested:
     names: str  # digest of the test images' names
     truth: np.ndarray  # (N,)
     pred: np.ndarray  # (N,)
-    people: list  # N persons, by name or number, or None; of joined and checked runs 0..C-1, (N,)
+    people: list  # N persons, by name or number; of joined and checked runs 0..C-1, (N,)
     au_counts: np.ndarray  # (J, 2), as au_metrics has them
     content: dict  # all of test.json
     texts: dict  # in an export, those of log.csv and config.yaml
-    folds: tuple = ()  # the runs of 1 to K, where this joins them
+    fold: int  # the fold that is tested; 1 without folds
+    folds: tuple = ()  # where this joins them, the runs of 1 to K, or one
 
     @property
     def right(self):
@@ -118,24 +119,25 @@ def read_run(path, content=None, texts=()):
         k = len(emotions)
         if not truth or len(truth) != len(pred) or not {*truth, *pred} <= {*range(k)}:
             raise ValueError("predictions that are not of these expressions")
-        people, fold = run.get("people"), run.get("fold", 1)
+        fold = run.get("fold", 1)
+        people = run.get("people") or [(fold, i) for i in range(len(truth))]
         names = (run["names_sha256"] if "names_sha256" in run else
                  hashlib.sha256(json.dumps(run["names"]).encode()).hexdigest())
         au_counts = np.array([*best.get("au_counts", {}).values()], int).reshape(-1, 2)
         tested = Tested(path, run["method"], stats_name(run), find_traits(run), run["seed"],
                         run["rafce"], emotions, names, np.array(truth), np.array(pred), people,
-                        au_counts, run, texts)
+                        au_counts, run, texts, fold)
         own = tested.numbers
         whole = (best.get("confusion", own["confusion"]) == own["confusion"]
                  and best["n"] == len(truth)
                  and np.allclose(rates(best, emotions), rates(own, emotions), equal_nan=True)
-                 and len(run.get("names", truth)) == len(people or truth) == len(truth)
+                 and len(run.get("names", truth)) == len(people) == len(truth)
                  and type(fold) is int and fold in range(1, run.get("folds", 1) + 1)
                  and ("fold" not in run or len(au_counts) == len(run["aus"]))
                  and type(run["seed"]) is int and isinstance(run["rafce"], bool))
         if not whole:
             raise ValueError("numbers that do not fit each other")
-        hash((tested.row(), names, *(people or ())))  # no lists among the options
+        hash((tested.row(), names, *people))  # no lists among the options
         return tested
     except READING as error:
         raise InputError(f"{path}: not a run's test.json ({error!r:.80}); remove it") from None
@@ -160,25 +162,27 @@ def read_tests(folder):
 def read_runs(folder):
     """The finished runs below a folder, folds joined: all of one test set, and of the people that
     one of them knows, or else of as many as there are images."""
-    groups = {}
+    found = {}
     for run in read_tests(folder):
-        key = (run.row(), run.seed) if "fold" in run.content else run.path
-        groups.setdefault(key, []).append(run)
-    runs = [joined(group) if "fold" in group[0].content else group[0] for group in groups.values()]
-    known = next((run for run in runs if run.people), runs[0])
+        other = found.setdefault((run.row(), run.seed), {}).setdefault(run.fold, run)
+        if other is not run:
+            fold = f"fold {run.fold} of " * ("fold" in run.content)
+            raise InputError(f"{run.path}: {fold}the same method, options and seed as "
+                             f"{other.path}; remove one")
+    runs = [joined(folds) for folds in found.values()]
+    first, known = runs[0], min(runs, key=lambda run: len({*run.people}))
     for run in runs:
-        if run.emotions != runs[0].emotions:
+        if run.emotions != first.emotions:
             raise InputError(f"{run.path}: other expressions, or in another order, than "
-                             f"{runs[0].path}; one table takes one vocabulary, name the folder of "
+                             f"{first.path}; one table takes one vocabulary, name the folder of "
                              "its runs alone")
-        if run.names != runs[0].names or not np.array_equal(run.truth, runs[0].truth):
-            raise InputError(f"{run.path}: other test images than {runs[0].path}; one table takes "
+        if run.names != first.names or not np.array_equal(run.truth, first.truth):
+            raise InputError(f"{run.path}: other test images than {first.path}; one table takes "
                              "one data set, name the folder of its runs alone")
-        if run.people and numbered(run.people) != numbered(known.people):
+        if "people" in run.content and numbered(run.people) != numbered(known.people):
             raise InputError(f"{run.path}: other persons of the same images than {known.path}; "
                              "name the folder of the runs of one labels.csv alone")
-    people = np.array(numbered(known.people or range(len(known.truth))))
-    return [dataclasses.replace(run, people=people) for run in runs]
+    return [dataclasses.replace(run, people=np.array(numbered(known.people))) for run in runs]
 
 
 def numbered(people):
@@ -187,24 +191,20 @@ def numbered(people):
     return [numbers[person] for person in people]
 
 
-def joined(runs):
-    """Runs that differ in their fold alone as one, of all images. InputError for a fold that is
-    not there, or there twice."""
-    folds, k = {}, runs[0].content["folds"]
-    for run in runs:
-        other = folds.setdefault(run.content["fold"], run)
-        if other is not run:
-            raise InputError(f"{run.path}: the same method, options, seed and fold as "
-                             f"{other.path}; remove one")
+def joined(folds):
+    """Runs that differ in their fold alone, {fold: Tested}, as one of all images. InputError if a
+    fold is not there."""
+    first = next(iter(folds.values()))
+    k = first.content.get("folds", 1)
     if missing := [str(i) for i in range(1, k + 1) if i not in folds]:
-        raise InputError(f"{runs[0].path}: of the {k} folds of this method, options and seed there "
+        raise InputError(f"{first.path}: of the {k} folds of this method, options and seed there "
                          f"is no test.json of {', '.join(missing)}; train with --fold {missing[0]}")
-    runs = [folds[i] for i in range(1, k + 1)]
+    runs = tuple(folds[i] for i in range(1, k + 1))
     return dataclasses.replace(
-        runs[0], folds=tuple(runs), truth=np.concatenate([run.truth for run in runs]),
+        first, folds=runs, truth=np.concatenate([run.truth for run in runs]),
         pred=np.concatenate([run.pred for run in runs]),
+        people=[person for run in runs for person in run.people],
         au_counts=np.sum([run.au_counts for run in runs], 0),
-        people=all(r.people for r in runs) and [person for r in runs for person in r.people],
         names=hashlib.sha256("".join(run.names for run in runs).encode()).hexdigest())
 
 
@@ -223,11 +223,7 @@ def gather(runs):
     """The Rows of runs, without their titles."""
     groups = {}
     for run in runs:
-        seeds = groups.setdefault(run.row(), {})
-        if run.seed in seeds:
-            raise InputError(f"{run.path}: the same method, options and seed as "
-                             f"{seeds[run.seed].path}; remove one")
-        seeds[run.seed] = run
+        groups.setdefault(run.row(), {})[run.seed] = run
     rows = []
     for (method, _), seeds in groups.items():
         stats = min((run.stats for run in seeds.values()),  # of two names of a file, the paper's

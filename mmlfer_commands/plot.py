@@ -52,7 +52,7 @@ def plot_methods(rows, path):
     """Figure 5 of several methods, each the mean of its seeds. rows: Rows of read_results."""
     with curves(14, path) as (left, right):
         for i, row in enumerate(rows, 1):
-            runs = [part for run in row.seeds.values() for part in run.folds or [run]]
+            runs = [part for run in row.seeds.values() for part in run.folds]
             folders = [run.path.parent for run in runs]
             logs = [read_part(run.path.with_name("log.csv"), parse_log, run.texts) for run in runs]
             check_lengths(folders, logs)

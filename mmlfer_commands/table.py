@@ -47,8 +47,8 @@ def table_2(rows, truth, emotions):
 
 def table_3(rows, rafce):
     header, body = ["method", "seeds", "Acc.", "Diag."], []
-    folds = any(run.folds for row in rows for run in row.seeds.values())
-    more = {"macro F1": "macro_f1", "AU F1": "au_f1_macro"} if folds else {}
+    folds = len(next(iter(rows[0].seeds.values())).folds)
+    more = {"macro F1": "macro_f1", "AU F1": "au_f1_macro"} if folds > 1 else {}
     header += more
     for row in rows:
         others = [[run.numbers[key] for run in row.seeds.values()] for key in more.values()]
@@ -182,11 +182,12 @@ def results(folder):
     """Tables 2 and 3 of the runs below a folder and the paired comparisons, as Markdown."""
     rows = read_results(folder)
     runs = [run for row in rows for run in row.seeds.values()]
-    rafce, truth, people = all(run.rafce for run in runs), runs[0].truth, max(runs[0].people) + 1
+    rafce, truth = all(run.rafce for run in runs), runs[0].truth
+    people, folds = max(runs[0].people) + 1, len(runs[0].folds)
     text = Path(__file__).with_name("results.md").read_text("utf-8")
     return string.Template(text).substitute(
         data="RAF-CE" if rafce else "Not RAF-CE (by its counts), and so not the paper's columns",
-        images=len(truth), folds=f" in {len(runs[0].folds)} folds" if runs[0].folds else "",
+        images=len(truth), folds=f" in {folds} folds" * (folds > 1),
         persons=PERSONS.format(people) if people < len(truth) else "", table_3=table_3(rows, rafce),
         table_2=table_2(rows, truth, runs[0].emotions), comparisons=comparisons(rows))
 
@@ -204,12 +205,11 @@ def export_results(folder, out):
         log = read_part(run.path.with_name("log.csv"), str.splitlines, run.texts)
         logs += [{"run": name, **row} for row in csv.DictReader(log)]
     labels, pred = {"truth": whole.truth}, np.zeros((len(runs), len(whole.truth)), int)
-    labels["fold"] = np.concatenate([0 * run.truth + run.content.get("fold", 1)
-                                     for run in whole.folds or [whole]])
+    labels["fold"] = np.concatenate([0 * run.truth + run.fold for run in whole.folds])
     if max(whole.people) + 1 < len(whole.people):
         labels["people"] = whole.people
     for run, row in zip(runs, pred):
-        row[labels["fold"] == run.content.get("fold", 1)] = run.pred
+        row[labels["fold"] == run.fold] = run.pred
     write_export(out, rows, logs, pred=pred, **labels)
 
 

@@ -105,7 +105,7 @@ def test_folds_of_people_are_alike_in_size_and_expressions():
     people = [f"{i // 2}" for i in range(len(y_emo))]
     parts = _labels.split_people(y_emo, people, 0, dict.fromkeys(range(1, 6), 0.2))
     sizes = np.bincount(parts)[1:]
-    assert sizes.max() - sizes.min() <= 4
+    assert sizes.max() - sizes.min() <= 2
     of_each = np.array([[np.sum((parts == p) & (y_emo == k)) for k in range(43)] for p in range(1, 6)])
     assert of_each.max() <= 4 and of_each.min() >= 2
 
@@ -113,10 +113,12 @@ def test_folds_of_people_are_alike_in_size_and_expressions():
 @pytest.mark.parametrize("k", [3, 4, 10])
 def test_without_people_folds_are_dealt_by_expression(k):
     y_emo = np.random.default_rng(k).choice([-1, 0, 1, 2, 3], 157, p=[0.05, 0.1, 0.2, 0.25, 0.4])
-    parts = _folds.dealt(y_emo, k)
-    assert np.ptp(np.bincount(parts, minlength=k + 1)[1:]) <= 1 and {*parts} == {*range(1, k + 1)}
+    names = [f"{i}.jpg" for i in range(157)]
+    faces = mmlfer.Faces(names, y_emo, np.zeros(157, int), np.zeros((157, 32), np.int8))
+    parts = _folds.find_folds(faces, str(k), "here")
+    assert np.ptp(np.bincount(parts, minlength=k + 1)[1:]) <= 2 and {*parts} == {*range(1, k + 1)}
     assert all(np.ptp([np.sum((parts == p) & (y_emo == e)) for p in range(1, k + 1)]) <= 1 for e in range(-1, 4))
-    assert (parts == _folds.dealt(y_emo, k)).all() and np.abs(np.diff(parts[y_emo == 3])).max() > 1  # at random, the same again
+    assert (parts == _folds.find_folds(faces, str(k), "here")).all() and np.abs(np.diff(parts[y_emo == 3])).max() > 1  # at random, the same again
 
 
 def test_one_person_is_left_out_at_a_time(faces):
@@ -354,7 +356,7 @@ def test_a_fold_that_is_missing_or_there_twice_is_named(runs, tmp_path):
     shutil.copytree(runs, copy, ignore=shutil.ignore_patterns("*.pt"))
     shutil.copytree(copy / "mml-0-2", copy / "again")
     assert refusal("table", copy, "--out", "-") == (
-        f"Error: {copy}/mml-0-2/test.json: the same method, options, seed and fold as {copy}/again/test.json; remove one\n")
+        f"Error: {copy}/mml-0-2/test.json: fold 2 of the same method, options and seed as {copy}/again/test.json; remove one\n")
     shutil.rmtree(copy / "again")
     for fold in (1, 3):
         (copy / f"mml-1-{fold}/test.json").unlink()
