@@ -282,3 +282,27 @@ def test_rafdbs_attributes_make_groups(faces_folder, tmp_path):
     for by, groups in want.items():
         result = invoke("eval", "--ckpt", ckpt, "--data", tmp_path, "--by", by, "--least", 1, "--json")
         assert {one["group"]: one["n"] for one in json.loads(result.stdout)["groups"]["groups"]} == {**groups, "(none)": 1}
+
+
+def test_the_interval_ends_at_one():
+    right = (np.arange(24) < 13)[:, None]
+    found = _groups.largest({"a": np.arange(12), "b": np.arange(12, 24)}, right, np.ones((24, 1), bool), np.arange(24), 10)
+    assert found["difference"] == pytest.approx(11 / 12) and found["interval"][1] == 1 and 0.5 < found["interval"][0] < 0.9
+
+
+def test_eval_takes_persons_for_images_where_labels_csv_has_them(sketch, faces_folder, tmp_path):
+    """Two images of each of ten people in each group; the interval is that of the function, with these people."""
+    intervals = []
+    for column in ("person", "whatever"):
+        (tmp_path / column).mkdir()
+        write_labels(tmp_path / column, faces_folder, [
+            {"image": f"aligned/{i + 1:04d}_aligned.jpg", "expression": EMOTIONS[3 + i % 5], "split": "test", "age": AGES[i % 3], "aus": "?",
+             column: f"p{i // 6}-{i % 3}"} for i in range(60)])
+        result = invoke("eval", "--ckpt", sketch, "--data", tmp_path / column, "--by", "age", "--json", "--device", "cpu")
+        intervals.append(json.loads(result.stdout)["groups"]["largest"]["accuracy"]["interval"])
+    result = invoke("predict", "--ckpt", sketch, faces_folder / "aligned", "--jsonl", "-", "--device", "cpu")
+    right = np.array([[json.loads(line)["expressions"][0]["name"] == EMOTIONS[3 + i % 5]] for i, line in enumerate(result.stdout.splitlines())])
+    groups = {age: np.arange(60)[k::3] for k, age in enumerate(AGES[:3])}
+    for people, interval in zip((np.arange(60) // 6 * 3 + np.arange(60) % 3, np.arange(60)), intervals):
+        assert _groups.largest(groups, right, np.ones((60, 1), bool), people, 20)["interval"] == pytest.approx(interval, abs=1e-6)
+    assert intervals[0] != pytest.approx(intervals[1], abs=1e-3)
