@@ -150,20 +150,16 @@ def read_part(path, parse, texts=(), command="train", wanted="the folder of a ru
         return parse(texts[path.name] if texts else path.read_text(encoding="utf-8"))
 
 
-def read_tests(folder):
-    """The finished runs below a folder, each fold by itself."""
-    runs = [read_run(path) for path in find_files(folder, "test.json")]
-    runs += [read_run(*one) for path in find_files(folder, "runs.csv") for one in read_export(path)]
-    if not runs:
-        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
-    return runs
-
-
 def read_runs(folder):
     """The finished runs below a folder, folds joined: all of one test set, and of the people that
     one of them knows, or else of as many as there are images."""
+    tests = [read_run(path) for path in find_files(folder, "test.json")]
+    exports = find_files(folder, "runs.csv")
+    tests += [read_run(*one) for path in exports for one in read_export(path)]
+    if not tests:
+        raise InputError(f"{folder}: no test.json below it; `train` writes one at its end")
     found = {}
-    for run in read_tests(folder):
+    for run in tests:
         other = found.setdefault((run.row(), run.seed), {}).setdefault(run.fold, run)
         if other is not run:
             fold = f"fold {run.fold} of " * ("fold" in run.content)
@@ -179,16 +175,13 @@ def read_runs(folder):
         if run.names != first.names or not np.array_equal(run.truth, first.truth):
             raise InputError(f"{run.path}: other test images than {first.path}; one table takes "
                              "one data set, name the folder of its runs alone")
-        if "people" in run.content and numbered(run.people) != numbered(known.people):
+        pairs = {*zip(run.people, known.people)}
+        if "people" in run.content and len(pairs) != len({*known.people}):
             raise InputError(f"{run.path}: other persons of the same images than {known.path}; "
                              "name the folder of the runs of one labels.csv alone")
-    return [dataclasses.replace(run, people=np.array(numbered(known.people))) for run in runs]
-
-
-def numbered(people):
-    """Persons as numbers 0, 1 ... in the order in which they come first."""
-    numbers = {person: i for i, person in enumerate(dict.fromkeys(people))}
-    return [numbers[person] for person in people]
+    numbers = {person: i for i, person in enumerate(dict.fromkeys(known.people))}
+    people = np.array([numbers[person] for person in known.people])
+    return [dataclasses.replace(run, people=people) for run in runs]
 
 
 def joined(folds):

@@ -14,7 +14,7 @@ from mmlfer import PATH, RUN_FILES, InputError, write_whole
 from mmlfer_commands._exports import FILES, row_of_run, write_export
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._outputs import check_output, markdown
-from mmlfer_commands._results import PRINTED, read_part, rates, read_results, read_runs, read_tests
+from mmlfer_commands._results import PRINTED, read_part, rates, read_results, read_runs
 
 
 PERSONS = """
@@ -59,12 +59,9 @@ def table_3(rows, rafce):
 
 
 def mcnemar(d):
-    """Exact two-sided p that the sum of d (C,), whole numbers, is so far from 0: over all signs of
-    its parts, if each is as likely + as -. Of single images, -1, 0 and 1, it is McNemar's test.
-
-    With T = sum |d_c|, the sum over signs is T - 2 X, and X a sum of terms that are 0 or |d_c|: its
-    distribution follows from the product of the characteristic functions of these.
-    """
+    """Exact two-sided p that the sum of d (C,), whole numbers, is so far from 0, if each d_c is as
+    likely + as -: for -1, 0, 1 of single images McNemar's test. With T = sum |d_c| it is T - 2 X, X
+    the sum of terms 0 or |d_c|, whose characteristic functions' product gives X's distribution."""
     sizes, times = np.unique(np.abs(d[d != 0]), return_counts=True)
     total = sizes @ times
     x = np.arange(total + 1)
@@ -196,7 +193,8 @@ def export_results(folder, out):
     """Write what tables and curves need of the finished runs below a folder."""
     if (out.exists() and any(out.iterdir())) or folder.resolve() in out.resolve().parents:
         raise InputError(f"{out}: not empty, or among the runs; name a new folder elsewhere")
-    runs, whole, rows, logs = read_tests(folder), read_runs(folder)[0], [], []
+    wholes, rows, logs = read_runs(folder), [], []
+    runs, whole = [run for joined in wholes for run in joined.folds], wholes[0]
     for run in runs:
         name = run.path.parent.relative_to(folder).as_posix()
         config = read_part(run.path.with_name("config.yaml"), lambda text: {**yaml.safe_load(text)},

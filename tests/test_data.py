@@ -122,6 +122,7 @@ def test_rafce_is_recognised_by_its_counts():
     faces = rafce_faces()
     assert _rafce.is_rafce(faces) and "these are RAF-CE's own counts" in _labels.describe(faces, "x")
     assert not _rafce.is_rafce(faces.select(slice(1, None)))
+    assert not _rafce.is_rafce(mmlfer.dataclasses.replace(faces, fold=np.ones(4549, int)))
     own = mmlfer.Vocabulary(mmlfer.EMOTIONS[::-1], mmlfer.AUS)
     assert not _rafce.is_rafce(mmlfer.dataclasses.replace(faces, vocabulary=own))
 
