@@ -129,9 +129,9 @@ class Vocabulary:
 RAFCE = Vocabulary(EMOTIONS, AUS)
 
 
-def setting(group, default, kind, help_):
-    """A field of Config: its heading in `train --help`, default, type of option, and help."""
-    return dataclasses.field(default=default, metadata=dict(group=group, type=kind, help=help_))
+def setting(default, kind, help_):
+    """A field of Config: its default, type of option, and help."""
+    return dataclasses.field(default=default, metadata=dict(type=kind, help=help_))
 
 
 class FiniteRange(click.FloatRange):
@@ -150,8 +150,6 @@ class Arch(click.Choice):
 COUNT, SIZE, SEED = click.IntRange(min=1), click.IntRange(32, 512), click.IntRange(0, 2**31 - 1)
 RATE, SHARE = FiniteRange(min=0, min_open=True), FiniteRange(min=0)
 PATH, PRECISION = click.Path(path_type=Path), click.Choice(["float32", "bf16"])
-DATA, METHOD, MODEL, OPTIMISATION, RUN = (  # headings of `train --help`
-    "Data (Sec. 3)", "Method (Sec. 4)", "Model (Sec. 5.1)", "Optimisation (Sec. 4.2)", "Run")
 
 
 class Stream(enum.IntEnum):
@@ -178,61 +176,58 @@ class Stream(enum.IntEnum):
 class Config:
     """One training run; every field is an option of `train`."""
 
-    data: str = setting(DATA, None, click.Path(), "Folder laid out like RAF-CE, or with "
-                        "a labels.csv; required without --resume.")
-    size: int = setting(DATA, 112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
-    skip_bad_images: bool = setting(DATA, False, bool, "Go on without images that cannot be read.")
-    folds: str = setting(DATA, None, str, "Cross-validation: K parts, or persons: one each.")
-    fold: int = setting(DATA, None, COUNT, "I, 1 to K: the part to test; the next is to validate.")
-    method: str = setting(METHOD, "mml", click.Choice(list(METHODS)),
-                          "Losses and how they are weighted (Tables 2, 3).")
-    labels: str = setting(METHOD, "hard", click.Choice(["hard", "soft"]),
-                          "L^emo by the named expression, or by the shares in columns p_NAME.")
-    stats: str = setting(METHOD, "wild", str,
-                         "p(AU | expression): wild, lab (Table 1), train (of the training rows) "
-                         "or a YAML file.")
-    stats_least: int = setting(METHOD, 10, COUNT, "Fewest coded training images of an expression "
-                               "for --stats train to use it.")
-    form: str = setting(METHOD, "auto", click.Choice(["auto", "wild", "lab"]),
-                        "L^AM by Eq. 5 (wild) or Sec. 5.3 (lab); auto: lab for --stats lab only.")
-    rho: float = setting(METHOD, 0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
-    rho_am: float = setting(METHOD, 0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
-    logit_adjust: float = setting(METHOD, 0.0, SHARE, "tau: L^emo of z + tau log p(expression), p "
-                                  "of the training rows; 1 aims at Diag. Ours, not the paper's.")
-    weight_max: float = setting(METHOD, 1.0, RATE, "W: the meta net's weights are W times a "
-                                "sigmoid; the paper's W is 1.")
-    hypergrad: str = setting(METHOD, "auto", click.Choice(
-        ["auto", "create_graph", "jvp", "general"]),
+    data: str = setting(None, click.Path(), "Folder laid out like RAF-CE, or with a labels.csv; "
+                        "required without --resume.")
+    size: int = setting(112, SIZE, "S, side of the square face, pixels (Sec. 5.1).")
+    skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
+    folds: str = setting(None, str, "Cross-validation: K parts, or persons: one each.")
+    fold: int = setting(None, COUNT, "I, 1 to K: the part to test; the next is to validate.")
+    method: str = setting("mml", click.Choice(list(METHODS)), "Losses and how they are weighted "
+                          "(Tables 2, 3).")
+    labels: str = setting("hard", click.Choice(["hard", "soft"]), "L^emo by the named expression, "
+                          "or by the shares in columns p_NAME.")
+    stats: str = setting("wild", str, "p(AU | expression): wild, lab (Table 1), train (of the "
+                         "training rows) or a YAML file.")
+    stats_least: int = setting(10, COUNT, "Fewest coded training images of an expression for "
+                               "--stats train to use it.")
+    form: str = setting("auto", click.Choice(["auto", "wild", "lab"]), "L^AM by Eq. 5 (wild) or "
+                        "Sec. 5.3 (lab); auto: lab for --stats lab only.")
+    rho: float = setting(0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
+    rho_am: float = setting(0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
+    logit_adjust: float = setting(0.0, SHARE, "tau: L^emo of z + tau log p(expression), p of the "
+                                  "training rows; 1 aims at Diag. Ours, not the paper's.")
+    weight_max: float = setting(1.0, RATE, "W: the meta net's weights are W times a sigmoid; the "
+                                "paper's W is 1.")
+    hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp", "general"]),
                              "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
                              "faster; general, the same for any net; auto: jvp, or general where "
                              "jvp has no rule for a layer, if it agrees before the first step.")
-    arch: str = setting(MODEL, "resnet34", Arch(ARCHS), "Backbone, also timm:NAME for any net of "
-                        "timm; the paper uses resnet34.")
-    weights: str = setting(MODEL, "auto", str, "Initial backbone (Sec. 5.1): a file, imagenet, "
-                           "timm or none; auto: weights/ARCH_casia.pth if it is there, else none.")
-    weights_bgr: bool = setting(MODEL, False, bool, "The file's backbone was trained on BGR.")
-    weights_norm: str = setting(MODEL, "auto", click.Choice(["auto", *NORMS]),
-                                "Normalisation that goes with the weights; auto: what their file "
-                                "says, else half (mean and standard deviation 0.5).")
-    epochs: int = setting(OPTIMISATION, 60, COUNT, "Passes over the training images.")
-    batch_size: int = setting(OPTIMISATION, 16, click.IntRange(min=2),
-                              "B, faces in a training or validation batch.")
-    select: str = setting(OPTIMISATION, "acc", click.Choice([*SELECT]),
-                          "Validation figure that chooses the epoch.")
-    augment: bool = setting(OPTIMISATION, False, bool, "Shift (4 %), scale (5 %) and turn (5 "
-                            "degrees) each training and validation image at random.")
-    lr_backbone: float = setting(OPTIMISATION, 0.001, RATE,
-                                 "alpha, learning rate of the backbone (Eqs. 13, 17).")
-    lr_heads: float = setting(OPTIMISATION, 0.01, RATE, "alpha of both classifiers (Eqs. 13, 17).")
-    lr_meta: float = setting(OPTIMISATION, 0.01, RATE, "beta, rate of the meta net (Eq. 14).")
-    schedule: str = setting(OPTIMISATION, "constant", click.Choice(["constant", "onecycle"]),
-                            "Learning-rate schedule; onecycle rises to alpha, then falls.")
-    momentum: float = setting(OPTIMISATION, 0.9, FiniteRange(0, 1, max_open=True),
-                              "SGD momentum of theta (Eq. 17).")
-    weight_decay: float = setting(OPTIMISATION, 5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
-    seed: int = setting(RUN, 0, SEED, "Seed of all random numbers.")
-    device: str = setting(RUN, "auto", str, "auto, cpu, cuda, cuda:1, ...")
-    precision: str = setting(RUN, "float32", PRECISION, "Number format of the backbone.")
+    arch: str = setting("resnet34", Arch(ARCHS), "Backbone, also timm:NAME for any net of timm; "
+                        "the paper uses resnet34.")
+    weights: str = setting("auto", str, "Initial backbone (Sec. 5.1): a file, imagenet, timm or "
+                           "none; auto: weights/ARCH_casia.pth if it is there, else none.")
+    weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
+    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
+                                "with the weights; auto: what their file says, else half (mean and "
+                                "standard deviation 0.5).")
+    epochs: int = setting(60, COUNT, "Passes over the training images.")
+    batch_size: int = setting(16, click.IntRange(min=2), "B, faces in a training or "
+                              "validation batch.")
+    select: str = setting("acc", click.Choice([*SELECT]), "Validation figure that "
+                          "chooses the epoch.")
+    augment: bool = setting(False, bool, "Shift (4 %), scale (5 %) and turn (5 degrees) each "
+                            "training and validation image at random.")
+    lr_backbone: float = setting(0.001, RATE, "alpha, learning rate of the backbone (Eqs. 13, 17).")
+    lr_heads: float = setting(0.01, RATE, "alpha of both classifiers (Eqs. 13, 17).")
+    lr_meta: float = setting(0.01, RATE, "beta, rate of the meta net (Eq. 14).")
+    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Learning-rate "
+                            "schedule; onecycle rises to alpha, then falls.")
+    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "SGD momentum of theta "
+                              "(Eq. 17).")
+    weight_decay: float = setting(5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
+    seed: int = setting(0, SEED, "Seed of all random numbers.")
+    device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
+    precision: str = setting("float32", PRECISION, "Number format of the backbone.")
 
 
 # ---------------------------------------------------------------- losses (Secs. 4, 4.1, 5.3)
@@ -1055,7 +1050,7 @@ class Run:
     processes, mean = 1, tuple  # how many share a batch, and the mean over them
     prior, shift = None, 0.0  # p(expression), and tau log p, (K,)
     ORIGIN = ("data_sha256", "images_sha256", "table_sha256", "backbone", "train_names",
-              "trained_aus", "template")
+              "trained_aus", "template")  # where eyes and mouth are in its faces, for --photos
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "processes", *ORIGIN)  # as they are
 
     def __init__(self, cfg, steps, net, table, state=None):
@@ -1109,11 +1104,8 @@ def inference_state(run):
     """What prediction needs: nets, options, vocabulary, and what the run was trained on."""
     return {"format": FORMAT, "config": dataclasses.asdict(run.cfg),
             "emotions": list(run.net.vocabulary.emotions), "aus": list(run.net.vocabulary.aus),
-            "table": run.table.cpu(), "epoch": run.epoch, "data_sha256": run.data_sha256,
-            "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
-            "backbone": run.backbone, "train_names": run.train_names,
-            "trained_aus": run.trained_aus, "prior": run.prior,
-            "template": run.template,  # where eyes and mouth are in its faces, for --photos
+            "table": run.table.cpu(), "epoch": run.epoch, "prior": run.prior,
+            **{name: getattr(run, name) for name in Run.ORIGIN},
             "net": run.net.state_dict(), "meta": run.meta.state_dict() if run.meta else {}}
 
 

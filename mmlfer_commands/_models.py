@@ -15,7 +15,7 @@ import yaml
 from mmlfer import (
     AU_NAMES, FORMAT, PATH, SHARE, InputError, Run, Vocabulary, base_net_of, brief, check_state,
     make_base_net, percent, plural, read_checkpoint, refused, torch, write_whole)
-from mmlfer_commands._compounds import with_compounds
+from mmlfer_commands._compounds import compounds_option, with_compounds
 from mmlfer_commands._outputs import markdown
 from mmlfer_commands._runs import tell_if_slower
 from mmlfer_commands._stats import log_prior
@@ -32,6 +32,11 @@ ckpt_option = click.option("--ckpt", required=True, type=PATH, metavar="MODEL", 
 adjust_option = click.option("--logit-adjust", "tau", default=0.0, type=SHARE, help="tau: lower "
                              "each expression's z by tau log p(expression), p of the training "
                              "rows; 1 aims at Diag.")
+
+
+def model_options(command):
+    """--ckpt, --logit-adjust and --compounds, as load_model takes them."""
+    return ckpt_option(adjust_option(compounds_option(command)))
 
 
 def load_model(source, device="auto", precision="float32", tau=0.0, compounds=None):
@@ -133,19 +138,18 @@ def fetch_file(hub, repository, file, revision, most):
 
 def why_not(errors, error):
     """What is wrong with a repository on the Hub, and what to do, by the kind of error."""
-    if isinstance(error, errors.HFValidationError):
-        return "not a name on the Hub; write hf:USER/NAME or hf:USER/NAME@REVISION"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ("no such repository on the Hub, or a private one; check the name, or log in with: "
-                "hf auth login")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "no such revision; leave out @REVISION for the newest"
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return ("not in the cache, and the Hub cannot be reached; try again with a connection, or "
-                "give a folder of `mmlfer export`")
-    if isinstance(error, errors.EntryNotFoundError):
-        return f"no {CONFIG} and {WEIGHTS} there: not a model that `mmlfer export` wrote"
-    return f"cannot be fetched ({brief(error)}); try again"
+    reasons = {  # the kind of one before is a kind of the next
+        errors.HFValidationError: "not a name on the Hub; write hf:USER/NAME or "
+        "hf:USER/NAME@REVISION",
+        errors.RepositoryNotFoundError: "no such repository on the Hub, or a private one; check "
+        "the name, or log in with: hf auth login",
+        errors.RevisionNotFoundError: "no such revision; leave out @REVISION for the newest",
+        errors.LocalEntryNotFoundError: "not in the cache, and the Hub cannot be reached; try "
+        "again with a connection, or give a folder of `mmlfer export`",
+        errors.EntryNotFoundError: f"no {CONFIG} and {WEIGHTS} there: not a model that `mmlfer "
+        "export` wrote"}
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)),
+                f"cannot be fetched ({brief(error)}); try again")
 
 
 def shared_config(state, test, versions):

@@ -10,9 +10,9 @@ from mmlfer import (
     expression_f1, json_option, load_images, percent, plural, precision_option, predict_faces)
 from mmlfer_commands._labels import describe, recode, recorded_folder
 from mmlfer_commands._folds import load_fold_of
-from mmlfer_commands._compounds import compounds_option, only_compounds
+from mmlfer_commands._compounds import only_compounds
 from mmlfer_commands._groups import by_group, group_lines
-from mmlfer_commands._models import adjust_option, ckpt_option, load_model
+from mmlfer_commands._models import load_model, model_options
 from mmlfer_commands._nets import folded
 from mmlfer_commands._rafce import is_rafce
 from mmlfer_commands._results import PRINTED
@@ -45,9 +45,7 @@ def report(numbers, untrained=()):
 
 
 @click.command("eval")
-@ckpt_option
-@adjust_option
-@compounds_option
+@model_options
 @click.option("--data", type=click.Path(), help="Folder laid out like RAF-CE, or with a "
               "labels.csv.  [default: what the checkpoint was trained on]")
 @click.option("--split", default="test", type=click.Choice(["all", *SPLITS]),

@@ -25,8 +25,7 @@ from mmlfer_commands._alignment import FACE_COLUMNS, align, choose_template, fac
 from mmlfer_commands._answers import (
     active_aus, answer, check_columns, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead, list_images
-from mmlfer_commands._compounds import compounds_option
-from mmlfer_commands._models import adjust_option, ckpt_option, load_model
+from mmlfer_commands._models import load_model, model_options
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import (
     Lines, check_new, check_output, check_pictures_folder, check_two_outputs, csv_table, encoded,
@@ -324,9 +323,7 @@ def write_all(results, images, draw, writers, counts):
 
 
 @click.command("predict")
-@ckpt_option
-@adjust_option
-@compounds_option
+@model_options
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--photos", is_flag=True, help="Find the faces in whole photographs and align them "
               "(needs the extra `photos`).")

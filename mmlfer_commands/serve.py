@@ -27,8 +27,7 @@ from mmlfer import AU_NAMES, InputError, __version__, brief, device_option, read
 from mmlfer_commands._rafce import parse_aus
 from mmlfer_commands._alignment import choose_template, find_again, find_faces, three_of
 from mmlfer_commands._drawing import draw_face, strengths
-from mmlfer_commands._compounds import compounds_option
-from mmlfer_commands._models import adjust_option, ckpt_option, load_model, tested
+from mmlfer_commands._models import load_model, model_options, tested
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import csv_text, encoded
 from mmlfer_commands._runs import check_installed
@@ -369,9 +368,7 @@ def run_server(service, listener, place):
 
 
 @click.command("serve")
-@ckpt_option
-@adjust_option
-@compounds_option
+@model_options
 @click.option("--port", default=8000, type=click.IntRange(0, 65535), metavar="N",
               help="Port to listen at; 0: any that is free.")
 @click.option("--host", default="127.0.0.1", help="Address to listen at: this machine's own. "

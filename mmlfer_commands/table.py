@@ -60,14 +60,12 @@ def table_3(rows, rafce):
 
 def mcnemar(d):
     """Exact two-sided p that the sum of d (C,), whole numbers, is so far from 0, if each d_c is as
-    likely + as -: for -1, 0, 1 of single images McNemar's test. With T = sum |d_c| it is T - 2 X, X
-    the sum of terms 0 or |d_c|, whose characteristic functions' product gives X's distribution."""
-    sizes, times = np.unique(np.abs(d[d != 0]), return_counts=True)
-    total = sizes @ times
-    x = np.arange(total + 1)
-    turns = np.exp(-2j * np.pi * x[:, None] * sizes / (total + 1))
-    p = np.fft.ifft((((1 + turns) / 2) ** times).prod(1)).real  # of X = x
-    return min(1.0, max(0.0, p[abs(total - 2 * x) >= abs(d.sum())].sum()))
+    likely + as -: for -1, 0, 1 of single images McNemar's test."""
+    p = np.ones(1)  # of X = 0, 1 ..., the sum of the parts that have the sign -
+    for part in np.abs(d[d != 0]).astype(int):
+        p = (np.pad(p, (0, part)) + np.pad(p, (part, 0))) / 2
+    sums = len(p) - 1 - 2 * np.arange(len(p))
+    return min(1.0, p[np.abs(sums) >= abs(d.sum())].sum())
 
 
 def t_quantile(df):
@@ -155,7 +153,7 @@ def gain(d, weights, people=None):
 def by_seed(one, other):
     """McNemar's test of two runs, as text."""
     b, c = ((x & ~y).sum() for x, y in ((one.right, other.right), (other.right, one.right)))
-    p = mcnemar(by_person([one.right.astype(int) - other.right], one.people)[0].astype(int))
+    p = mcnemar(by_person([one.right.astype(int) - other.right], one.people)[0])
     return f"{b}:{c} p" + (f"={p:.3f}" if p >= 0.0005 else "<0.001")
 
 

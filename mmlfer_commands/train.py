@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from mmlfer import (
-    LOWER_RATES, PATH, RUN, RUN_FILES, SELECT, STEP_LABELS, Batches, Config, InputError, Run, Step,
+    LOWER_RATES, PATH, RUN_FILES, SELECT, STEP_LABELS, Batches, Config, InputError, Run, Step,
     Vocabulary, check_weights, decode_all, evaluate, find_trained, inference_state, load_images,
     load_net, loss_sources, make_base_net, percent, progress, read_checkpoint, refused,
     save_checkpoint, torch, train_step, write_whole)
@@ -36,6 +36,7 @@ from mmlfer_commands._runs import (
 from mmlfer_commands._scratch import decode_shared
 from mmlfer_commands._stats import find_table, left_out, load_stats, log_prior, without_statistics
 
+TOLD = ("trained_aus", "data_sha256", "images_sha256", "table_sha256", "backbone")  # in test.json
 MOVABLE = ("data", "device", "stats")  # options that a run has others of where it goes on
 
 
@@ -119,13 +120,12 @@ def read_test_set(run, faces, out):
     """Test the best epoch by validation and the last one: the one look at the test set."""
     test, how = faces.of("test"), (run.trained_aus, run.world.predict)
     named = test.named()
-    result = {"method": run.cfg.method, "stats": run.cfg.stats, "form": run.form,
-              "seed": run.cfg.seed, "data": run.cfg.data, "rafce": is_rafce(faces),
-              "options": vars(run.cfg), "emotions": list(faces.vocabulary.emotions),
-              "aus": list(faces.vocabulary.aus), "trained_aus": run.trained_aus,
-              "names": named.names, "truth": named.y_emo.tolist(), "data_sha256": run.data_sha256,
-              "images_sha256": run.images_sha256, "table_sha256": run.table_sha256,
-              "backbone": run.backbone}
+    options = vars(run.cfg)
+    result = {**{name: options[name] for name in ("method", "stats", "seed", "data")},
+              "form": run.form, "rafce": is_rafce(faces), "options": options,
+              "emotions": list(faces.vocabulary.emotions), "aus": list(faces.vocabulary.aus),
+              "names": named.names, "truth": named.y_emo.tolist(),
+              **{name: getattr(run, name) for name in TOLD}}
     if faces.fold is not None:
         result |= {"fold": run.cfg.fold, "folds": int(max(faces.fold))}
     if "person" in named.columns:
@@ -346,7 +346,8 @@ def fit(cfg, out, resumed=False, scratch=None):
 
 # ---------------------------------------------------------------- command line
 
-HEADINGS = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
+HEADINGS = {"data": "Data (Sec. 3)", "method": "Method (Sec. 4)", "arch": "Model (Sec. 5.1)",
+            "epochs": "Optimisation (Sec. 4.2)", "seed": "Run"}  # {the first option below: heading}
 CONFIG_OPTIONS = [click.Option(["--" + field.name.replace("_", "-")], default=field.default,
                                is_flag=field.type is bool, type=field.metadata["type"],
                                help=field.metadata["help"])
@@ -357,10 +358,10 @@ class Grouped(click.Command):
     """Shows its options under HEADINGS in --help."""
 
     def format_options(self, ctx, formatter):
-        groups = {}
+        groups, heading = {}, ""
         for option in self.get_params(ctx):
-            rows = groups.setdefault(HEADINGS.get(option.name, RUN), [])
-            rows.append(option.get_help_record(ctx))
+            heading = HEADINGS.get(option.name, heading)
+            groups.setdefault(heading, []).append(option.get_help_record(ctx))
         for heading, rows in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)

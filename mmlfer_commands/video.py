@@ -19,8 +19,7 @@ from mmlfer_commands._answers import (
     answer, au_column, check_columns, expression_column, probability_columns, probability_row)
 from mmlfer_commands._inputs import ahead
 from mmlfer_commands._challenge import HANDED_IN, hand_in, listed_frames
-from mmlfer_commands._compounds import compounds_option
-from mmlfer_commands._models import adjust_option, ckpt_option, load_model
+from mmlfer_commands._models import load_model, model_options
 from mmlfer_commands._nets import folded
 from mmlfer_commands._outputs import Lines, csv_table, output_names, say, shown
 from mmlfer_commands._runs import caught_signals, check_installed
@@ -228,9 +227,7 @@ def check_new(out, stems, draw, listed):
 
 @click.command("video")
 @click.argument("clips", nargs=-1, required=True, metavar="CLIP...")
-@ckpt_option
-@adjust_option
-@compounds_option
+@model_options
 @click.option("--out", required=True, type=PATH, help="Folder for the NAME.csv of each clip.")
 @every_option
 @fps_option
