@@ -5,9 +5,11 @@ import dataclasses
 import shlex
 
 import click
+import numpy as np
 import yaml
 
-from mmlfer import PATH, Config, InputError
+from mmlfer import PATH, Config, InputError, refused
+from mmlfer_commands._exports import READING
 from mmlfer_commands._inputs import find_files
 from mmlfer_commands._results import read_run
 
@@ -42,28 +44,18 @@ def check_alike(one, other, names):
 
 def best_options(folder, names):
     """The options of the best run below a folder, as `train` takes them; of equals the first."""
-    known = [field.name.replace("_", "-") for field in dataclasses.fields(Config)]
-    for name in names:
-        if name not in known:
-            raise click.UsageError(f"{name} is no option of `train`, such as rho or lr-meta.")
-    found, first = [], None
+    runs, accuracies, values = [], [], []
     for path in find_files(folder, "config.yaml"):
-        try:
+        with refused(path.parent, "not a run of `train` ({})", *READING):
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            values = [config[name.replace("-", "_")] for name in names]
-            found.append((validation_accuracy(path.parent), values))
-            run = read_run(path.parent / "test.json")
-            first = first or run
-            check_alike(first, run, names)
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise InputError(f"{path.parent}: not a run of `train` ({error!r:.80})") from None
-    if not found:
+            values.append([config[name.replace("-", "_")] for name in names])
+            accuracies.append(validation_accuracy(path.parent))
+            runs.append(read_run(path.parent / "test.json"))
+            check_alike(runs[0], runs[-1], names)
+    if not runs:
         raise InputError(f"{folder}: no run of `train` below it")
-    accuracy, best = max(found, key=lambda one: one[0])
-    words = []
-    for name, value, tried in zip(names, best, zip(*(values for _, values in found))):
+    words, best = [], values[np.argmax(accuracies)]
+    for name, value, tried in zip(names, best, zip(*values)):
         warn_of_edge(folder, name, value, tried)
         if value is not False:  # a flag that is off
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -81,7 +73,8 @@ def warn_of_edge(folder, name, value, tried):
 
 @click.command("search")
 @click.argument("runs", type=PATH)
-@click.argument("options", nargs=-1, required=True, metavar="OPTION...")
+@click.argument("options", nargs=-1, required=True, metavar="OPTION...", type=click.Choice(
+    [field.name.replace("_", "-") for field in dataclasses.fields(Config)]))
 def command(runs, options):
     """Print the options of the best run below the folder RUNS, as `train` takes them.
 
