@@ -147,3 +147,22 @@ def test_the_sides_of_a_clip_are_told_by_the_middle_between_two_people(tmp_path)
     assert _challenge.answers_of(table(rows), "_right", ["a", "b", "c"]) == ({0: 1, 1: 2, 4: 1}, 4)
     assert _challenge.answers_of(table(rows[2:5]), "_right", ["a", "b", "c"]) == ({1: 2, 2: 1}, 3)
     assert _challenge.answers_of(table([]), "", ["a"]) == ({}, -1)
+
+
+def test_what_is_seen_longest_and_commonest_answers(tmp_path):
+    """A face of 10x10 in ten frames covers more than one of 25x25 in one; the commonest of all answers stands where there
+    is no face; a frame in which the two stand elsewhere does not move the middle."""
+    def write(name, rows):
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([["frame", "face_id", "success", "x", "width", "height", "expression"], *rows])
+        return tmp_path / f"{name}.csv"
+
+    long = write("long", [*((i, 0, 1, 10, 10, 10, "b") for i in range(10)), (9, 1, 1, 50, 25, 25, "a")])
+    assert _challenge.answers_of(long, "", ["a", "b"]) == (dict.fromkeys(range(10), 1), 9)
+    rows = [row for i in range(5) for row in ((i, 0, 1, 10, 10, 10, "a"), (i, 1, 1, 90, 10, 10, "b"))]
+    moved = write("moved", [*rows, (5, 0, 1, 0, 10, 10, "a"), (5, 1, 1, 12, 10, 10, "b"), (6, 0, 1, 30, 10, 10, "a")])
+    assert _challenge.answers_of(moved, "_left", ["a", "b"])[0][6] == 0
+    tables = {name: (write(name, of) if of else tmp_path / f"{name}.csv", "") for name, of in
+              {"long": (), "moved": (), "none": [(0, "", 0, "", "", "", "")]}.items()}
+    _challenge.hand_in([("none/00001.jpg", "none", 1), ("long/00001.jpg", "long", 1), ("moved/00001.jpg", "moved", 1)], tables, ["a", "b"], tmp_path)
+    assert (tmp_path / "predictions.txt").read_text().splitlines()[:2] == ["image_location,A,B", "none/00001.jpg,1"]
