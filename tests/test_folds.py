@@ -335,6 +335,8 @@ def test_comparisons_of_folds_are_by_persons(runs):
     right = {method: [t == p for test in contents(runs, method, 0) for t, p in zip(test["truth"], test["best"]["pred"])]
              for method in ("mml", "stl")}
     people = [person for test in contents(runs, "mml", 0) for person in test["people"]]
+    numbers = next(iter(rows[0].seeds.values())).people
+    assert len({*zip(numbers, people)}) == len({*people}) == len({*numbers})
     d = collections.Counter()
     for person, one, other in zip(people, right["mml"], right["stl"]):
         d[person] += one - other
