@@ -69,20 +69,13 @@ def mcnemar(d):
 
 
 def t_quantile(df):
-    """The t with 95 % of Student's distribution between -t and t, of df >= 1 degrees of freedom.
-
-    The share up to t = sqrt(df) tan(a) is proportional to the integral of cos(x)^(df - 1) from 0
-    to a: by Gauss and Legendre's rule, and t by bisection.
-    """
-    scale = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    low, high = 1.9, 12.8  # 1.96 of infinitely many degrees of freedom, 12.71 of one
-    for _ in range(50):
-        t = (low + high) / 2
-        half = math.atan(t / math.sqrt(df)) / 2
-        share = scale * half * (weights @ np.cos(half * (nodes + 1)) ** (df - 1))
-        low, high = (t, high) if share < 0.95 else (low, t)
-    return t
+    """The t with 95 % of Student's distribution between -t and t, of df >= 1 degrees of freedom:
+    the share up to t = sqrt(df) tan(a) is proportional to the integral of cos(x)^(df - 1) from 0
+    to a, here by the midpoint rule."""
+    x = np.linspace(0, min(math.pi / 2, 20 / math.sqrt(df)), 20_001)
+    parts = np.cos((x[1:] + x[:-1]) / 2) ** (df - 1)
+    share = np.cumsum(parts) / parts.sum()
+    return math.sqrt(df) * math.tan(np.interp(0.95, share, x[1:]))
 
 
 def image_weights(truth, by_expression):

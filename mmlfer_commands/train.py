@@ -144,25 +144,21 @@ def read_test_set(run, faces, out):
     return result
 
 
-def holds_run(out):
-    """Whether a folder has any file of a run."""
-    return any((out / name).exists() for name in RUN_FILES)
+def holds_run(out, files=RUN_FILES):
+    """Whether a folder has any file of a run, or any of these."""
+    return any((out / name).exists() for name in files)
 
 
 def resumed_config(out, given):
     """The options in a run's config.yaml, with those given that may differ."""
     with refused(out / "config.yaml", "not the options of a run", OSError, ValueError, TypeError,
-                 KeyError, yaml.YAMLError, click.BadParameter):
+                 KeyError, yaml.YAMLError):
         content = yaml.safe_load((out / "config.yaml").read_text("utf-8"))
         names = [field.name for field in dataclasses.fields(Config)]
         cfg = Config(**{name: content[name] for name in names if name in content})
         backbone = content["backbone"]
-        for option in CONFIG_OPTIONS:
-            value = getattr(cfg, option.name)
-            flag = isinstance(value, bool)
-            if value is not option.default and (flag != option.is_flag or option.type.convert(
-                    value, option, None) != value):
-                raise ValueError(f"{option.name}: {value!r}")
+        if not all(isinstance(getattr(cfg, name), str) for name in MOVABLE):
+            raise ValueError  # all others are compared with those in last.pt
     weights = given.get("weights", "auto")  # auto keeps the run's own
     if weights != "auto" and backbone != given_backbone(
             weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, cfg.size):
@@ -290,23 +286,24 @@ def start_folder(run, origin, faces, out):
     save_checkpoint(run.state(), out / "last.pt")
 
 
-def read_state(out):
-    """The content of a run's last.pt."""
+def read_state(cfg, out):
+    """The content of a run's last.pt. InputError if it is of other options."""
+    if not (out / "last.pt").exists():
+        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts again")
     state = read_checkpoint(out / "last.pt")
     if "trace" not in state:
         raise InputError(f"{out}/last.pt: not the state of a run; --overwrite starts again")
-    return state
-
-
-def continue_run(cfg, steps, table, faces, out, world):
-    """The run in a folder, as its last.pt has it. InputError for other options or images."""
-    state = read_state(out)
-    if state["processes"] != world.size:
-        raise InputError(f"{out}: its run shares each batch among {state['processes']} processes, "
-                         f"not {world.size}; a resumed run keeps their number")
     kept = {name: getattr(cfg, name) for name in MOVABLE}
     if {**state["config"], **kept} != vars(cfg):
         raise InputError(f"{out}/config.yaml: not the options of last.pt; a resumed run keeps them")
+    return state
+
+
+def continue_run(cfg, steps, table, faces, state, out, world):
+    """The run in a folder, as its last.pt's content has it. InputError for other images."""
+    if state["processes"] != world.size:
+        raise InputError(f"{out}: its run shares each batch among {state['processes']} processes, "
+                         f"not {world.size}; a resumed run keeps their number")
     if state["images_sha256"] != digest_of_images(faces.images):
         raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
                          "are the same, pixels differ; a resumed run keeps its data")
@@ -318,27 +315,26 @@ def continue_run(cfg, steps, table, faces, out, world):
 
 def fit(cfg, out, resumed=False, scratch=None):
     """Train as cfg says into a folder, or go on there, and test; returns test.json's content."""
+    state = read_state(cfg, out) if resumed else None
     world = join_world(cfg.device)
     world.check_batch(cfg.batch_size)
     tell_if_slower(cfg.precision, world.device)
-    goes_on = resumed and (out / "last.pt").exists()
-    if resumed and not goes_on and ((out / "best.pt").exists() or (out / "log.csv").exists()):
-        raise InputError(f"{out}: results but no last.pt to go on from; --overwrite starts again")
-    faces, table = read_faces(cfg, out, read_state(out) if goes_on else None,
-                              functools.partial(decode_shared, world, scratch))
+    decoded = functools.partial(decode_shared, world, scratch)
+    faces, table = read_faces(cfg, out, state, decoded)
     batches = Batches(faces, cfg, world.device, scratch and torch.device("cpu"), world.share)
-    if not goes_on:  # raises InputError before anything is written
+    if not resumed:  # raises InputError before anything is written
         run, origin = new_run(cfg, batches.steps, table, faces.vocabulary, world)
         run.data_sha256, run.images_sha256 = faces.sha256(), digest_of_images(faces.images)
     with contextlib.nullcontext() if world.rank else locked(out, out / ".lock"):
         if world.rank == 0:
             remove_parts(*(out / name for name in RUN_FILES))
-        if goes_on:
-            run = continue_run(cfg, batches.steps, table, faces, out, world)
+        if resumed:
+            run = continue_run(cfg, batches.steps, table, faces, state, out, world)
+            del state
         take_prior(run, faces)
         if world.size > 1:
             check_everywhere(run, out)
-        if not goes_on and world.rank == 0:
+        if not resumed and world.rank == 0:
             start_folder(run, origin, faces, out)
         train_epochs(run, batches, faces, out)
         return read_test_set(run, faces, out)
@@ -396,7 +392,7 @@ def command(ctx, out, resume, overwrite, scratch, **options):
             options[name] = str(Path(options[name]).resolve())
     if holds_run(out) and not (resume or overwrite):
         raise InputError(f"{out}: holds a run; --resume goes on with it, --overwrite replaces it")
-    resumed = resume and holds_run(out)
+    resumed = resume and holds_run(out, RUN_FILES[:-1])  # options alone are no run yet
     if resumed:
         cfg = resumed_config(out, given_options(ctx, options))
         if (out / "test.json").exists():

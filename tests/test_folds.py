@@ -256,9 +256,6 @@ def test_options_of_a_run_before_there_were_folds(trained, tmp_path):
         (tmp_path / "config.yaml").write_text("".join(kept))
         cfg = resumed_config(tmp_path, {})
         assert (cfg.folds, cfg.fold) == (None, None)
-    (tmp_path / "config.yaml").write_text((trained[0] / "config.yaml").read_text().replace("fold: null", "fold: none"))
-    with pytest.raises(mmlfer.InputError):
-        resumed_config(tmp_path, {})
 
 
 def test_images_that_cannot_be_read_leave_the_others_in_their_folds(faces, tmp_path):

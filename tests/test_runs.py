@@ -75,9 +75,10 @@ def test_resume_refuses_images_that_have_gone_since(stopped):
     ("method", "stl", "not the options of last.pt; a resumed run keeps them"),
     ("seed", 9, "not the options of last.pt; a resumed run keeps them"),
     ("epochs", 9, "not the options of last.pt; a resumed run keeps them"),
-    ("size", "32", "not the options of a run"), ("lr_heads", "fast", "not the options of a run"),
-    ("skip_bad_images", 0, "not the options of a run"), ("batch_size", True, "not the options of a run"),
-    ("device", 0, "not the options of a run"),
+    ("size", "32", "not the options of last.pt; a resumed run keeps them"),
+    ("lr_heads", "fast", "not the options of last.pt; a resumed run keeps them"),
+    ("batch_size", True, "not the options of last.pt; a resumed run keeps them"),
+    ("device", 0, "not the options of a run"), ("data", ["faces"], "not the options of a run"), ("stats", None, "not the options of a run"),
 ])
 def test_resume_refuses_options_that_were_changed_by_hand(stopped, name, value, why):
     out, _ = stopped
