@@ -84,7 +84,7 @@ FAULTS = [
           'run["best"], run["truth"], run["best"]["pred"]', 'run["last"], run["truth"], run["last"]["pred"]',
           "table::test_tables_give_means_and_spread"),
     Fault("table-deviation-of-a-population", "mmlfer_commands/table.py",
-          "np.std(values, ddof=1)", "np.std(values)", "table::test_tables_give_means_and_spread"),
+          "values.std(ddof=1)", "values.std()", "table::test_tables_give_means_and_spread"),
     Fault("table-best-by-last-epoch", "mmlfer_commands/search.py",
           'accuracy = max(float(row["val_acc"]) for row in log)', 'accuracy = [float(row["val_acc"]) for row in log][-1]',
           "table::test_search_prints_the_options_of_the_best_run"),
