@@ -70,9 +70,9 @@ def main(folder, out):
         base = np.array(rows[0.0, "afterwards"], float)
         for (tau, when), right in sorted(rows.items(), key=lambda row: (row[0][1], row[0][0])):
             accs, diags = zip(*(figures(one, truth) for one in right))
-            name = "" if not tau else f"tau {tau:g} {when}"
+            name = [f"tau {tau:g} {when}"] if tau else []
             gains = [gain(np.array(right, float) - base, image_weights(truth, by)) for by in (False, True)] if tau else ["", ""]
-            print(f"| {method} {name} | {len(right)} | {spread(accs)} | {spread(diags)} | {' | '.join(gains)} |")
+            print(f"| {' '.join([method, *name])} | {len(right)} | {spread(accs)} | {spread(diags)} | {' | '.join(gains)} |")
             if when == "in training":
                 axis.plot(100 * np.mean(accs), 100 * np.mean(diags), "s", color=f"C{i}", fillstyle="none")
                 axis.annotate(f"{tau:g}", (100 * np.mean(accs), 100 * np.mean(diags)), xytext=(5, -10), textcoords="offset points")
@@ -83,7 +83,7 @@ def main(folder, out):
             axis.annotate(f"{tau:g}", line[int(np.argmin(abs(LINE - tau)))], xytext=(5, 5), textcoords="offset points")
     axis.set(xlabel="Acc., %", ylabel="Diag., %")
     axis.legend()
-    save_figure(plt, figure, out)
+    save_figure(figure, out)
 
 
 if __name__ == "__main__":
