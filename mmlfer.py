@@ -666,10 +666,8 @@ def torch_load(path):
     """A checkpoint's content, tensors and plain values alone: no code in a file is ever run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: a folder, expected a checkpoint file") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path}: {error.strerror}; give a checkpoint file") from None
     except Exception as error:  # pickle's, zip's and torch's own, by the kind of damage
         if kind := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             numpy = {"scalar": "a numpy scalar", "_reconstruct": "a numpy array"}

@@ -199,10 +199,8 @@ def find_columns(header, path, aus_needed, keep=()):
     kept = {name: lower.index(name.lower()) for name in keep or () if name.lower() in lower}
     for i, name in enumerate(header):
         match = re.fullmatch(r"AU0*([0-9]{1,3})", name, re.IGNORECASE)
-        if match and int(match[1]) not in AU_NAMES:
-            raise InputError(f"{path}:1: column {name}: no AU of FACS, 1 to 46; remove it")
-        if not match and re.match("AU[ _-]*[0-9]", name, re.IGNORECASE):
-            raise InputError(f"{path}:1: column {name}: no name like AU12; rename or remove it")
+        if re.match("AU[ _-]*[0-9]", name, re.I) and not (match and int(match[1]) in AU_NAMES):
+            raise InputError(f"{path}:1: column {name}: none of AU1 to AU46; rename or remove it")
         group, key = (aus, int(match[1])) if match else (places, COLUMNS.get(name.lower()))
         if name[:2].lower() == "p_" and spelling_of(name[2:]):
             group, key = shares, spelling_of(name[2:])

@@ -89,7 +89,7 @@ BAD = {  # content, and the line of it that is wrong
     "two images": (PLAIN.replace("split", "file_name"), "labels.csv:1: columns image and file_name say the same; keep one of the two"),
     "two AU 1": (WIDE.replace("au4", "AU1"), "labels.csv:1: columns AU01 and AU1 say the same; keep one of the two"),
     "both forms": (WIDE.replace("au4", "aus"), "labels.csv:1: AUs in a column aus and in columns of their own; keep one"),
-    "AU 3's column": (WIDE.replace("au4", "AU03"), "labels.csv:1: column AU03: no AU of FACS, 1 to 46; remove it"),
+    "AU 3's column": (WIDE.replace("au4", "AU03"), "labels.csv:1: column AU03: none of AU1 to AU46; rename or remove it"),
     "unknown AU": (PLAIN.replace("L12+R45", "12+47"), "labels.csv:5: AU 47 is not one of the AUs of FACS, 1 to 46; nothing: coded and "
                    "none seen, ?: not coded"),
     "AUs as a list": (PLAIN.replace("L12+R45", "12 45"), "labels.csv:5: expected AUs like 4+L12+25 or null, got '12 45' in '12 45'; "
@@ -119,7 +119,7 @@ BAD = {  # content, and the line of it that is wrong
                                  "'x' in 'x'; nothing: coded and none seen, ?: not coded"),
     "accents apart": ("image,expression,aus\n1.jpg,g\xeane\xb4,\n2.jpg,ge\u0302ne\xb4,\n", "labels.csv:3: 'ge\u0302ne\xb4' is 'g\xeane\xb4' of "
                       "row 2 in another spelling; choose one"),
-    **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: no name like AU12; rename or remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
+    **{f"column {n}": (WIDE.replace("au4", n), f"labels.csv:1: column {n}: none of AU1 to AU46; rename or remove it") for n in ("AU 4", "AU04_c", "au-4", "AU4r")},
     "twice": (PLAIN.replace("b/0003", "b/../a/0001"), "labels.csv:5: a/0001.jpg is the image of row 2, too; keep one of the two"),
     "above": (PLAIN.replace("b/0001", "../b/0001"), "labels.csv:4: '../b/0001.jpg' is no image below the folder; name one, or link it there"),
     "above, later": (PLAIN.replace("b/0001", "b/../../0001"), "labels.csv:4: 'b/../../0001.jpg' is no image below the folder; name one, or link it there"),
