@@ -1051,9 +1051,11 @@ class Run:
               "trained_aus", "template")  # where eyes and mouth are in its faces, for --photos
     VALUES = ("epoch", "step", "elapsed", "log", "hypergrad", "processes", *ORIGIN)  # as they are
 
-    def __init__(self, cfg, steps, net, table, state=None):
+    def __init__(self, cfg, steps, net, table, world=None, state=None):
         """A run of a base net with this number of steps per epoch and p(AU | expression) table
         (K, J). It is new, or continues from `state`, the content of its last.pt."""
+        if world:
+            self.world, self.processes, self.mean = world, world.size, world.mean
         self.cfg, self.steps, self.hypergrad = cfg, steps, cfg.hypergrad
         self.device, self.net, net.precision = pick_device(cfg.device), net, cfg.precision
         self.form = cfg.form

@@ -238,21 +238,9 @@ def new_run(cfg, steps, table, vocabulary, world=ALONE):
     net, origin = start_base_net(weights, cfg.arch, cfg.weights_bgr, cfg.weights_norm, vocabulary,
                                  cfg.size)
     backbone = backbone_name(weights, cfg.weights_norm, net)
-    run = Run(cfg, steps, net, table)
+    run = Run(cfg, steps, net, table, world)
     run.backbone, run.table_sha256 = backbone, hashlib.sha256(table.tobytes()).hexdigest()
-    return share_run(run, world), origin
-
-
-def share_run(run, world):
-    """The run as one of a World's processes has it."""
-    run.world, run.mean, run.processes = world, world.mean, world.size
-    return run
-
-
-def take_prior(run, faces):
-    """Give a run p(expression) of its training rows, and what L^emo's z is moved by, (K,)."""
-    run.prior = faces.prior(run.cfg.labels)
-    run.shift = run.cfg.logit_adjust * log_prior(run.prior).to(run.device)
+    return run, origin
 
 
 def check_everywhere(run, out):
@@ -308,7 +296,7 @@ def continue_run(cfg, steps, table, faces, state, out, world):
         raise InputError(f"{cfg.data}: not the images that the run in {out} was trained on: labels "
                          "are the same, pixels differ; a resumed run keeps its data")
     net = make_base_net(cfg.arch, vocabulary=faces.vocabulary, size=cfg.size)
-    run = share_run(Run(cfg, steps, net, table, state), world)
+    run = Run(cfg, steps, net, table, world, state)
     click.echo(f"going on after epoch {run.epoch}, step {run.step} of {run.steps}")
     return run
 
@@ -331,7 +319,8 @@ def fit(cfg, out, resumed=False, scratch=None):
         if resumed:
             run = continue_run(cfg, batches.steps, table, faces, state, out, world)
             del state
-        take_prior(run, faces)
+        run.prior = faces.prior(cfg.labels)
+        run.shift = cfg.logit_adjust * log_prior(run.prior).to(run.device)
         if world.size > 1:
             check_everywhere(run, out)
         if not resumed and world.rank == 0:

@@ -23,7 +23,6 @@ import torch
 import mmlfer, thin
 from conftest import random_batch
 from mmlfer_commands import _processes
-from mmlfer_commands.train import share_run
 from test_bilevel import make_run
 
 mmlfer.make_backbone = thin.make_backbone
@@ -39,7 +38,8 @@ def lacking(left_out, form):  # the means over processes, without one of the fou
 
 for form in ("create_graph", "jvp", "general"):
     for batchnorm, left_out in [(True, None), (False, None), *[(False, name) for name in ("g", "v", "psi", "base")]]:
-        run = share_run(make_run("mml", form, batchnorm), world)
+        run = make_run("mml", form, batchnorm)
+        run.world, run.mean, run.processes = world, world.mean, world.size
         if left_out:
             run.mean = lacking(left_out, form)
             if form == "create_graph" and left_out == "v":

@@ -22,7 +22,7 @@ from conftest import ROOT, invoke, run_of, use_thin_backbones
 from reference import AUS, EMOTIONS, Net, read_folder
 
 import mmlfer
-from mmlfer_commands import _rafce, train
+from mmlfer_commands import _rafce, _stats, train
 
 TRAIN, TEST, VAL = 0, 1, 2
 OPTIONS = {"size": 32, "batch_size": 4, "epochs": 2, "weights": "none", "device": "cpu", "seed": 11,
@@ -69,7 +69,8 @@ def run_program_loop(options, data, out):
         batches = mmlfer.Batches(faces, cfg, torch.device("cpu"))
         run = run_of(cfg, batches.steps)
         run.statistics = mmlfer.Statistics.of(run.table.double(), run.form)
-        train.take_prior(run, faces)
+        run.prior = faces.prior(cfg.labels)
+        run.shift = cfg.logit_adjust * _stats.log_prior(run.prior)
         with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
             for name, p in run.net.named_parameters():
                 p *= 0.2 if ".bn2." in name else 1

@@ -112,7 +112,8 @@ def test_processes_that_start_from_something_else_are_refused(tmp_path, what):
         def gather(self, value):
             return [value, "another" if what and what in asked[-1] else value]
 
-    run, asked = train.share_run(run_of(mmlfer.Config(data="faces", arch="resnet18", weights="none", device="cpu")), Other(0, 2)), []
+    run, asked = run_of(mmlfer.Config(data="faces", arch="resnet18", weights="none", device="cpu")), []
+    run.world = Other(0, 2)
     if what:
         with pytest.raises(mmlfer.InputError, match="^.*: not the same on every machine; copy it to all$"):
             train.check_everywhere(run, tmp_path)
