@@ -212,18 +212,12 @@ class Row:
     title: str = ""  # the name, and what tells the row from others
 
 
-def gather(runs):
-    """The Rows of runs, without their titles."""
-    groups = {}
-    for run in runs:
-        groups.setdefault(run.row(), {})[run.seed] = run
-    rows = []
-    for (method, _), seeds in groups.items():
-        stats = min((run.stats for run in seeds.values()),  # of two names of a file, the paper's
-                    key=lambda name: (f"{method} {name}" not in PRINTED, name))
-        traits = next(iter(seeds.values())).traits
-        rows.append(Row(method, f"{method} {stats}".strip(), traits, seeds))
-    return rows
+def row_of(method, seeds):
+    """The Row of a method's runs, {seed: Tested}, without its title."""
+    stats = min((run.stats for run in seeds.values()),  # of two names of a file, the paper's
+                key=lambda name: (f"{method} {name}" not in PRINTED, name))
+    traits = next(iter(seeds.values())).traits
+    return Row(method, f"{method} {stats}".strip(), traits, seeds)
 
 
 def tells_apart(trait, row, rows):
@@ -244,6 +238,9 @@ def title(row, rows):
 
 def read_results(folder):
     """The Rows of the finished runs below a folder, in the order of Table 3."""
-    rows = gather(read_runs(folder))
+    groups = {}
+    for run in read_runs(folder):
+        groups.setdefault(run.row(), {})[run.seed] = run
+    rows = [row_of(method, seeds) for (method, _), seeds in groups.items()]
     rows = [dataclasses.replace(row, title=title(row, rows)) for row in rows]
     return sorted(rows, key=lambda row: (list(METHODS).index(row.method), by_numbers(row.title)))
