@@ -130,7 +130,8 @@ RAFCE = Vocabulary(EMOTIONS, AUS)
 
 
 def setting(default, kind, help_):
-    """A field of Config: its default, type of option, and help."""
+    """A field of Config: its default, type of option or list of choices, and help."""
+    kind = click.Choice(kind) if isinstance(kind, list) else kind
     return dataclasses.field(default=default, metadata=dict(type=kind, help=help_))
 
 
@@ -182,48 +183,46 @@ class Config:
     skip_bad_images: bool = setting(False, bool, "Go on without images that cannot be read.")
     folds: str = setting(None, str, "Cross-validation: K parts, or persons: one each.")
     fold: int = setting(None, COUNT, "I, 1 to K: the part to test; the next is to validate.")
-    method: str = setting("mml", click.Choice(list(METHODS)), "Losses and how they are weighted "
-                          "(Tables 2, 3).")
-    labels: str = setting("hard", click.Choice(["hard", "soft"]), "L^emo by the named expression, "
-                          "or by the shares in columns p_NAME.")
+    method: str = setting("mml", [*METHODS], "Losses and how they are weighted (Tables 2, 3).")
+    labels: str = setting("hard", ["hard", "soft"], "L^emo by the named expression, or by the "
+                          "shares in columns p_NAME.")
     stats: str = setting("wild", str, "p(AU | expression): wild, lab (Table 1), train (of the "
                          "training rows) or a YAML file.")
     stats_least: int = setting(10, COUNT, "Fewest coded training images of an expression for "
                                "--stats train to use it.")
-    form: str = setting("auto", click.Choice(["auto", "wild", "lab"]), "L^AM by Eq. 5 (wild) or "
-                        "Sec. 5.3 (lab); auto: lab for --stats lab only.")
+    form: str = setting("auto", ["auto", "wild", "lab"], "L^AM by Eq. 5 (wild) or Sec. 5.3 (lab); "
+                        "auto: lab for --stats lab only.")
     rho: float = setting(0.1, SHARE, "rho, rho_1: weight of L^AU in mtl, am (Eqs. 3, 10).")
     rho_am: float = setting(0.1, SHARE, "rho_2: weight of L^AM in am (Eq. 10).")
     logit_adjust: float = setting(0.0, SHARE, "tau: L^emo of z + tau log p(expression), p of the "
                                   "training rows; 1 aims at Diag. Ours, not the paper's.")
     weight_max: float = setting(1.0, RATE, "W: the meta net's weights are W times a sigmoid; the "
                                 "paper's W is 1.")
-    hypergrad: str = setting("auto", click.Choice(["auto", "create_graph", "jvp", "general"]),
-                             "psi's gradient (Eqs. 14, 15): create_graph, the definition; jvp, "
-                             "faster; general, the same for any net; auto: jvp, or general where "
-                             "jvp has no rule for a layer, if it agrees before the first step.")
+    hypergrad: str = setting("auto", ["auto", "create_graph", "jvp", "general"], "psi's gradient "
+                             "(Eqs. 14, 15): create_graph, the definition; jvp, faster; general, "
+                             "the same for any net; auto: jvp, or general where jvp has no rule "
+                             "for a layer, if it agrees before the first step.")
     arch: str = setting("resnet34", Arch(ARCHS), "Backbone, also timm:NAME for any net of timm; "
                         "the paper uses resnet34.")
     weights: str = setting("auto", str, "Initial backbone (Sec. 5.1): a file, imagenet, timm or "
                            "none; auto: weights/ARCH_casia.pth if it is there, else none.")
     weights_bgr: bool = setting(False, bool, "The file's backbone was trained on BGR.")
-    weights_norm: str = setting("auto", click.Choice(["auto", *NORMS]), "Normalisation that goes "
-                                "with the weights; auto: what their file says, else half (mean and "
-                                "standard deviation 0.5).")
+    weights_norm: str = setting("auto", ["auto", *NORMS], "Normalisation that goes with the "
+                                "weights; auto: what their file says, else half (mean and standard "
+                                "deviation 0.5).")
     epochs: int = setting(60, COUNT, "Passes over the training images.")
-    batch_size: int = setting(16, click.IntRange(min=2), "B, faces in a training or "
-                              "validation batch.")
-    select: str = setting("acc", click.Choice([*SELECT]), "Validation figure that "
-                          "chooses the epoch.")
+    batch_size: int = setting(16, click.IntRange(min=2), "B, faces in a training or validation "
+                              "batch.")
+    select: str = setting("acc", [*SELECT], "Validation figure that chooses the epoch.")
     augment: bool = setting(False, bool, "Shift (4 %), scale (5 %) and turn (5 degrees) each "
                             "training and validation image at random.")
     lr_backbone: float = setting(0.001, RATE, "alpha, learning rate of the backbone (Eqs. 13, 17).")
     lr_heads: float = setting(0.01, RATE, "alpha of both classifiers (Eqs. 13, 17).")
     lr_meta: float = setting(0.01, RATE, "beta, rate of the meta net (Eq. 14).")
-    schedule: str = setting("constant", click.Choice(["constant", "onecycle"]), "Learning-rate "
-                            "schedule; onecycle rises to alpha, then falls.")
-    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "SGD momentum of theta "
-                              "(Eq. 17).")
+    schedule: str = setting("constant", ["constant", "onecycle"], "Learning-rate schedule; "
+                            "onecycle rises to alpha, then falls.")
+    momentum: float = setting(0.9, FiniteRange(0, 1, max_open=True), "SGD momentum of theta (Eq. "
+                              "17).")
     weight_decay: float = setting(5e-4, SHARE, "SGD weight decay of theta (Eq. 17).")
     seed: int = setting(0, SEED, "Seed of all random numbers.")
     device: str = setting("auto", str, "auto, cpu, cuda, cuda:1, ...")
