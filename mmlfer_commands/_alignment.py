@@ -50,8 +50,7 @@ FACE_COLUMNS = ("face", "score", "left", "top", "width", "height",
 
 def face_row(found):
     """The values of FACE_COLUMNS, from what `described` gives and the face's number."""
-    coordinates = [x for point in found["points"] for x in point]
-    values = (found["face"], found["score"], *found["box"], *coordinates)
+    values = found["face"], found["score"], *found["box"], *sum(found["points"], [])
     return dict(zip(FACE_COLUMNS, (*values, int(found["small"]), int(found["cut"]))))
 
 
@@ -293,7 +292,6 @@ def choose_template(like, state=None):
         template = template_of_folder(data)
     if template is None:
         click.echo("Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), "
-                   "mouth at (50, 71.4) of 100, as one public aligner for RAF-DB has them; "
-                   "--like DATA measures it", err=True)
+                   "mouth at (50, 71.4) of 100; --like DATA measures it", err=True)
         template = PUBLIC
     return template

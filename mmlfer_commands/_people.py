@@ -66,9 +66,8 @@ def read_people(folder, skip=False):
     """The images of DIR/PERSON/IMAGE or DIR/train.rec, as Files or Records, and warnings."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one with a folder of images for each "
-                         "person, or with train.rec and train.idx; `mmlfer synth OUT --people 60` "
-                         "draws people")
+        raise InputError(f"{folder}: no such folder; expected a folder of images for each person, "
+                         "or train.rec and train.idx; `mmlfer synth OUT --people 60` draws people")
     records = folder / "train.rec"
     source, notes = read_records(records, skip) if records.exists() else read_folders(folder)
     counts = np.bincount(source.labels)
@@ -229,8 +228,7 @@ class Images:
                 bad = int(self.rows[k]) if step else -1
                 x = torch.from_numpy(image.transpose(2, 0, 1).copy())
                 return x, int(self.labels[other]), bad
-        x = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-        return x, -1, int(self.rows[k])
+        return torch.zeros(3, self.size, self.size, dtype=torch.uint8), -1, int(self.rows[k])
 
 
 def read_batches(images, batch, opt, order=None):

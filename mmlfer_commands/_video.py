@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 import re
@@ -66,11 +65,6 @@ def decoded(file, stream):
             return
 
 
-def upright(frame):
-    """A decoded frame as RGB (H, W, 3), turned as its file says."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-
-
 class Clip:
     """A video file, or a camera, with its first frame found. ClipError if it has none."""
 
@@ -85,7 +79,7 @@ class Clip:
             if self.first is None:
                 raise ClipError(f"camera {clip}: there is none, or another program has it; connect "
                                 "one, or give a video file")
-            self.files = files.pop_all()
+            self.close = files.pop_all().close
         self.read, self.time, self.step = 0, self.first[0], 0.0
 
     def of_camera(self, files):
@@ -127,9 +121,13 @@ class Clip:
         if RATES[0] <= (stream.guessed_rate or 0) <= RATES[1]:
             self.rate = stream.guessed_rate
         stream.thread_type, now = "AUTO", float(-1 / self.rate)
+
+        def image():
+            return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+
         for frame in decoded(file, stream):
             now = now + float(1 / self.rate) if frame.time is None else frame.time
-            yield now, functools.partial(upright, frame)
+            yield now, image
 
     def frames(self, every=1, rate=None, start=0.0, end=math.inf):
         """Yield the Frames from `start` to before `end`, seconds: of every `every` frames one, or
@@ -159,9 +157,6 @@ class Clip:
             yield (f"{self.name}: {self.read} frames can be read where the file names "
                    f"{self.count}; broken ones are left out, the times of the others are right")
 
-    def close(self):
-        self.files.close()
-
 
 # ---------------------------------------------------------------- who is who
 
@@ -182,15 +177,11 @@ class Track:
 
     def seen(self, face, now):
         """Take the Face that was found at time `now` as its last one; its speed is smoothed."""
-        way = middle(face.box) - middle(self.face.box)
+        change = face.box - self.face.box
         if now > self.time:
+            way = change[:2] + change[2:] / 2  # of the middle
             self.speed = 0.5 * self.speed + 0.5 * way / (now - self.time)
         self.face, self.time = face, now
-
-
-def middle(box):
-    """The middle (2,) of a box: left, top, width, height."""
-    return box[:2] + box[2:] / 2
 
 
 def distances(expected, faces):
@@ -266,7 +257,7 @@ class Tracker:
                 numbered[column] = self.count
                 self.tracks[self.count] = Track(face, now, np.zeros(2))
                 self.count += 1
-        return sorted(((numbered[c], face) for c, face in enumerate(faces)), key=lambda p: p[0])
+        return sorted((numbered[c], face) for c, face in enumerate(faces))
 
 
 # ---------------------------------------------------------------- a drawn copy

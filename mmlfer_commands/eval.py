@@ -61,7 +61,6 @@ def report(numbers, untrained=()):
 def command(ckpt, tau, compounds, data, split, by, least, as_json, device, precision, skip_bad):
     """Report a checkpoint's row of Table 2: accuracies, AU F1 and the confusion matrix."""
     net, state = load_model(ckpt, device, precision, tau, compounds)
-    net = folded(net)
     data = data or recorded_folder(state["config"]["data"], ckpt)
     everything = load_fold_of(state, data, (by, "person") if by else ())
     if by and by not in everything.columns:
@@ -79,16 +78,15 @@ def command(ckpt, tau, compounds, data, split, by, least, as_json, device, preci
     trained = set(state["train_names"]) & set(faces.names)
     if trained and split != "train":
         click.echo(f"Warning: {len(trained)} of these {len(faces.names)} {split} images bear names "
-                   f"of images that {state['source']} was trained on, such as {min(trained)}",
-                   err=True)
-    p = predict_faces(net, faces.images)
+                   f"of {state['source']}'s training images, such as {min(trained)}", err=True)
+    p = predict_faces(folded(net), faces.images)
     numbers = evaluate(net, faces, state["trained_aus"], lambda *_: p)
     del numbers["pred"]
-    if by:
-        numbers["groups"] = by_group(faces, by, least, *p, state["trained_aus"])
     untrained = [au for au in state["aus"] if au not in state["trained_aus"]]
     text = f"{describe(everything, data)}\n\n{report(numbers, untrained)}"
-    text = "\n".join([text, *(group_lines(numbers["groups"]) if by else ())])
+    if by:
+        numbers["groups"] = by_group(faces, by, least, *p, state["trained_aus"])
+        text = "\n".join([text, *group_lines(numbers["groups"])])
     if papers and not bad:
         figures = "; ".join(f"{name} {acc} / {diag}" for name, (acc, diag) in PRINTED.items())
         text += f"\n\nthe paper's nets, trained on RAF-CE, Acc. / Diag. here: {figures}"

@@ -110,8 +110,7 @@ def export_onnx(ckpt, tau, out):
 @click.command("export")
 @ckpt_option
 @adjust_option
-@click.option("--out", required=True, type=PATH,
-              help="New folder, or an ONNX file: a name that ends in .onnx.")
+@click.option("--out", required=True, type=PATH, help="New folder, or NAME.onnx for an ONNX file.")
 def command(ckpt, tau, out):
     """Write a model to share, as a folder, or as one ONNX file (needs the extra `onnx`).
 

@@ -100,7 +100,6 @@ def compute_columns(ckpts, paths, device):
     """A column for each checkpoint: a dict of its images, maps (N, S, S), prediction for each face,
     and each face's label in the data set that it was trained on."""
     read = functools.cache(lambda size: list(decode(paths, size)))  # once for each size
-    find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
     columns = []
     for ckpt in ckpts:
         net, state = load_model(ckpt, device)
@@ -113,15 +112,14 @@ def compute_columns(ckpts, paths, device):
         maps, p_emo, p_au = explain(net, images, ckpt)
         said = [prediction_lines(state, *p) for p in zip(p_emo, p_au)]
         columns.append({"head": f"{config['method']} ({state['source']})", "images": images,
-                        "maps": maps, "said": said, "truths": find_truths(config["data"])})
+                        "maps": maps, "said": said, "truths": known_truths(paths, config["data"])})
     return columns
 
 
 def set_title(axis, lines):
     """A title of plain text, long lines broken, so that neighbours do not overlap."""
-    lines = [in_utf8(line) for line in lines]
-    axis.set_title("\n".join(textwrap.fill(line, 42) for line in lines), fontsize=8,
-                   parse_math=False)
+    text = "\n".join(textwrap.fill(in_utf8(line), 42) for line in lines)
+    axis.set_title(text, fontsize=8, parse_math=False)
 
 
 def draw_columns(columns, paths, out):
@@ -152,8 +150,7 @@ def draw_columns(columns, paths, out):
 
 
 @click.command("gradcam")
-@click.option("--ckpt", "ckpts", required=True, multiple=True, type=PATH,
-              metavar="MODEL",
+@click.option("--ckpt", "ckpts", required=True, multiple=True, type=PATH, metavar="MODEL",
               help="best.pt, a folder of `export` or hf:USER/NAME; give it twice to compare two.")
 @click.option("--out", required=True, type=PATH, help="Figure to write, e.g. gradcam.png.")
 @click.argument("images", nargs=-1, required=True, type=PATH)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import re
 
@@ -76,8 +77,7 @@ def check_lengths(folders, logs):
     short, longest = lengths.index(min(lengths)), lengths.index(max(lengths))
     if short != longest:
         raise InputError(f"{folders[short]}/log.csv: {lengths[short]} epochs, but "
-                         f"{lengths[longest]} in {folders[longest]}/log.csv, another run of this "
-                         "method; train this run again")
+                         f"{lengths[longest]} in {folders[longest]}/log.csv; train this run again")
 
 
 def plot_confusion(numbers, path):
@@ -125,10 +125,9 @@ def parse_numbers(text):
     """The numbers of the best epoch in test.json, and its expressions."""
     content = json.loads(text)
     numbers = {**content["best"], "emotions": Vocabulary.of(content).emotions}
-    confusion, k = numbers["confusion"], len(numbers["emotions"])
-    counts = [n for row in confusion for n in row]
-    whole = len(confusion) == k and all(len(row) == k for row in confusion)
-    if not whole or not all(type(n) is int and 0 <= n < 2**31 for n in counts):
+    confusion, k = np.array(numbers["confusion"]), len(numbers["emotions"])
+    if (confusion.shape != (k, k) or confusion.dtype.kind != "i"
+            or confusion.min() < 0 or confusion.max() >= 2**31):
         raise ValueError(f"confusion is not {k} rows of {k} counts")
     if not all(0 <= numbers[key] <= 1 for key in ("accuracy", "diag")):
         raise ValueError("accuracy and diag are no fractions")
@@ -197,19 +196,16 @@ def plot_table(times, names, faces, table, path):
     size = 9, 0.6 * len(chosen) + 0.15 * sum(heights)
     figure, axes = pyplot().subplots(len(heights), squeeze=False, sharex=True, figsize=size,
                                      layout="constrained", height_ratios=heights)
-    places = iter(axes[:, 0])
-    for i in chosen:
-        values = column_means(*faces[i], n, wide)
-        for part in parts:
-            axis = next(places)
-            mesh = axis.pcolormesh(edges, np.arange(len(part) + 1), values[part], vmin=0, vmax=1,
-                                   cmap="magma_r", rasterized=True)
-            axis.set_yticks(np.arange(len(part)) + 0.5, [band_label(names[k]) for k in part],
-                            fontsize=7, parse_math=False)
-            axis.tick_params(length=0)
-            axis.invert_yaxis()
-            if part is parts[0]:
-                axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
+    for axis, (i, part) in zip(axes[:, 0], itertools.product(chosen, parts)):
+        values = column_means(*faces[i], n, wide)[part]
+        mesh = axis.pcolormesh(edges, np.arange(len(part) + 1), values, vmin=0, vmax=1,
+                               cmap="magma_r", rasterized=True)
+        axis.set_yticks(np.arange(len(part)) + 0.5, [band_label(names[k]) for k in part],
+                        fontsize=7, parse_math=False)
+        axis.tick_params(length=0)
+        axis.invert_yaxis()
+        if part is parts[0]:
+            axis.set_title(f"face {i}, {len(faces[i][0])} of {n} frames", fontsize=9)
     axis.set_xlabel("seconds")
     figure.colorbar(mesh, ax=axes, label="probability", shrink=min(1, 4 / len(chosen) / 6),
                     aspect=30)

@@ -97,9 +97,7 @@ def prediction_line(result):
 
 def csv_row(result):
     """A face's prediction as a row of --csv."""
-    row = {"image": result["image"]}
-    if "drawing" in result:
-        row["drawing"] = result["drawing"]
+    row = {name: result[name] for name in ("image", "drawing") if name in result}
     if "face" in result:
         row |= face_row(result)
     for i, e in enumerate(result["expressions"], 1):
@@ -209,10 +207,8 @@ def draw_predictions(image, results):
     side = math.sqrt(picture.width * picture.height)
     size, line = max(14, side / 52), max(2, round(side / 350))
     wide = max(12, min(28, int(1.8 * picture.width / size)))  # letters a line
-    boxes = []
-    for result in results:
-        left, top, width, height = (zoom * x for x in result["box"])
-        boxes.append((left, top, left + width, top + height))
+    boxes = [(zoom * x, zoom * y, zoom * (x + width), zoom * (y + height))
+             for x, y, width, height in (result["box"] for result in results)]
     labels = [Label(label_of(result, wide), size, line) for result in results]
     spots, full = place_labels(boxes, [label.size for label in labels], picture.size)
     legend = labels if full and len(labels) > 1 else []

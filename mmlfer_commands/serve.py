@@ -52,28 +52,19 @@ def http_error(status, sentence):
     return HTTPException(status, sentence)
 
 
-class Upload(io.BytesIO):
-    """A picture's bytes, with its name, so that Pillow's errors name it as they name a file."""
-
-    def __init__(self, content, name):
-        super().__init__(content)
-        self.called = name
-
-    def __repr__(self):
-        return repr(self.called)
-
-
 def read_picture(content, name, size=None):
     """`read_image` of a picture's bytes, or an error in the words of the command line."""
+    file = io.BytesIO(content)
     try:
-        with Image.open(Upload(content, name), formats=KINDS) as image:
+        with Image.open(file, formats=KINDS) as image:
             n = image.width * image.height
         if n <= MAX_PIXELS:
-            return read_image(Upload(content, name), size)
+            return read_image(file, size)
     except Exception as error:  # Pillow's plugins raise every kind
         bomb = isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning))
-        raise http_error(413 if bomb else 415, f"{name}: not an image that can be read "
-                         f"({brief(error)})") from None
+        reason = brief(error).replace(repr(file), repr(name))
+        raise http_error(413 if bomb else 415,
+                         f"{name}: not an image that can be read ({reason})") from None
     raise http_error(413, f"{name}: {n / 1e6:.0f} megapixels, and at most {MAX_PIXELS / 1e6:.0f} "
                      "are read; make it smaller")
 
@@ -198,9 +189,8 @@ async def receive(request):
     content, size = bytearray(), 0
     async for part in request.stream():
         size += len(part)
-        if size <= MAX_BYTES:
-            content += part
-        else:
+        content += part
+        if size > MAX_BYTES:
             content.clear()
         if size > 5 * MAX_BYTES:
             break
@@ -316,9 +306,6 @@ def build_app(service, place):
                         f"{error.detail.lower()}; see {place.url}")
         return fail(error.status_code, error.detail)
 
-    async def hung_up(request, error):
-        return fail(400, "the connection was closed")
-
     async def broken(request, error):
         sentence = str(error)
         if not isinstance(error, InputError):
@@ -330,8 +317,9 @@ def build_app(service, place):
               ("/predict", "POST", service.predict), ("/gradcam", "POST", service.gradcam)]
     app = Starlette(routes=[Route(path, answering(function), methods=[method])
                             for path, method, function in routes],
-                    exception_handlers={HTTPException: refuse, ClientDisconnect: hung_up,
-                                        InputError: broken, Exception: broken})
+                    exception_handlers={
+                        HTTPException: refuse, InputError: broken, Exception: broken,
+                        ClientDisconnect: lambda *_: fail(400, "the connection was closed")})
 
     async def guarded(scope, receive, send):
         reason = place.refusal(Request(scope).headers)
@@ -394,8 +382,7 @@ def command(ckpt, tau, compounds, port, host, open_page, like, device):
         if not place.bound.is_loopback:
             click.echo(f"Warning: --host {host} opens this to the network: whoever reaches this "
                        "machine can send pictures and read the answers, without a password and "
-                       "unencrypted; browsers on other machines give such a page no camera",
-                       err=True)
+                       "unencrypted; browsers elsewhere give such a page no camera", err=True)
         click.echo(f"{place.url}  (Ctrl-C ends it)")
         if open_page:
             threading.Thread(target=webbrowser.open, args=[place.url], daemon=True).start()

@@ -96,8 +96,7 @@ def strip_of(result, width):
     line = 15
     picture = Image.new("RGB", (width, line * len(result["expressions"])), "#202020")
     pen = ImageDraw.Draw(picture)
-    for i, expression in enumerate(result["expressions"]):
-        top = line * i
+    for top, expression in zip(itertools.count(0, line), result["expressions"]):
         pen.rectangle((0, top + 1, expression["p"] * (width - 1), top + line - 2), fill="#2f6fb5")
         text = f"{expression['name']} {100 * expression['p']:.0f} %"
         pen.text((4, top + 1), text, "#ffffff", font=font(11))
@@ -182,8 +181,7 @@ def run_clip(job, name, stem):
     """Predict one clip, and print what was written. -> whether it could be read to its end"""
     path, drawing = job.out / f"{stem}.csv", None
     with contextlib.ExitStack() as files:
-        clip = Clip(name)
-        files.callback(clip.close)
+        clip = files.enter_context(contextlib.closing(Clip(name)))
         table = csv_table(Lines(files, path), columns_of(job.state, job.smooth))
         if job.draw:
             drawing = Drawing(job.out / f"{stem}.webm", clip.rate)
@@ -273,9 +271,8 @@ def command(clips, ckpt, tau, compounds, out, every, fps, start, end, search, sm
         listed, compounds = listed_frames(listed, clips, tables), compounds or "c-expr"
     check_installed("video", ("av", "scipy"), "photos")
     net, state = load_model(ckpt, device, precision, tau, compounds)
-    net = folded(net)
     with caught_signals() as caught:
-        job = Job(net, state, choose_template(like, state), out, every or 1, fps, start,
+        job = Job(folded(net), state, choose_template(like, state), out, every or 1, fps, start,
                   math.inf if end is None else end, search, smooth, draw, caught)
         good = run_clips(job, clips, stems)
     if listed:

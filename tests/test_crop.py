@@ -150,8 +150,8 @@ def test_the_template_that_a_checkpoint_lacks_is_measured_on_its_data(sketch, tm
     state["config"]["data"] = str(tmp_path / "gone")
     assert (crop.choose_template(None, state) == _alignment.PUBLIC).all()
     assert capsys.readouterr().err.endswith(
-        "Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), mouth at (50, 71.4) of 100, "
-        "as one public aligner for RAF-DB has them; --like DATA measures it\n")
+        "Warning: nothing to measure the alignment on; eyes at (28.6, 40), (71.4, 40), mouth at (50, 71.4) of 100; "
+        "--like DATA measures it\n")
 
 
 def test_a_hundred_faces_are_measured_at_most(monkeypatch):

@@ -134,8 +134,8 @@ def test_a_log_that_is_shorter_than_another_seeds_is_named(tmp_path, short):
     other = "b" if short == "a" else "a"
     result = invoke("plot", tmp_path)
     assert (result.exit_code, result.stdout, result.stderr) == (
-        1, "", f"Error: {tmp_path}/{short}/log.csv: 2 epochs, but 3 in {tmp_path}/{other}/log.csv, another run of this "
-               "method; train this run again\n")
+        1, "", f"Error: {tmp_path}/{short}/log.csv: 2 epochs, but 3 in {tmp_path}/{other}/log.csv; "
+               "train this run again\n")
     assert not (tmp_path / "curves.png").exists()
 
 

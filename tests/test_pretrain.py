@@ -495,8 +495,8 @@ def test_what_cannot_be_used_ends_in_one_line(pretrained, people, tmp_path):
     (tmp_path / "d.pth").mkdir()
     (tmp_path / "x.pth").write_text("mine")
     expected = {
-        (tmp_path / "no", w): f"{tmp_path}/no: no such folder; expected one with a folder of images for each person, or "
-                              "with train.rec and train.idx; `mmlfer synth OUT --people 60` draws people",
+        (tmp_path / "no", w): f"{tmp_path}/no: no such folder; expected a folder of images for each person, or "
+                              "train.rec and train.idx; `mmlfer synth OUT --people 60` draws people",
         (tmp_path / "one", w): f"{tmp_path}/one: 1 people with images; expected a folder of images for each of two or "
                                "more, or train.rec and train.idx",
         (people, w, "--holdout", 0.9): "--holdout 0.9: 7 of 8 people to hold out, of whom 8 have two images; give more "

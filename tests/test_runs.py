@@ -449,11 +449,11 @@ def test_eval_says_so_when_test_images_were_trained_on(trained, faces_folder, tm
     (moved / PARTITION).write_text("".join(f"{n} {turned.get(n, 2 if p == '1' else p)}\n" for n, p in rows))
     result = invoke("eval", "--ckpt", trained[0] / "best.pt", "--data", moved)
     assert result.exit_code == 0 and result.stderr == (
-        f"Warning: 5 of these 5 test images bear names of images that {trained[0]}/best.pt was trained on, such as "
+        f"Warning: 5 of these 5 test images bear names of {trained[0]}/best.pt's training images, such as "
         f"{trained_on[0]}\n")
     result = invoke("eval", "--ckpt", trained[0] / "best.pt", "--data", moved, "--split", "val")
-    assert result.stderr == (f"Warning: 3 of these {63 - len(trained_on)} val images bear names of images that {trained[0]}/best.pt "
-                             f"was trained on, such as {trained_on[5]}\n")
+    assert result.stderr == (f"Warning: 3 of these {63 - len(trained_on)} val images bear names of {trained[0]}/best.pt's "
+                             f"training images, such as {trained_on[5]}\n")
     assert invoke("eval", "--ckpt", trained[0] / "best.pt").stderr == ""
     assert invoke("eval", "--ckpt", trained[0] / "best.pt", "--split", "train").stderr == ""
 

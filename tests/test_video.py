@@ -199,7 +199,7 @@ def test_every_or_fps_and_an_end_after_the_start(templated, tmp_path):
 def followed(frames, tmp_path, rate=10, search=0.5):
     """For each frame of a drawn clip {face_id: middle of the box, in whole pixels}."""
     clip, tracker = _video.Clip(str(write_clip(tmp_path / "a.webm", frames, rate))), _video.Tracker(search)
-    return [{i: np.round(_video.middle(face.box)[0]) for i, face in tracker.find(frame)} for frame in clip.frames()]
+    return [{i: np.round(face.box[0] + face.box[2] / 2) for i, face in tracker.find(frame)} for frame in clip.frames()]
 
 
 def test_two_faces_that_cross_keep_their_numbers(faces, tmp_path):

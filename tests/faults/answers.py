@@ -117,7 +117,7 @@ FAULTS = [
           "if not 0 <= accuracy <= 1:", "if not 0 <= accuracy < 1:",
           "table::test_of_equal_runs_search_takes_the_first_and_accuracies_are_between_0_and_1"),
     Fault("predict-csv-top-before-left", "mmlfer_commands/_alignment.py",
-          '*found["box"], *coordinates', '*found["box"][1::-1], *found["box"][2:], *coordinates',
+          '*found["box"], *sum', '*found["box"][1::-1], *found["box"][2:], *sum',
           "predict::test_faces_of_photographs_from_left_to_right"),
     Fault("photos-same-by-the-smaller-eyes", "mmlfer_commands/_alignment.py",
           "eyes = max(math.dist", "eyes = min(math.dist", "crop::test_a_small_face_within_a_large_one_is_the_same_face"),

@@ -53,7 +53,7 @@ FAULTS = [
           "f\"default-src 'self'; script-src", 'f"default-src *; script-src',
           "serve::test_the_page_allows_its_own_parts_and_nothing_from_elsewhere"),
     Fault("serve-keeps-what-is-too-large", "mmlfer_commands/serve.py",
-          "        if size <= MAX_BYTES:\n", "        if True:\n", "serve::test_a_body_that_is_too_large_is_not_kept"),
+          "        if size > MAX_BYTES:\n            content", "        if False:\n            content", "serve::test_a_body_that_is_too_large_is_not_kept"),
     Fault("serve-any-size", "mmlfer_commands/serve.py",
           "    if size > MAX_BYTES:\n        raise", "    if False:\n        raise",
           "serve::test_large_bodies_and_large_pictures"),
