@@ -139,15 +139,13 @@ def fetch_file(hub, repository, file, revision, most):
 def why_not(errors, error):
     """What is wrong with a repository on the Hub, and what to do, by the kind of error."""
     reasons = {  # the kind of one before is a kind of the next
-        errors.HFValidationError: "not a name on the Hub; write hf:USER/NAME or "
-        "hf:USER/NAME@REVISION",
+        errors.HFValidationError: "not a name on the Hub; write hf:USER/NAME[@REVISION]",
         errors.RepositoryNotFoundError: "no such repository on the Hub, or a private one; check "
         "the name, or log in with: hf auth login",
         errors.RevisionNotFoundError: "no such revision; leave out @REVISION for the newest",
         errors.LocalEntryNotFoundError: "not in the cache, and the Hub cannot be reached; try "
         "again with a connection, or give a folder of `mmlfer export`",
-        errors.EntryNotFoundError: f"no {CONFIG} and {WEIGHTS} there: not a model that `mmlfer "
-        "export` wrote"}
+        errors.EntryNotFoundError: f"no {CONFIG} and {WEIGHTS}: not a model of `mmlfer export`"}
     return next((reason for kind, reason in reasons.items() if isinstance(error, kind)),
                 f"cannot be fetched ({brief(error)}); try again")
 

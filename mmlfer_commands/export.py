@@ -38,15 +38,13 @@ def metadata(ckpt, state):
 
     cfg = state["config"]
     facts = {
-        "expressions": state["emotions"], "aus": state["aus"],
-        "au_names": [AU_NAMES[au] for au in state["aus"]],
-        "aus_trained": state["trained_aus"], "size": cfg["size"],
+        "expressions": state["emotions"], "aus": state["aus"], "aus_trained": state["trained_aus"],
+        "au_names": [AU_NAMES[au] for au in state["aus"]], "template": state.get("template"),
+        "size": cfg["size"], "colour_order": "RGB", "logit_adjust": cfg["logit_adjust"],
         "input": "image: (N, 3, size, size), uint8, 0..255; normalised inside",
-        "colour_order": "RGB", "template": state.get("template"),
         "template_points": "right eye, left eye (the subject's), middle of the mouth: x, y in "
         "parts of the side; null: not measured",
         "method": cfg["method"], "stats": Path(cfg["stats"]).name, "epoch": state["epoch"],
-        "logit_adjust": cfg["logit_adjust"],
         "test_accuracy": (tested(ckpt, state) or {}).get("accuracy"),
         "versions": {**versions(), "onnx": onnx.__version__}}
     return {name: json.dumps(value) for name, value in facts.items()}
@@ -115,12 +113,10 @@ def command(ckpt, tau, out):
     """Write a model to share, as a folder, or as one ONNX file (needs the extra `onnx`).
 
     The folder has model.safetensors (the net alone), config.json and a model card, README.md, and
-    names no image, person or machine; others give it, or its name on the Hugging Face Hub, to
-    --ckpt.
+    names no image, person or machine; --ckpt takes it, or its name on the Hugging Face Hub.
 
     The ONNX file has the input "image" (N, 3, S, S), uint8, RGB 0..255, and the outputs
-    "expression" (N, K) and "au" (N, J), probabilities. Labels, sizes and the alignment stand in its
-    metadata.
+    "expression" (N, K) and "au" (N, J), probabilities. Its metadata have labels, size, alignment.
     """
     check_output(out, ckpt)
     if out.suffix.lower() != ".onnx":

@@ -116,11 +116,10 @@ class Model:
         """What the page says of the checkpoint; it holds no path of this machine."""
         config = self.state["config"]
         return {
-            "status": "ok", "version": __version__, "method": config["method"],
-            "arch": config["arch"], "size": self.size, "data": Path(config["data"]).name,
-            "stats": Path(config["stats"]).name, "epoch": self.state["epoch"],
-            "test_accuracy": self.accuracy, "expressions": self.state["emotions"],
-            "compounds": self.state.get("compounds"),
+            "status": "ok", "version": __version__, "method": config["method"], "size": self.size,
+            "arch": config["arch"], "data": Path(config["data"]).name, "epoch": self.state["epoch"],
+            "stats": Path(config["stats"]).name, "test_accuracy": self.accuracy,
+            "expressions": self.state["emotions"], "compounds": self.state.get("compounds"),
             "aus": [{"au": au, "name": AU_NAMES[au]} for au in self.state["aus"]],
             "aus_trained": self.state["trained_aus"], "table": self.table,
             "max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "samples": len(SAMPLES)}
@@ -315,11 +314,10 @@ def build_app(service, place):
 
     routes = [*((path, "GET", service.look_up) for path in service.fixed),
               ("/predict", "POST", service.predict), ("/gradcam", "POST", service.gradcam)]
+    handlers = {HTTPException: refuse, InputError: broken, Exception: broken,
+                ClientDisconnect: lambda *_: fail(400, "the connection was closed")}
     app = Starlette(routes=[Route(path, answering(function), methods=[method])
-                            for path, method, function in routes],
-                    exception_handlers={
-                        HTTPException: refuse, InputError: broken, Exception: broken,
-                        ClientDisconnect: lambda *_: fail(400, "the connection was closed")})
+                            for path, method, function in routes], exception_handlers=handlers)
 
     async def guarded(scope, receive, send):
         reason = place.refusal(Request(scope).headers)

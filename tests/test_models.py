@@ -157,8 +157,8 @@ def test_a_fetched_model_works_without_a_network(sketch_34, faces_folder, tmp_pa
 @pytest.mark.parametrize("name, told", [
     ("hf:user/other", "no such repository on the Hub, or a private one; check the name, or log in with: hf auth login"),
     ("hf:user/model@v9", "no such revision; leave out @REVISION for the newest"),
-    ("hf:user/model/more", "not a name on the Hub; write hf:USER/NAME or hf:USER/NAME@REVISION"),
-    ("hf:", "not a name on the Hub; write hf:USER/NAME or hf:USER/NAME@REVISION"),
+    ("hf:user/model/more", "not a name on the Hub; write hf:USER/NAME[@REVISION]"),
+    ("hf:", "not a name on the Hub; write hf:USER/NAME[@REVISION]"),
 ])
 def test_names_that_the_hub_does_not_have(there, faces_folder, name, told):
     result = invoke("predict", "--ckpt", name, faces_folder / "aligned/0001_aligned.jpg")
@@ -174,7 +174,7 @@ def test_files_of_the_hub_that_are_missing_or_too_large(there, faces_folder):
     assert re.fullmatch(r"Error: hf:user/model: model\.safetensors: \d+ MB, expected \d+ at most: not a model that `mmlfer export` wrote\n", error())
     assert not [line for line in there.seen if line.startswith("GET") and "safetensors" in line]  # it was not fetched
     del there.files["model.safetensors"]
-    assert error() == "Error: hf:user/model: no config.json and model.safetensors there: not a model that `mmlfer export` wrote\n"
+    assert error() == "Error: hf:user/model: no config.json and model.safetensors: not a model of `mmlfer export`\n"
 
 
 def damaged(folder, out, **change):
