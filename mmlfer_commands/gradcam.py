@@ -100,6 +100,7 @@ def compute_columns(ckpts, paths, device):
     """A column for each checkpoint: a dict of its images, maps (N, S, S), prediction for each face,
     and each face's label in the data set that it was trained on."""
     read = functools.cache(lambda size: list(decode(paths, size)))  # once for each size
+    find_truths = functools.cache(functools.partial(known_truths, paths))  # once for each data set
     columns = []
     for ckpt in ckpts:
         net, state = load_model(ckpt, device)
@@ -112,7 +113,7 @@ def compute_columns(ckpts, paths, device):
         maps, p_emo, p_au = explain(net, images, ckpt)
         said = [prediction_lines(state, *p) for p in zip(p_emo, p_au)]
         columns.append({"head": f"{config['method']} ({state['source']})", "images": images,
-                        "maps": maps, "said": said, "truths": known_truths(paths, config["data"])})
+                        "maps": maps, "said": said, "truths": find_truths(config["data"])})
     return columns
 
 

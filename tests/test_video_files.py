@@ -380,7 +380,7 @@ def test_decoding_searching_and_predicting_have_a_thread_each(templated, everywh
             return function(*args)
         return run
 
-    for where, name in ((_video, "upright"), (_video.Tracker, "find"), (predict, "predict_faces"), (video, "answer")):
+    for where, name in ((_video.np, "rot90"), (_video.Tracker, "find"), (predict, "predict_faces"), (video, "answer")):
         monkeypatch.setattr(where, name, noted(name, getattr(where, name)))
     assert run(templated, tmp_path, sixty[0], "--end", 0.5).exit_code == 0
     assert [len(idents) for idents in threads.values()] == [1] * 4 and len(set.union(*threads.values())) == 4
