@@ -15,9 +15,8 @@ from mmlfer import ACTIVE, AU_NAMES, InputError
 def answer(state, p_emo, p_au, top):
     """The answer for one face as --json prints it, with the `top` most probable expressions. None
     stands for the probability of an AU that is not trained, and for both lists if none is."""
-    names = state["emotions"]
-    p_aus = {au: float(p) if au in state["trained_aus"] else None
-             for au, p in zip(state["aus"], p_au)}
+    names, trained = state["emotions"], state["trained_aus"]
+    p_aus = {au: float(p) if au in trained else None for au, p in zip(state["aus"], p_au)}
     result = {
         "expressions": [{"name": names[k], "p": float(p_emo[k])}
                         for k in np.argsort(-p_emo, kind="stable")[:top]],
@@ -25,7 +24,7 @@ def answer(state, p_emo, p_au, top):
                 for au, p in p_aus.items() if p is not None and p > ACTIVE],
         "p_expressions": dict(zip(names, map(float, p_emo))),
         "p_aus": {str(au): p for au, p in p_aus.items()}}
-    if not state["trained_aus"]:
+    if not trained:
         result |= {"aus": None, "p_aus": None}
     return result
 
@@ -52,9 +51,8 @@ def au_column(au):
 def probability_columns(state):
     """p_NAME of every expression, then AU01_p (probability) and AU01_c (0 or 1) of every AU. There
     is no AU01_r, which in OpenFace's tables is an intensity."""
-    columns = [expression_column(name) for name in state["emotions"]]
-    columns += [f"{au_column(au)}_{kind}" for au in state["aus"] for kind in "pc"]
-    return columns
+    return [*map(expression_column, state["emotions"]),
+            *(f"{au_column(au)}_{kind}" for au in state["aus"] for kind in "pc")]
 
 
 def probability_row(result):

@@ -93,8 +93,7 @@ def read_backbone(path, own=None):
     state = content = read_tensors(path)
     for _ in WRAPPERS:  # to the innermost dict; no oftener, because a dict may hold itself
         if isinstance(state, dict):
-            inner = [state[name] for name in WRAPPERS if isinstance(state.get(name), dict)]
-            state = inner[0] if inner else state
+            state = next((state[w] for w in WRAPPERS if isinstance(state.get(w), dict)), state)
     if not isinstance(state, dict):
         raise InputError(f"{path}: expected a state dict, got {type(state).__name__}")
     if content.get("format") == PRETRAINING_FORMAT:
@@ -171,8 +170,8 @@ def load_backbone(path, arch, bgr, norm, vocabulary=RAFCE, size=112):
     if wrong := misfits(found, own):
         with torch.device("meta"):
             fits = [a for a in ARCHS if not misfits(found, make_backbone(a).state_dict())]
-        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: "
-                         f"{'; '.join(wrong[:3])}{'; ...' * bool(wrong[3:])}"
+        raise InputError(f"{path}: not a whole {arch}, {len(wrong)} tensors: {'; '.join(wrong[:3])}"
+                         f"{'; ...' * bool(wrong[3:])}"
                          + "".join(f"; it fits --arch {a}" for a in fits))
     taken = {name: tensor.to_dense() for name, (_, tensor) in found.items()}
     if bgr or adaface:

@@ -39,8 +39,7 @@ def choose_hypergrad(run, batch, val):
     agrees = difference < 1e-3
     if not agrees and other != "create_graph":
         raise InputError(f"--hypergrad auto: {form} differs from {other} by {difference:.1e}, and "
-                         "a layer of this net has no second derivative; take another --arch, or "
-                         f"--hypergrad {form} all the same")
+                         f"create_graph cannot be taken: another --arch, or --hypergrad {form}")
     chosen = form if agrees else "create_graph"
     click.echo(f"{'' if agrees else 'Warning: '}hypergradient: {form} differs from {other} by "
                f"{difference:.1e}; going on with {chosen}", err=not agrees)

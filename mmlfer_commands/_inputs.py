@@ -78,8 +78,7 @@ def list_images(paths, taken=is_image):
     if not found:
         raise InputError(f"{', '.join(map(str, paths))}: no images there")
     if moving := [path for path in found if is_animation(path)]:
-        tell_once(f"{moving[0]}: an animation; of {plural(len(moving), 'such file')} the first "
-                  "frame is taken")
+        tell_once(f"{moving[0]}: of {plural(len(moving), 'animation')} the first frame is taken")
     return found
 
 

@@ -57,17 +57,6 @@ def holder(lock):
 
 
 @contextlib.contextmanager
-def held(folder):
-    """Lock a folder while it is filled; the lock's file is removed at the end."""
-    with locked(folder, folder / LOCK):
-        try:
-            yield
-        finally:
-            with contextlib.suppress(PermissionError):  # where an open file cannot be removed
-                (folder / LOCK).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def writing(path):
     """Add the path of an output to an error that names no file, such as that of a full disk."""
     try:
@@ -127,22 +116,22 @@ def new_folder(out):
 
 
 def check_new(folder):
-    """Refuse to write to what is not a new or empty folder, so that nothing is overwritten; what a
-    stopped call of new_folder left there is allowed."""
-    if (folder / "faces.csv").is_file():
-        raise InputError(f"{folder}: holds the crops of an earlier or interrupted run; remove it "
-                         "and start again, or name a new folder")
+    """Refuse to write to a folder that holds more than what a stopped new_folder left there."""
     if folder.exists() and not (folder.is_dir() and set(os.listdir(folder)) <= {PART, LOCK}):
         raise InputError(f"{folder}: not an empty folder; name a new one")
 
 
 @contextlib.contextmanager
 def filling(folder):
-    """Write to a new folder, one process at a time."""
+    """Write to a new folder, one process at a time; the lock's file is removed at the end."""
     check_new(folder)
-    with held(folder), writing(folder):
-        check_new(folder)  # another process may have filled it meanwhile
-        yield
+    with locked(folder, folder / LOCK), writing(folder):
+        try:
+            check_new(folder)  # another process may have filled it meanwhile
+            yield
+        finally:
+            with contextlib.suppress(PermissionError):  # where an open file cannot be removed
+                (folder / LOCK).unlink(missing_ok=True)
 
 
 def check_output(path, *inputs):

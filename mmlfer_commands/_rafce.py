@@ -54,8 +54,7 @@ def read_labels(path, parse, fields=1):
         with refused(where, "{}; fix this row", ValueError):
             value = parse(*parts[1:])
         if rows.get(parts[0], (0, value))[1] != value:
-            raise InputError(f"{where}: {parts[0]} has another value in row {rows[parts[0]][0]}; "
-                             "keep one of the two")
+            raise InputError(f"{where}: {parts[0]} differs in row {rows[parts[0]][0]}; keep one")
         rows[parts[0]] = (number, value)
     if not rows:
         raise InputError(f"{path}: empty; take the published one")
@@ -76,9 +75,8 @@ def load_labels(folder):
     """The three label files of a folder laid out like RAF-CE, as Faces without images."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; ask for RAF-CE at "
-                         "http://www.whdeng.cn/RAF/model4.html, or make stand-in faces: "
-                         f"mmlfer synth {folder}")
+        raise InputError(f"{folder}: no such folder; ask for RAF-CE at http://www.whdeng.cn/RAF/"
+                         f"model4.html, or make stand-in faces: mmlfer synth {folder}")
     paths = [folder / name for name in LABEL_FILES]
     parsers = (lambda text: parse_code(text, len(EMOTIONS) - 1), parse_code, parse_aus)
     files = [read_labels(path, parse) for path, parse in zip(paths, parsers)]

@@ -16,8 +16,7 @@ from mmlfer import HERE, InputError, tell_once, torch
 WORDS = {"data": (), "stats": ("wild", "lab", "train"),
          "weights": ("auto", "imagenet", "timm", "none")}
 
-# Ctrl-C; the end of a job; a closed terminal; the usual choice for Slurm's --signal; Windows lacks
-# the last two
+# Ctrl-C; the end of a job; a closed terminal and what Slurm's --signal usually is, not on Windows
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
               if hasattr(signal, name))
 
@@ -87,5 +86,4 @@ def check_kept(given, own, movable, where):
 
 def stopped_line(last, command, out):
     """The line with which a stopped run says how to go on."""
-    return (f"stopped; {last} is written, go on with: mmlfer {command} --out "
-            f"{shlex.quote(str(out))} --resume")
+    return f"stopped at {last}; go on with: mmlfer {command} --out {shlex.quote(str(out))} --resume"

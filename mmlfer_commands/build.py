@@ -109,8 +109,19 @@ def place_images(keys, index, out, copy):
     return kind[True], kind[False], kind[None]
 
 
-def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
-    """Make RAF-CE in `out`, or labels.csv with shares. -> lines that say what was done"""
+@click.command("build")
+@click.option("--raf-ml", required=True, type=PATH, help="RAF-ML (EmoLabel/distribution.txt).")
+@click.option("--raf-au", required=True, type=PATH, help="RAF-AU (RAFAU_label.txt, aligned/).")
+@click.option("--out", default="rafce", type=PATH, help="New folder.")
+@click.option("--seed", default=0, type=SEED, help="Seed of the partition, if none is published.")
+@click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
+@click.option("--soft", is_flag=True, help="Write labels.csv with the shares of the expressions "
+              "that RAF-ML's annotators gave, for train --labels soft.")
+def command(raf_ml, raf_au, out, seed, copy, soft):
+    """Make RAF-CE from RAF-ML and RAF-AU (Section 3.1).
+
+    An official RAFCE_partition.txt beside the labels of either is used where there is one.
+    """
     names, y_emo, aus, shares, notes = join_labels(raf_ml, raf_au)
     split, origin = find_partition(names, y_emo, seed, raf_ml, raf_au)
     index, keys = image_index(raf_au, raf_ml, raf_ml / "Image"), list(map(stem, names))
@@ -125,22 +136,5 @@ def build_rafce(raf_ml, raf_au, out, seed, copy, soft=False):
     if originals:
         click.echo(f"Warning: {originals} of {crops + originals} images are originals, not crops "
                    "called or in `aligned`; a net should see only one kind", err=True)
-    return "\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
-                      f"partition: {origin}"])
-
-
-@click.command("build")
-@click.option("--raf-ml", required=True, type=PATH, help="RAF-ML (EmoLabel/distribution.txt).")
-@click.option("--raf-au", required=True, type=PATH, help="RAF-AU (RAFAU_label.txt, aligned/).")
-@click.option("--out", default="rafce", type=PATH, help="New folder.")
-@click.option("--seed", default=0, type=SEED, help="Seed of the partition, if none is published.")
-@click.option("--copy", is_flag=True, help="Copy the images instead of linking them.")
-@click.option("--soft", is_flag=True, help="Write labels.csv with the shares of the expressions "
-              "that RAF-ML's annotators gave, for train --labels soft.")
-def command(raf_ml, raf_au, out, seed, copy, soft):
-    """Make RAF-CE from RAF-ML and RAF-AU (Section 3.1).
-
-    An official RAFCE_partition.txt beside the labels of either is used where there is one.
-    """
-    click.echo(build_rafce(raf_ml, raf_au, out, seed, copy, soft))
-    click.echo(describe(load_faces(out), out))
+    click.echo("\n".join([*notes, f"kept {len(names)}, {without} of them without an image file",
+                          f"partition: {origin}", describe(load_faces(out), out)]))

@@ -149,10 +149,9 @@ def add_aus(faces, found, notes, out):
                          f"those with AUs{given}")
     rows = [{**face.labels, **({"split": face.split} if face.split else {}), **names,
              **labels.get(image, {})} for image, face in faces.items()]
-    written = check_table(rows, [face.place for face in faces.values()], out)
+    said = check_table(rows, [face.place for face in faces.values()], out)
     write_rows(rows, list(rows[0]), out)
-    n_of = f"{n} of {plural(len(rows), 'image')}"
-    return [f"AUs for {n_of}; the others are not coded", *notes, written]
+    return [f"AUs for {n} of {plural(len(rows), 'image')}; the others are not coded", *notes, said]
 
 
 def add_lists(paths, out, as_published, seed, images, aus):
@@ -241,16 +240,8 @@ OF_PARTS = (click.Option(["--as-published"], is_flag=True, help="Leave parts as 
 skipping = click.Option(["--skip-missing"], is_flag=True, help="Leave out rows without an image.")
 
 
-def classes(faces):
-    """A line that says which name was given to which code, and to how many images; or none."""
-    counted = collections.Counter((face.code, face.expression) for face in faces if face.code)
-    rows = sorted(counted.items(), key=lambda row: (len(row[0][0]), row[0]))
-    named = [f"{code} {name or 'left out'} ({n})" for (code, name), n in rows]
-    return ["classes, with their images: " + ", ".join(named)] if named else []
-
-
 def convert(faces, out, as_published, seed, skip_missing):
-    """Write labels.csv of these faces to OUT, and print what it has."""
+    """Write labels.csv of these faces to OUT; print what it has, and which code has which name."""
     if out.exists():
         raise InputError(f"{out}: is there already; move it away first")
     faces = [face if face.pixels is None else face._replace(image=out.parent / face.image)
@@ -258,7 +249,11 @@ def convert(faces, out, as_published, seed, skip_missing):
     there, notes = usable(faces, skip_missing)
     there, more = (there, []) if as_published else complete(there, seed)
     written = write_faces(there, out)
-    click.echo("\n".join([*classes(faces), *notes, *more, written]))
+    counted = collections.Counter((face.code, face.expression) for face in faces if face.code)
+    rows = sorted(counted.items(), key=lambda row: (len(row[0][0]), row[0]))
+    if named := [f"{code} {name or 'left out'} ({n})" for (code, name), n in rows]:
+        click.echo(f"classes, with their images: {', '.join(named)}")
+    click.echo("\n".join([*notes, *more, written]))
 
 
 class Formats(click.Group):

@@ -42,7 +42,7 @@ def rows_of(source, faces, people, places, emotions, columns):
     """Yield the rows of labels.csv of one data set. What it does not code is empty, its people are
     its own, two expressions under one new name add their shares."""
     for i, (place, k, code) in enumerate(zip(places, faces.y_emo, faces.split)):
-        row = dict.fromkeys(columns, "")
+        row = {name: "?" if name == "aus" else "" for name in columns}
         row |= {"image": f"{source}/{Path(place).as_posix()}", "source": source, "split":
                 SPLIT_NAMES[code], "expression": NONE if k == NOT_NAMED else emotions[k]}
         aus = zip(faces.vocabulary.aus, faces.y_au[i])
@@ -50,8 +50,6 @@ def rows_of(source, faces, people, places, emotions, columns):
         row |= {name: texts[i] for name, texts in faces.columns.items()}
         if people[i]:
             row["person"] = f"{source}/{people[i]}"
-        if "aus" in row:
-            row["aus"] = "?"
         if faces.shares is not None and not np.isnan(faces.shares[i]).any():
             row |= {name: 0 for name in columns if name.startswith("p_")}
             for name, q in zip(emotions, faces.shares[i].tolist()):

@@ -225,7 +225,7 @@ def pretrain_epoch(run, images, caught):
     """Train to the end of the epoch, or until a signal came to any process."""
     every = 1 if run.world.device.type == "cpu" else 50  # steps: each check waits for the device
     start = time.perf_counter() - run.elapsed
-    stop, where = False, io.StringIO() if run.world.rank else None  # one bar for all processes
+    where = io.StringIO() if run.world.rank else None  # one bar for all processes
     with progress(epoch_batches(run, images), f"epoch {run.epoch + 1}/{run.opt.epochs}", run.steps,
                   initial=run.step, unit=" steps", file=where) as bar:
         for x, y, bad, flip in bar:
@@ -242,9 +242,8 @@ def pretrain_epoch(run, images, caught):
                 run.totals += fresh
                 run.fresh.zero_()
                 bar.set_postfix(loss=f"{Totals(*run.totals).loss / run.step:.3f}")
-                stop = run.world.told_to_stop(caught)
-            if stop:
-                break
+                if run.world.told_to_stop(caught):
+                    break
     run.elapsed = time.perf_counter() - start
 
 
@@ -392,8 +391,7 @@ def pretrain(opt, paths, state, world):
                 "people": people, "options": vars(opt), "versions": versions(),
                 "accuracy": {k: v for k, v in run.log[-1].items() if k.endswith(("_acc", "_sd"))},
                 "state_dict": {k: v.cpu() for k, v in run.net.backbone.state_dict().items()}}, out)
-            click.echo(f"{out}: {opt.arch}, for: mmlfer train --arch {opt.arch} --weights "
-                       f"{shlex.quote(str(out))}")
+            click.echo(f"{out}: mmlfer train --arch {opt.arch} --weights {shlex.quote(str(out))}")
 
 
 @click.command("pretrain")

@@ -38,28 +38,7 @@ def check_alike(one, other, names):
         (value, shown), (value_2, shown_2) = (t.get(name, (None, "unknown")) for t in traits)
         if name not in searched and value != value_2:
             raise InputError(f"{other.path.parent}: {name.replace('_', '-')} {shown_2}, where "
-                             f"{one.path.parent} has {shown}; a search compares runs that differ "
-                             f"in {' and '.join(names)} alone: remove one")
-
-
-def best_options(folder, names):
-    """The options of the best run below a folder, as `train` takes them; of equals the first."""
-    runs, accuracies, values = [], [], []
-    for path in find_files(folder, "config.yaml"):
-        with refused(path.parent, "not a run of `train` ({})", *READING):
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            values.append([config[name.replace("-", "_")] for name in names])
-            accuracies.append(validation_accuracy(path.parent))
-            runs.append(read_run(path.parent / "test.json"))
-            check_alike(runs[0], runs[-1], names)
-    if not runs:
-        raise InputError(f"{folder}: no run of `train` below it")
-    words, best = [], values[np.argmax(accuracies)]
-    for name, value, tried in zip(names, best, zip(*values)):
-        warn_of_edge(folder, name, value, tried)
-        if value is not False:  # a flag that is off
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    return shlex.join(words)
+                             f"{one.path.parent} has {shown}; remove one, or search over it too")
 
 
 def warn_of_edge(folder, name, value, tried):
@@ -82,4 +61,19 @@ def command(runs, options):
     other options but the seed must be the same in every run. Where the best value is the largest or
     the smallest of those tried, a warning says so.
     """
-    click.echo(best_options(runs, options))
+    read, accuracies, values = [], [], []
+    for path in find_files(runs, "config.yaml"):
+        with refused(path.parent, "not a run of `train` ({})", *READING):
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values.append([config[name.replace("-", "_")] for name in options])
+            accuracies.append(validation_accuracy(path.parent))
+            read.append(read_run(path.parent / "test.json"))
+            check_alike(read[0], read[-1], options)
+    if not read:
+        raise InputError(f"{runs}: no run of `train` below it")
+    words, best = [], values[np.argmax(accuracies)]  # of equals the first
+    for name, value, tried in zip(options, best, zip(*values)):
+        warn_of_edge(runs, name, value, tried)
+        if value is not False:  # a flag that is off
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    click.echo(shlex.join(words))

@@ -120,8 +120,7 @@ def command(data, split, out, against, plot):
     reference = load_stats(against, vocabulary) if against else None
     faces = faces if split == "all" else faces.select(faces.split == SPLITS[split])
     if not faces.named().names:
-        of = "" if split == "all" else f"{split} "
-        raise InputError(f"{data}/{faces.files[1]}: no {of}images with an expression")
+        raise InputError(f"{data}/{faces.files[1]}: no images with an expression, --split {split}")
     source = f"{name_of(data.resolve())} ({split})"
     click.echo(describe(faces, data), err=True)
     p, n = frequencies(faces)[0], counts(faces.y_emo, len(vocabulary.emotions))

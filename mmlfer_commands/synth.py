@@ -82,8 +82,7 @@ def mislabel(folder, share, seed):
 def draw_faces(folder, names, aus, size, seed, test=0):
     """Draw a face for each row into a folder's aligned/, the last `test` from their own stream."""
     (folder / "aligned").mkdir()
-    n = len(names) - test
-    seeds = [[seed, Stream.FACES, i] for i in range(n)]
+    seeds = [[seed, Stream.FACES, i] for i in range(len(names) - test)]
     seeds += [[seed, Stream.TEST_FACES, i] for i in range(test)]
     draw_all([(str(folder / aligned(name)), row, size, own)
               for name, row, own in zip(names, aus, seeds)])

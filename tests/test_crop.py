@@ -547,8 +547,7 @@ def test_an_interrupted_crop_has_the_rows_of_its_crops(large_faces, tmp_path):
     crops = sorted(f"aligned/{path.name}" for path in (out / "aligned").iterdir())
     assert crops == ["aligned/0_0.png", "aligned/1_0.png"] == [row["file"] for row in rows_of(out)]
     result = invoke("crop", *photos, "--out", out)
-    assert (result.exit_code, result.stderr) == (1, f"Error: {out}: holds the crops of an earlier or interrupted run; "
-                                                    "remove it and start again, or name a new folder\n")
+    assert (result.exit_code, result.stderr) == (1, f"Error: {out}: not an empty folder; name a new one\n")
     assert [row["file"] for row in rows_of(out)] == crops
 
 

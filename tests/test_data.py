@@ -193,7 +193,7 @@ BROKEN_LABELS = {
     "nul": (AU, "1.jpg\0 4\n", "{path}: not a text file; take the published one"),
     "separator": (AU, "1.jpg 4,12\n", "{path}:1: expected AUs like 4+L12+25 or null, got '4,12' in '4,12'" + FIX),
     "AU 11": (AU, "1.jpg 11\n", "{path}:1: AU 11 is not one of the 32 AUs of RAF-CE" + FIX),
-    "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg has another value in row 1; keep one of the two"),
+    "twice": (EMO, "1.jpg 0\n2.jpg 1\n1.jpg 2\n", "{path}:3: 1.jpg differs in row 1; keep one"),
     "missing row": (AU, "1.jpg 4\n", "{emo}:2: 2.jpg is not in {path}; the label files must list the same images"),
     "extra row": (AU, "1.jpg 4\n2.jpg 5\n3.jpg 6\n",
                   "{path}:3: 3.jpg is not in {emo}; the label files must list the same images"),

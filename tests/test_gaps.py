@@ -211,7 +211,7 @@ def test_a_net_is_trained_on_an_expression_set_and_an_au_set(sets, tmp_path):
     result = invoke("train", "--data", sets / "au", "--out", tmp_path / "s", *SMALL)
     assert result.exit_code == 1 and "no row has an expression; mmlfer merge adds" in result.stderr
     result = invoke("stats", "--data", sets / "au")
-    assert result.exit_code == 1 and result.stderr.endswith("labels.csv: no images with an expression\n")
+    assert result.exit_code == 1 and result.stderr.endswith("labels.csv: no images with an expression, --split all\n")
     assert "here: no row has an expression and coded AUs" in done("stats", "--data", sets / "both", "--against", "wild").stdout
 
 
@@ -338,7 +338,7 @@ def test_build_gives_the_shares_of_the_annotators(tmp_path):
     (tmp_path / "au/RAFAU_label.txt").write_text("".join(f"{i:04}.jpg {'null' if i == 3 else 'L4+12'}\n" for i in range(40)))
     for i in range(39):
         Image.new("RGB", (8, 8)).save(tmp_path / ("au" if i == 5 else "au/aligned") / f"{i:04}.jpg")
-    build.build_rafce(tmp_path / "ml", tmp_path / "au", tmp_path / "hard", 0, False)
+    done("build", "--raf-ml", tmp_path / "ml", "--raf-au", tmp_path / "au", "--out", tmp_path / "hard")
     done("build", "--raf-ml", tmp_path / "ml", "--raf-au", tmp_path / "au", "--out", tmp_path / "soft", "--soft")
     hard, soft = _labels.load_faces(tmp_path / "hard"), _labels.load_faces(tmp_path / "soft")
     assert soft.vocabulary == mmlfer.RAFCE and soft.y_emo.tolist() == hard.y_emo.tolist() == soft.shares.argmax(1).tolist()

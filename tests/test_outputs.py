@@ -40,15 +40,15 @@ def test_a_folder_is_filled_by_one_process(tmp_path):
 
 
 @contextlib.contextmanager
-def filled_before(folder):
-    """In place of the lock `held`: meanwhile another process has filled the folder."""
+def filled_before(folder, lock):
+    """In place of the lock: meanwhile another process has filled the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "of another").write_text("x")
     yield
 
 
 def test_a_folder_that_was_filled_meanwhile_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(_outputs, "held", filled_before)
+    monkeypatch.setattr(_outputs, "locked", filled_before)
     result = invoke("synth", tmp_path / "a", "--n", 3, "--size", 32)
     assert (result.exit_code, result.stderr) == (1, f"Error: {tmp_path}/a: not an empty folder; name a new one\n")
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
@@ -62,7 +62,7 @@ def test_crops_and_drawings_go_to_a_folder_of_one_process(sketch, tmp_path):
     photo, out = tmp_path / "photo.png", tmp_path / "out"
     Image.new("RGB", (64, 64)).save(photo)
     for command in (("crop", photo, "--out", out), ("predict", "--ckpt", sketch, "--photos", photo, "--draw", out)):
-        with _outputs.held(out):
+        with _outputs.filling(out):
             result = invoke(*command)
             assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith(f"Error: {out}: in use by process ")
         assert os.listdir(out) == []

@@ -205,7 +205,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(ckpt, faces_f
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:], lossless=True)
     result = invoke("predict", "--ckpt", ckpt, tmp_path / f"a.{suffix}", tmp_path / f"still.{suffix}", "--json")
     moving, still = (row["p_expressions"] for row in json.loads(result.stdout))
-    assert result.stderr == f"{tmp_path}/a.{suffix}: an animation; of 1 such file the first frame is taken\n"
+    assert result.stderr == f"{tmp_path}/a.{suffix}: of 1 animation the first frame is taken\n"
     assert list(moving.values()) == pytest.approx(list(still.values()), abs=0.05)
     assert invoke("predict", "--ckpt", ckpt, tmp_path / f"still.{suffix}").stderr == ""
 

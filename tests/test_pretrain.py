@@ -149,7 +149,7 @@ def test_a_run_writes_what_it_promises(pretrained, people):
     assert f"{people}: 40 images of 8 people; 30 images of 6 people to train on\n" in result.stdout
     assert len(re.findall(r"^epoch \d: loss [\d.]+, [\d.]+% right, holdout [\d.]+% ± [\d.]+%, \d+ images/s, 0 bad images$",
                           result.stdout, re.M)) == 4
-    assert result.stdout.endswith(f"{out}: resnet18, for: mmlfer train --arch resnet18 --weights {out}\n")
+    assert result.stdout.endswith(f"{out}: mmlfer train --arch resnet18 --weights {out}\n")
     assert invoke("pretrain", "--out", out, "--resume").stdout == f"{out}: complete, nothing to do\n"
 
 
@@ -181,7 +181,7 @@ def test_stopped_and_resumed_ends_as_an_uninterrupted_run(pretrained, people, tm
     monkeypatch.setattr(pretrain, "pretrain_step", stopped)
     result = invoke("pretrain", "--faces", people, "--out", out, "--epochs", 4, *SMALL_PRETRAINING)
     assert result.exit_code == 130 and len(taken) == step and not out.exists()
-    assert result.stderr == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
+    assert result.stderr == (f"stopped at {tmp_path}/w.last.pt; go on with: "
                              f"mmlfer pretrain --out {out} --resume\n")
     state = load(tmp_path / "w.last.pt")
     assert (state["epoch"], state["step"]) == ((0, 2) if step == 2 else (2, 0))

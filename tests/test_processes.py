@@ -79,7 +79,7 @@ def test_a_signal_to_the_whole_group_leaves_a_checkpoint_and_no_worker(pretraine
     """Schedulers, systemd and `timeout` send signals so. Workers that hang end too."""
     process = run_as_group(how, tmp_path, "--faces", people, "--epochs", 4, *WITH_WORKERS)
     _, errors = process.communicate(timeout=120)
-    assert errors == (f"stopped; {tmp_path}/w.last.pt is written, go on with: "
+    assert errors == (f"stopped at {tmp_path}/w.last.pt; go on with: "
                       f"mmlfer pretrain --out {tmp_path}/w.pth --resume\n")
     assert process.returncode == 143 and group_has_ended(tmp_path, 0.5)
     state = load(tmp_path / "w.last.pt")

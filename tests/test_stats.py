@@ -113,7 +113,7 @@ def test_statistics_of_labels_without_any_au(tmp_path):
     assert result.exit_code == 1 and result.stderr.endswith(f"Error: {tmp_path}/h.png: nothing to draw, no AU is at 20 % or more\n")
     assert "here: 0 observed AUs; AU 12 in 0 and AU 25 in 0 expressions" in result.stdout
     result = invoke("stats", "--data", tmp_path, "--split", "val")
-    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/RAFCE_partition.txt: no val images with an expression\n"
+    assert result.exit_code == 1 and result.stderr == f"Error: {tmp_path}/RAFCE_partition.txt: no images with an expression, --split val\n"
 
 
 def test_statistics_of_one_partition(faces_folder, tmp_path):

@@ -391,14 +391,13 @@ def test_a_search_refuses_runs_that_differ_in_more(tmp_path, kind):
     other = searched(tmp_path, "3", [0.6], others={**ZEROS, **others}, **{"rho": 1.0, **options})
     result = invoke("search", tmp_path, "rho")
     assert (result.exit_code, result.stdout, result.stderr) == (
-        1, "", f"Error: {other}: {has}, where {one} has {first_has}; a search compares runs that differ in rho alone: "
-               "remove one\n")
+        1, "", f"Error: {other}: {has}, where {one} has {first_has}; remove one, or search over it too\n")
 
 
 def test_a_search_refuses_a_trait_that_only_its_first_run_has(tmp_path):
     one, other = searched(tmp_path, "1", [0.5], rho=0.1, new=1), searched(tmp_path, "2", [0.6], rho=0.3)
     assert invoke("search", tmp_path, "rho").stderr == (
-        f"Error: {other}: new unknown, where {one} has 1; a search compares runs that differ in rho alone: remove one\n")
+        f"Error: {other}: new unknown, where {one} has 1; remove one, or search over it too\n")
 
 
 FOLLOWING = {  # an option, its two values, and what else is another in the second run for that reason

@@ -12,7 +12,7 @@ FAULTS = [
           "for name, words in WORDS.items():", 'for name, words in [("data", ())]:',
           "table::test_an_export_holds_no_place_and_gives_the_same_table"),
     Fault("folder-filled-by-two", "mmlfer_commands/_outputs.py",
-          "    with held(folder), writing(folder):\n", "    folder.mkdir(parents=True, exist_ok=True)\n    with writing(folder):\n",
+          "    with locked(folder, folder / LOCK), writing(folder):\n", "    folder.mkdir(parents=True, exist_ok=True)\n    with writing(folder):\n",
           "outputs::test_a_folder_is_filled_by_one_process"),
     Fault("part-of-all-processes", "mmlfer.py",
           'f".{target.name}.{os.getpid()}.part"', 'f".{target.name}.part"',
