@@ -332,12 +332,11 @@ def folders(folder):
 
 def class_column(columns, column, path):
     """The index of metadata.csv's column of expressions, which --column may name."""
-    known = [name for name in columns if name.lower() in ("expression", "label", "emotion")]
-    if column and column not in columns:
-        raise InputError(f"{path}: no column {column}; it has {', '.join(columns)[:200]}")
-    if not column and len(known) != 1:
+    found = [i for i, name in enumerate(columns) if name == column
+             or not column and name.lower() in ("expression", "label", "emotion")]
+    if len(found) != 1:
         raise InputError(f"{path}: name the expressions' --column: {', '.join(columns)[:200]}")
-    return columns.index(column or known[0])
+    return found[0]
 
 
 def huggingface(folder, column, expressions):

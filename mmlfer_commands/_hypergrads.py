@@ -21,9 +21,8 @@ def without_rule(net):
 
 
 def choose_hypergrad(run, batch, val):
-    """The form that --hypergrad names. For auto it is jvp, or general where jvp lacks a rule, if it
-    agrees on this batch with create_graph, or where a layer has no second derivative, with central
-    differences; else create_graph."""
+    """The form that --hypergrad names. auto: jvp, or general where jvp lacks a rule, if it agrees
+    on this batch with create_graph (central differences where it cannot be); else create_graph."""
     form, strange = run.hypergrad, without_rule(run.net)
     if form == "jvp" and run.meta and strange:
         raise InputError(f"no tangent rule for {strange}: --hypergrad general")

@@ -187,8 +187,7 @@ class Pretraining:
 def epoch_batches(run, images):
     """The rest of this epoch's batches, this process's share of each: x, y, bad, flip."""
     opt, world = run.opt, run.world
-    sampler = torch.utils.data.DistributedSampler(images, world.size, world.rank, seed=opt.seed,
-                                                  drop_last=True)
+    sampler = torch.utils.data.DistributedSampler(images, world.size, world.rank, seed=opt.seed)
     sampler.set_epoch(run.epoch)
     share = opt.batch_size // world.size
     order = list(sampler)[run.step * share : run.steps * share]

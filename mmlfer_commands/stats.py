@@ -35,16 +35,11 @@ def table_1(p, n, reference, vocabulary):
                     [[name, *(cell(row[j]) for j in columns)] for name, row in rows])
 
 
-def observed_aus(p, aus):
-    """{AU number: in how many expressions it is observed} of the AUs that are observed in any."""
-    return {au: k for au, k in zip(aus, (p >= OBSERVED).sum(0)) if k}
-
-
 def observation(name, p, aus):
     """The paper's three observations (Sec. 3.2) for one table p (K, J), as a line."""
     if np.isnan(p).all():
         return f"{name}: no row has an expression and coded AUs"
-    aus = observed_aus(p, aus)
+    aus = {au: k for au, k in zip(aus, (p >= OBSERVED).sum(0)) if k}  # in k expressions
     sums = "{:.2f} prototypical + {:.2f} variant = {:.2f} observed".format(*au_sums(p))
     return (f"{name}: {len(aus)} observed AUs; AU 12 in {aus.get(12, 0)} and AU 25 in "
             f"{aus.get(25, 0)} expressions; mean activated AUs {sums}")
@@ -55,7 +50,7 @@ def observations(p, n, reference, vocabulary):
     emotions, numbers = vocabulary.emotions, vocabulary.aus
     lines = [observation("here", p, numbers)]
     if reference is not None:
-        here, there = ({*observed_aus(table, numbers)} for table in (p, reference))
+        here, there = ({*np.array(numbers)[(q >= OBSERVED).any(0)]} for q in (p, reference))
         for name, aus in (("here", here - there), ("there", there - here)):
             lines.append(f"observed {name} only: AU {', '.join(map(str, sorted(aus))) or 'none'}")
         lines.append(observation("there", reference, numbers))
