@@ -34,8 +34,7 @@ def locked(out, lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
             hold.acquire()
         except filelock.Timeout:
-            raise InputError(f"{out}: in use by {holder(lock)}; wait for its end or name another "
-                             "output") from None
+            raise InputError(f"{out}: in use by {holder(lock)}; wait or name another") from None
     try:
         yield
     finally:

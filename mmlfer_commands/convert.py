@@ -311,8 +311,7 @@ writes(affectnet, images_option(help="The folder of the aligned faces, for the o
 writes(fer2013, click.Option(["--votes"], type=FILE, help="FERPlus's fer2013new.csv."), source=FILE)
 writes(folders)
 writes(huggingface,
-       click.Option(["--column"], help="Which has the expressions, if not expression, label or "
-                                     "emotion."),
+       click.Option(["--column"], help="Of the expressions, if not expression, label or emotion."),
        expressions_option(help="The classes' names, from 0, where the column has numbers."))
 writes(disfa, frames_option, present_option(default=2.0), unknown_option(default=-1.0))
 writes(bp4d, frames_option, present_option(default=1.0), unknown_option(default=9.0))

@@ -482,8 +482,7 @@ def test_a_file_has_one_process_at_a_time(people, tmp_path):
     options = ("--faces", people, "--out", out, "--epochs", 1, "--overwrite", *SMALL_PRETRAINING)
     with _outputs.locked(out, tmp_path / ".new.lock"):
         out.write_text("of the other process")
-        assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait for its end or "
-                                     "name another output"]
+        assert refused(*options) == [f"Error: {out}: in use by process {os.getpid()} on {platform.node()}; wait or name another"]
         assert out.read_text() == "of the other process"
     assert invoke("pretrain", *options).exit_code == 0 and load(out)["format"] == "mmlfer backbone 1"
 

@@ -412,8 +412,7 @@ def test_a_run_folder_has_one_process_at_a_time(stopped, faces_folder):
     for options in (["--resume"], ["--data", faces_folder, "--overwrite", *SMALL]):
         result = invoke("train", "--out", out, *options)
         assert (result.exit_code, result.stderr) == (
-            1, f"Error: {out}: in use by process {holder.pid} on {platform.node()}; wait for its end or name another "
-               "output\n")
+            1, f"Error: {out}: in use by process {holder.pid} on {platform.node()}; wait or name another\n")
     holder.kill(), holder.wait()  # a lock left by a killed process does no harm
     assert f"process {holder.pid} on" in (out / ".lock").read_text()
     assert invoke("train", "--out", out, "--resume").exit_code == 0
