@@ -83,8 +83,7 @@ def ckplus(folder, frames, present_from):
         for image in images[-frames:]:
             yield Labelled(image, name, "", labels, str(facs), code)
         if emotion and len(images) > frames:
-            first = NOT_CODED | {"person": person}
-            yield Labelled(images[0], CKPLUS[0], "", first, str(facs), "0")
+            yield Labelled(images[0], CKPLUS[0], "", NOT_CODED | {"person": person}, str(facs), "0")
 
 
 def numbers_in(path, fields):

@@ -359,8 +359,7 @@ def huggingface(folder, column, expressions):
                 raise InputError(f"{where}: expression {label}: --expressions names the classes, "
                                  "from 0, as in --expressions anger,fear,joy")
             table.add(number, cells)
-            code = label if expressions else ""
-            yield labelled_row(table, cells, folder, where)._replace(code=code)
+            yield labelled_row(table, cells, folder, where)._replace(code=label * bool(expressions))
 
 
 def labelled_row(table, cells, folder, place):

@@ -42,7 +42,6 @@ def below(images, out):
 
 def usable(faces, skip_missing):
     """The faces that have labels and an image, and lines that say what was left out."""
-    faces = list(faces)
     known = [face for face in faces if face.expression != "" and (
         face.expression != NONE or face.aus is None or {*face.aus.values()} - {None})]
     there = [face for face in known if face.pixels is not None or face.image.is_file()]
