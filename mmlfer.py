@@ -728,8 +728,8 @@ class Faces:
     def prior(self, labels):
         """p(expression), K numbers, of the training rows, by hard or soft labels."""
         train, k = self.of("train"), len(self.vocabulary.emotions)
-        n = np.nansum(train.soft(), 0) if labels == "soft" else np.array(counts(train.y_emo, k))
-        return (n / n.sum()).tolist()
+        n = np.nansum(train.soft(), 0, float) if labels == "soft" else counts(train.y_emo, k)
+        return (np.array(n) / sum(n)).tolist()
 
     def of(self, split):
         """The faces of "train", "test" or "val"."""

@@ -206,7 +206,7 @@ def test_a_run_of_two_processes_stops_and_ends_and_one_of_them_writes(people, tm
     script.write_text(SECOND)
     options = ("--faces", people, "--epochs", 2, *SMALL_PRETRAINING[:-6], "--workers", 1)
     result = torchrun(script, "stopped", "pretrain", "--out", out, *options, cwd=tmp_path)
-    assert result.returncode == 1 and result.stderr.count("stopped; ") == 1 and not out.exists(), result.stderr
+    assert result.returncode == 1 and result.stderr.count("stopped at ") == 1 and not out.exists(), result.stderr
     assert result.stderr.count("Warning: on a CPU each of the 2 processes normalises its share of a batch on its own: the "
                                "net differs from that of one process\n") == 1
     state = load(tmp_path / "w.last.pt")

@@ -485,7 +485,7 @@ def test_the_words_of_path_options_are_not_taken_for_paths(faces_folder, tmp_pat
     result = invoke("train", *options, "--stats", "./lab", "--out", "s")
     assert result.exit_code == 1 and f"{tmp_path}/lab: cannot be read as YAML" in result.stderr
     result = invoke("train", *options, "--weights", "./none", "--out", "s")
-    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/none: a folder")
+    assert result.exit_code == 1 and result.stderr.startswith(f"Error: {tmp_path}/none: Is a directory; give")
 
 
 def test_training_with_standard_error_closed(faces_folder, tmp_path):

@@ -77,7 +77,7 @@ def test_the_first_process_writes_and_speaks_alone(pair, faces_folder):
 def test_a_signal_to_one_stops_all_and_a_resumed_run_has_the_same_bits(pair, faces_folder, tmp_path):
     options = ("--data", faces_folder, "--out", tmp_path / "run", "--epochs", 2, *SMALL, "--batch-size", 8)
     result = run_two(tmp_path, "stopped", *options)
-    assert result.returncode == 1 and result.stderr.count("stopped; ") == 1, result.stderr
+    assert result.returncode == 1 and result.stderr.count("stopped at ") == 1, result.stderr
     state = load(tmp_path / "run/last.pt")
     assert (state["epoch"], state["step"]) == (0, 3) and not errors_of(result)
     result = run_two(tmp_path, "well", "--out", tmp_path / "run", "--resume", "--scratch", tmp_path)
