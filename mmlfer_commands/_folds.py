@@ -7,7 +7,7 @@ import numpy as np
 
 from mmlfer import TEST, TRAIN, VAL, InputError, plural, tell_once
 from mmlfer_commands._inputs import by_numbers
-from mmlfer_commands._labels import load_faces, split_people
+from mmlfer_commands._labels import count_images, load_faces, place_people
 
 ALWAYS = "train"  # in the column fold: an image that every fold trains on
 SEED = 0  # of the folds: runs of any seed have the same
@@ -49,17 +49,24 @@ def find_folds(faces, folds, where):
     if "fold" in faces.columns:
         return given_folds(faces, folds, where)
     if folds == "persons" and people is not None:
-        return numbered(people)
+        return fold_numbers(people)
     units, people = ("images", faces.names) if people is None else ("persons", people)
     most = len({*people})
     if not str(folds).isdecimal() or not 3 <= int(folds) <= most:
         raise InputError(f"{where}: --folds takes 3 to {most}, the number of its {units}, or "
                          "persons, by its column person; with a column fold, it may be left out")
-    shares = dict.fromkeys(range(1, int(folds) + 1), 1 / int(folds))
-    return split_people(faces.y_emo, people, SEED, shares)
+    return drawn_folds(faces.y_emo, people, int(folds))
 
 
-def numbered(texts, none=()):
+def drawn_folds(y_emo, people, k):
+    """Folds 1..k with like shares of each expression, each person in one; of folds that lack the
+    same, the smallest grows. y_emo (N,), people: N names -> (N,)"""
+    images, person = count_images(y_emo, people)
+    images = np.column_stack([images, images.sum(1) / 1000])
+    return place_people(images, [1 / k] * k, SEED)[person] + 1
+
+
+def fold_numbers(texts, none=()):
     """The numbers 1, 2 ... of texts in their order, 2 before 10; 0 of those in `none`. (N,)"""
     order = sorted({*texts}.difference(none), key=by_numbers)
     numbers = {text: i for i, text in enumerate(order, 1)}
@@ -77,7 +84,7 @@ def given_folds(faces, folds, where):
         if text != its_text:
             raise InputError(f"{where}: person {person} is in two folds, with {other} and {name}; "
                              "keep each in one, or remove the column person")
-    parts = numbered(texts, (ALWAYS,))
+    parts = fold_numbers(texts, (ALWAYS,))
     if folds not in (None, str(max(parts))):
         raise InputError(f"{where}: its column fold has {max(parts)}, not --folds {folds}; leave "
                          "--folds out, or remove the column")

@@ -478,29 +478,40 @@ def split_faces(y_emo, seed):
     return split
 
 
-def split_people(y_emo, people, seed, shares=SHARES):
-    """A partition with these shares of each expression, as nearly as is possible if each person
-    is in one part only. y_emo (N,), people: N names -> (N,)
+def count_images(y_emo, people):
+    """The images of each person by expression, (P, K), and each image's person, (N,) 0..P-1. Images
+    whose expression is not named are of one more. y_emo (N,), people: N names"""
+    names, person = np.unique(people, return_inverse=True)
+    y_emo = np.where(y_emo == NOT_NAMED, max(y_emo) + 1, y_emo)
+    images = np.zeros((len(names), y_emo.max() + 1))
+    np.add.at(images, (person, y_emo), 1)
+    return images, person
+
+
+def place_people(images, shares, seed):
+    """The part of each person, (P,) 0.., so that parts have these shares of each column of their
+    images (P, K), as nearly as is possible if each person is in one part only.
 
     People are placed one by one, those with the most images first (equal ones in random order).
-    Each goes to the part that still lacks most of the expressions in their images. Then, where an
-    expression has nobody to train on, the person with the fewest images that has it is moved there.
-    Parts none of which is for training are folds; of those that lack the same, the smallest grows.
+    Each goes to the part that still lacks most of what their images are of.
     """
-    names, person = np.unique(people, return_inverse=True)
-    y_emo = np.where(y_emo == NOT_NAMED, max(y_emo) + 1, y_emo)  # they are shared out as one more
-    images = np.zeros((len(names), y_emo.max() + 1))  # by person and expression
-    np.add.at(images, (person, y_emo), 1)
-    if TRAIN not in shares:
-        images = np.column_stack([images, images.sum(1) / 1000])
-    wanted = np.array(list(shares.values()))[:, None] * images.sum(0)  # by part and expression
-    missing, part = wanted.copy(), np.empty(len(names), int)
-    order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(names))
+    wanted = np.array(shares)[:, None] * images.sum(0)  # by part and column
+    missing, part = wanted.copy(), np.empty(len(images), int)
+    order = np.random.default_rng([seed, Stream.PARTITION]).permutation(len(images))
     for i in sorted(order, key=lambda i: -images[i].sum()):
         part[i] = np.argmax((missing / np.maximum(wanted, 1e-9)) @ images[i])
         missing[part[i]] -= images[i]
-    for k in range(images.shape[1] if TRAIN in shares else 0):
-        having, training = np.flatnonzero(images[:, k]), list(shares).index(TRAIN)
+    return part
+
+
+def split_people(y_emo, people, seed, shares=SHARES):
+    """A partition with these shares of each expression, each person in one part. Where an
+    expression then has nobody to train on, the person with the fewest images that has it is moved
+    there. y_emo (N,), people: N names -> (N,)"""
+    images, person = count_images(y_emo, people)
+    part, training = place_people(images, [*shares.values()], seed), [*shares].index(TRAIN)
+    for k in range(images.shape[1]):
+        having = np.flatnonzero(images[:, k])
         if len(having) and training not in part[having]:
             part[having[np.argmin(images[having].sum(1))]] = training
     return np.array(list(shares))[part[person]]

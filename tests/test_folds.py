@@ -103,7 +103,7 @@ def test_folds_of_people_are_alike_in_size_and_expressions():
     """People of one expression each, as clips are: greedily by expression alone the first folds would get most."""
     y_emo = np.repeat(np.arange(43), 14)
     people = [f"{i // 2}" for i in range(len(y_emo))]
-    parts = _labels.split_people(y_emo, people, 0, dict.fromkeys(range(1, 6), 0.2))
+    parts = _folds.drawn_folds(y_emo, people, 5)
     sizes = np.bincount(parts)[1:]
     assert sizes.max() - sizes.min() <= 2
     of_each = np.array([[np.sum((parts == p) & (y_emo == k)) for k in range(43)] for p in range(1, 6)])
