@@ -196,9 +196,9 @@ def plot_table(times, names, faces, table, path):
     size = 9, 0.6 * len(chosen) + 0.15 * sum(heights)
     figure, axes = pyplot().subplots(len(heights), squeeze=False, sharex=True, figsize=size,
                                      layout="constrained", height_ratios=heights)
+    means = {i: column_means(*faces[i], n, wide) for i in chosen}
     for axis, (i, part) in zip(axes[:, 0], itertools.product(chosen, parts)):
-        values = column_means(*faces[i], n, wide)[part]
-        mesh = axis.pcolormesh(edges, np.arange(len(part) + 1), values, vmin=0, vmax=1,
+        mesh = axis.pcolormesh(edges, np.arange(len(part) + 1), means[i][part], vmin=0, vmax=1,
                                cmap="magma_r", rasterized=True)
         axis.set_yticks(np.arange(len(part)) + 0.5, [band_label(names[k]) for k in part],
                         fontsize=7, parse_math=False)
