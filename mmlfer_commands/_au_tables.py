@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from mmlfer import AU_NAMES, InputError, plural
 from mmlfer_commands._formats import (
-    NOT_CODED, ONE, Coding, Labelled, class_name, code_aus, frames_in, is_seen, read_list)
-from mmlfer_commands._inputs import images_below
+    NOT_CODED, ONE, Coding, Labelled, class_name, code_aus, frames_in, is_seen)
+from mmlfer_commands._inputs import images_below, read_list
 from mmlfer_commands._labels import NONE, read_columns, read_rows
 
 CKPLUS = ("neutral", "anger", "contempt", "disgust", "fear", "happiness", "sadness", "surprise")

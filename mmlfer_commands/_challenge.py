@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmlfer import InputError, plural, write_whole
-from mmlfer_commands._formats import read_list
+from mmlfer_commands._inputs import read_list
 from mmlfer_commands._labels import read_columns
 from mmlfer_commands._outputs import say, shown
 

@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from mmlfer import EMOTIONS, InputError, plural, refused, torch
-from mmlfer_commands._formats import read_list
+from mmlfer_commands._inputs import read_list
 from mmlfer_commands._labels import spelling_of
 
 C_EXPR = ("fearfully surprised", "happily surprised", "sadly surprised", "disgustedly surprised",

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mmlfer import EMOTIONS, InputError, image_index, plural, progress, refused, stem
-from mmlfer_commands._inputs import files_below, find_files, images_among, images_below, is_hidden
+from mmlfer_commands._inputs import (
+    files_below, find_files, images_among, images_below, is_hidden, read_list)
 from mmlfer_commands._labels import NONE, PARTS, SPLIT_NAMES, Rows, read_columns, read_rows
 from mmlfer_commands._rafce import read_labels
 
@@ -44,13 +45,6 @@ class Labelled(NamedTuple):
 
 
 # ---------------------------------------------------------------- reading
-
-
-def read_list(path):
-    """The lines of a text file, without spaces around them."""
-    with refused(path, "cannot be read ({})", OSError, UnicodeError):
-        text = path.read_text(encoding="utf-8-sig")
-    return [line.strip() for line in text.rstrip().split("\n")]
 
 
 def part_of(name):

@@ -1,4 +1,5 @@
-"""Files that commands read: those below a folder, the images among them; sorting; reading ahead."""
+"""Files that commands read: those below a folder, the images among them, a text's lines; sorting;
+reading ahead."""
 
 import collections
 import concurrent.futures
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mmlfer import InputError, is_image, plural, tell_once
+from mmlfer import InputError, is_image, plural, refused, tell_once
 
 SYSTEM = ("lost+found", "system volume information", "$recycle.bin", "#recycle", "@recycle",
           "@eadir", "__macosx")  # folders of systems and network drives
@@ -19,6 +20,13 @@ CLIPS = (".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm
 def is_hidden(name):
     """Whether a file or folder is hidden, or is one that a system keeps for itself."""
     return name.startswith(".") or name.casefold() in SYSTEM
+
+
+def read_list(path):
+    """The lines of a text file, without spaces around them."""
+    with refused(path, "cannot be read ({})", OSError, UnicodeError):
+        text = path.read_text(encoding="utf-8-sig")
+    return [line.strip() for line in text.rstrip().split("\n")]
 
 
 def cannot_list(error):
