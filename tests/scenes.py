@@ -1,9 +1,17 @@
-"""Scenes with stand-in faces, rotated, scaled and pasted by Pillow alone."""
+"""Stand-in faces, and scenes with them, rotated, scaled and pasted by Pillow alone."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from mmlfer_commands.synth import synthesize
+
 EYES = 0.32  # the distance between a drawn face's eyes, in parts of its side
+
+
+def drawn_faces(out, n, size, seed=0):
+    """n stand-in faces (S, S, 3), drawn into the new folder `out`."""
+    synthesize(out, n, "lab", None, size, seed)
+    return [np.asarray(Image.open(path)) for path in sorted((out / "aligned").iterdir())]
 
 
 def paste(scene, face, centre, eyes, angle):

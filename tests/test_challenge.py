@@ -2,16 +2,14 @@
 
 import csv
 
-import numpy as np
 import pytest
 import torch
 from clips import grey, moving, rows_of, run, write_clip
 from conftest import with_template
-from PIL import Image
+from scenes import drawn_faces
 from test_compounds import BASIC, C_EXPR, checkpoint
 
 from mmlfer_commands import _challenge
-from mmlfer_commands.synth import synthesize
 
 HEADER = ("image_location,Fearfully_Surprised,Happily_Surprised,Sadly_Surprised,Disgustedly_Surprised,Angrily_Surprised,"
           "Sadly_Fearful,Sadly_Angry")
@@ -19,9 +17,7 @@ HEADER = ("image_location,Fearfully_Surprised,Happily_Surprised,Sadly_Surprised,
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
-    out = tmp_path_factory.mktemp("challenge") / "faces"
-    synthesize(out, 6, "lab", None, 64, 0)
-    return [np.asarray(Image.open(path)) for path in sorted((out / "aligned").iterdir())]
+    return drawn_faces(tmp_path_factory.mktemp("challenge") / "faces", 6, 64)
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,16 @@ import skimage.data
 import torch
 from conftest import ROOT, invoke
 from PIL import Image
-from scenes import EYES, backdrop, paste, two_face_scene
+from scenes import EYES, backdrop, drawn_faces, paste, two_face_scene
 
 import mmlfer
 from mmlfer_commands import _alignment, _outputs, crop
-from mmlfer_commands.synth import synthesize
 
 
 @pytest.fixture(scope="module")
 def large_faces(tmp_path_factory):
     """24 stand-in faces of 112x112."""
-    out = tmp_path_factory.mktemp("large") / "faces"
-    synthesize(out, 24, "lab", None, 112, 3)
-    return [np.asarray(Image.open(p)) for p in sorted((out / "aligned").iterdir())]
+    return drawn_faces(tmp_path_factory.mktemp("large") / "faces", 24, 112, 3)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from clips import grey, moving, rows_of, run, times_of, write_at, write_clip
 from conftest import invoke
 from PIL import Image
+from scenes import drawn_faces
 
 import mmlfer
 from mmlfer_commands import _alignment, _video, predict, video
-from mmlfer_commands.synth import synthesize
 
 OPENFACE = ["frame", "face_id", "timestamp", "confidence", "success", "x", "y", "width", "height"]
 
@@ -20,9 +20,7 @@ OPENFACE = ["frame", "face_id", "timestamp", "confidence", "success", "x", "y", 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     """Six drawn faces, 64x64."""
-    out = tmp_path_factory.mktemp("video") / "faces"
-    synthesize(out, 6, "lab", None, 64, 0)
-    return [np.asarray(Image.open(path)) for path in sorted((out / "aligned").iterdir())]
+    return drawn_faces(tmp_path_factory.mktemp("video") / "faces", 6, 64)
 
 
 @pytest.fixture(scope="module")
